@@ -1,0 +1,146 @@
+"""The errors a user can meet, and the code each one carries.
+
+::
+
+    EplbError                 code, message, hint, exit_code
+    ├── UsageError       EP0xx  exit 2    the command line contradicts itself
+    ├── PlacementError   EP1xx  exit 3    a placement cannot be read or used
+    ├── CheckpointError  EP2xx  exit 3    shards, layout or manifest cannot be used
+    ├── PlanError        EP3xx  exit 3    the plan cannot be made or trusted
+    ├── WorkerError      EP4xx  exit 4    a worker failed, died or made no progress
+    ├── BytesError       EP5xx  exit 5    bytes differ from what they have to be
+    └── OutputError      EP6xx  exit 6    the output cannot be written
+
+A message says what and where (file, layer, slot, rank); the hint says what to do about it.
+Codes are stable: they are added, never reused. `CODES` is the list of all of them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_DONE = 0
+EXIT_FINDINGS = 1
+EXIT_INTERRUPTED = 130
+
+CODES = {
+    "EP001": "options that cannot be used together, or one that is missing",
+    "EP101": "a placement file cannot be read",
+    "EP102": "a placement file is not well-formed JSON",
+    "EP103": "a file is not a placement: a key is missing, unknown or of the wrong type",
+    "EP104": "a map is not a list of equally long lists of integers",
+    "EP105": "an expert id is out of range",
+    "EP106": "an expert of NEW has no source in OLD",
+    "EP107": "an expert of OLD is dropped by NEW",
+    "EP108": "the slots do not divide over the ranks as the placement says",
+    "EP109": "OLD and NEW disagree on experts or layers",
+    "EP110": "an expert is in no slot of a layer",
+    "EP111": "the number of logical experts is a guess",
+    "EP112": "a rank holds the same expert more than once",
+    "EP113": "a rank has no expert at all in a layer",
+    "EP114": "a named map lacks a number it needs",
+    "EP201": "SRC is not a readable directory of shards",
+    "EP202": "a rank's files are missing, or there are more ranks than the placement has",
+    "EP203": "a shard is not a valid safetensors file",
+    "EP204": "a file in SRC is not a regular file",
+    "EP205": "a tensor is in two files of one rank",
+    "EP206": "the layout is unknown, ambiguous or malformed",
+    "EP207": "a tensor looks like an expert's and fits no rule of the layout",
+    "EP208": "an expert tensor does not have the number of rows the placement says",
+    "EP209": "an expert tensor is not the same on all ranks of a layer",
+    "EP210": "a weight without its scale, or a scale without its weight",
+    "EP211": "an input scale has neither one value nor one per row",
+    "EP212": "the placement's layers are not the checkpoint's",
+    "EP213": "another tensor is sharded, and the number of ranks changes",
+    "EP214": "a manifest cannot be used",
+    "EP215": "OLD contradicts the manifest of SRC",
+    "EP216": "nothing says what OLD is",
+    "EP217": "the experts named by the keys are not those of OLD",
+    "EP218": "the layout cannot hold the same expert twice on a rank",
+    "EP219": "MoE layers outside the placement cannot follow a change of ranks or slots",
+    "EP220": "a file of SRC changed while it was read",
+    "EP301": "the plan does not produce NEW from OLD",
+    "EP302": "workers disagree on the plan",
+    "EP401": "a worker failed",
+    "EP402": "a worker was killed",
+    "EP403": "a worker made no progress",
+    "EP404": "workers cannot be started",
+    "EP501": "a row differs from its source",
+    "EP502": "an empty row is not zero",
+    "EP503": "replicas of an expert differ",
+    "EP504": "another tensor differs from its source",
+    "EP505": "a file differs from the manifest",
+    "EP506": "SRC differs from its own manifest",
+    "EP601": "DST exists",
+    "EP602": "DST and SRC overlap",
+    "EP603": "no space left for DST",
+    "EP604": "DST cannot be written",
+    "EP605": "another run is writing DST",
+}
+
+
+class EplbError(Exception):
+    """Base of every error with a code; `str()` is the message without code and hint."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type[EplbError], tuple[str, str, str]]:
+        return type(self), (self.code, self.message, self.hint)
+
+
+class UsageError(EplbError):
+    """The command line contradicts itself."""
+
+    exit_code = 2
+
+
+class PlacementError(EplbError):
+    """A placement cannot be read, or cannot be used together with another."""
+
+
+class CheckpointError(EplbError):
+    """Shards, their layout or a manifest cannot be used."""
+
+
+class PlanError(EplbError):
+    """A plan cannot be made, or is not what it has to be."""
+
+
+class WorkerError(EplbError):
+    """A worker of the torchrun job failed, died or stood still."""
+
+    exit_code = 4
+
+
+class BytesError(EplbError):
+    """Bytes on disk differ from what they have to be."""
+
+    exit_code = 5
+
+
+class OutputError(EplbError):
+    """The output cannot be written."""
+
+    exit_code = 6
+
+
+_FAMILIES: dict[str, type[EplbError]] = {
+    "EP0": UsageError,
+    "EP1": PlacementError,
+    "EP2": CheckpointError,
+    "EP3": PlanError,
+    "EP4": WorkerError,
+    "EP5": BytesError,
+    "EP6": OutputError,
+}
+
+
+def error_of(code: str, message: str, hint: str = "") -> EplbError:
+    """The error of the family that `code` belongs to, for errors that come from another process."""
+    return _FAMILIES[code[:3]](code, message, hint)

@@ -1,0 +1,246 @@
+"""Every call to the file system goes through here.
+
+One seam has two uses: an error of the operating system becomes a coded error in one place, and a
+test can fail or end any single call (`attempt`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from eplb_cli.errors import CheckpointError, EplbError, OutputError
+
+T = TypeVar("T")
+
+COPY_BLOCK_NBYTES = 1 << 20
+"""Bytes moved at a time where the kernel cannot copy by itself: small enough for a core's cache."""
+
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+_NO_ALLOCATE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+def attempt(operation: str, call: Callable[..., T], *args: Any) -> T:
+    """Make one system call; `operation` names it to the tests that replace this function."""
+    del operation
+    return call(*args)
+
+
+def open_source(path: Path) -> int:
+    """Open a regular file for reading, never through a link and never waiting for a writer.
+
+    Raises:
+        CheckpointError: EP204 for anything but a regular file, EP201 where it cannot be opened.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = attempt("open", os.open, path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise not_regular(path, "a symbolic link") from error
+        raise source_error(error, path) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise not_regular(path, "no regular file")
+    return descriptor
+
+
+def not_regular(path: Path, what: str) -> CheckpointError:
+    """EP204 for `path`, which is `what` instead of a regular file."""
+    return CheckpointError(
+        "EP204", f"{path} is {what}", "only regular files are read; copy links with `cp -L`"
+    )
+
+
+def source_error(error: OSError, path: object) -> CheckpointError:
+    """EP201 for an error of the operating system while reading `path`."""
+    return CheckpointError("EP201", f"{path} cannot be read: {error.strerror or error}")
+
+
+def output_error(error: OSError, path: object) -> OutputError:
+    """EP603 or EP604 for an error of the operating system while writing `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError("EP603", f"{path}: {error.strerror}", "free some space, or choose another DST")
+    return OutputError("EP604", f"{path} cannot be written: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turn an OSError of the block into the coded error for a file that is read."""
+    try:
+        yield
+    except OSError as error:
+        raise source_error(error, path) from error
+
+
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn an OSError of the block into the coded error for a file that is written."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+def read_into(descriptor: int, buffer: memoryview, offset: int, path: object) -> None:
+    """Fill `buffer` from `offset` on.
+
+    Raises:
+        CheckpointError: EP201 on an error, EP220 where the file ends early.
+    """
+    done = 0
+    while done < len(buffer):
+        with reading(path):
+            count = attempt("read", os.preadv, descriptor, [buffer[done:]], offset + done)
+        if count == 0:
+            raise CheckpointError(
+                "EP220", f"{path} ends at byte {offset + done}, {len(buffer) - done} bytes early"
+            )
+        done += count
+
+
+def write_from(descriptor: int, buffer: memoryview, offset: int, path: object) -> None:
+    """Write all of `buffer` at `offset`. Raises OutputError."""
+    done = 0
+    while done < len(buffer):
+        with writing(path):
+            done += attempt("write", os.pwrite, descriptor, buffer[done:], offset + done)
+
+
+def copy_range(
+    source: int, destination: int, nbytes: int, src_offset: int, dst_offset: int, paths: tuple[object, object]
+) -> None:
+    """Copy bytes from file to file inside the kernel, or through a small buffer where it refuses."""
+    done = 0
+    while done < nbytes:
+        try:
+            count = attempt(
+                "copy",
+                os.copy_file_range,
+                source,
+                destination,
+                nbytes - done,
+                src_offset + done,
+                dst_offset + done,
+            )
+        except OSError as error:
+            if error.errno in _NO_KERNEL_COPY:
+                break
+            raise output_error(error, paths[1]) from error
+        if count == 0:
+            break
+        done += count
+    if done < nbytes:
+        _copy_by_hand(source, destination, nbytes - done, src_offset + done, dst_offset + done, paths)
+
+
+def _copy_by_hand(
+    source: int, destination: int, nbytes: int, src_offset: int, dst_offset: int, paths: tuple[object, object]
+) -> None:
+    buffer = memoryview(bytearray(min(nbytes, COPY_BLOCK_NBYTES)))
+    for begin in range(0, nbytes, COPY_BLOCK_NBYTES):
+        block = buffer[: min(nbytes - begin, COPY_BLOCK_NBYTES)]
+        read_into(source, block, src_offset + begin, paths[0])
+        write_from(destination, block, dst_offset + begin, paths[1])
+
+
+def create(path: Path, nbytes: int) -> int:
+    """Create a file of `nbytes` for writing and allocate it, so that a full disk says so now.
+
+    Raises:
+        OutputError: EP603 without space, EP604 otherwise.
+    """
+    with writing(path):
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = attempt("open", os.open, path, flags, 0o666)
+    try:
+        with writing(path):
+            _allocate(descriptor, nbytes)
+    except EplbError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _allocate(descriptor: int, nbytes: int) -> None:
+    try:
+        if nbytes:
+            attempt("allocate", os.posix_fallocate, descriptor, 0, nbytes)
+    except OSError as error:
+        if error.errno not in _NO_ALLOCATE:
+            raise
+        attempt("truncate", os.ftruncate, descriptor, nbytes)
+
+
+def open_output(path: Path) -> int:
+    """Open a file of the staging directory for reading and writing. Raises OutputError."""
+    with writing(path):
+        return attempt("open", os.open, path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def sync(descriptor: int, path: object) -> None:
+    """Fsync. Raises OutputError."""
+    with writing(path):
+        attempt("sync", os.fsync, descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable, where the file system can."""
+    with writing(path):
+        descriptor = attempt("open", os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            attempt("sync", os.fsync, descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_file(path: Path, content: bytes, *, durable: bool) -> None:
+    """Create a small file with `content`. Raises OutputError."""
+    descriptor = create(path, 0)
+    try:
+        write_from(descriptor, memoryview(content), 0, path)
+        if durable:
+            sync(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def read_small_file(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        CheckpointError: EP204, EP201 (also where it is larger than `limit`), EP220.
+    """
+    descriptor = open_source(path)
+    try:
+        nbytes = os.fstat(descriptor).st_size
+        if nbytes > limit:
+            raise CheckpointError("EP201", f"{path} has {nbytes} bytes; more than {limit} are not read")
+        content = bytearray(nbytes)
+        read_into(descriptor, memoryview(content), 0, path)
+        return bytes(content)
+    finally:
+        os.close(descriptor)
+
+
+def lock(path: Path) -> int | None:
+    """Create and lock a file; None where another process holds the lock."""
+    with writing(path):
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = attempt("open", os.open, path, flags, 0o666)
+    try:
+        attempt("lock", fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            os.close(descriptor)
+            raise output_error(error, path) from error
+    return descriptor

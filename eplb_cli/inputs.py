@@ -1,0 +1,136 @@
+"""OLD and NEW of a command: where each comes from, and what it may leave out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eplb_cli.checkpoint import Shards, with_layers
+from eplb_cli.errors import CheckpointError
+from eplb_cli.findings import Finding, check_pair, raise_first
+from eplb_cli.named_map import NAMED_MAPS
+from eplb_cli.placement import Hints, Placement
+from eplb_cli.placement_file import read_placement
+
+
+@dataclass(frozen=True)
+class PlacementOptions:
+    """What the command line says of placements that leave it out."""
+
+    num_ranks: int | None = None
+    old_num_ranks: int | None = None
+    num_logical_experts: int | None = None
+    num_redundant_experts: int | None = None
+
+
+def read_pair(old: str, new: str, options: PlacementOptions) -> tuple[Placement, Placement, list[Finding]]:
+    """OLD and NEW without a checkpoint.
+
+    Raises:
+        PlacementError: one of them, or the pair, cannot be used.
+    """
+    hints = Hints(
+        num_ranks=options.old_num_ranks or (options.num_ranks if old in NAMED_MAPS else None),
+        num_logical_experts=options.num_logical_experts,
+        num_redundant_experts=options.num_redundant_experts,
+    )
+    if old in NAMED_MAPS and new not in NAMED_MAPS:
+        second, new_warnings = read_placement(new, _new_hints(options, hints))
+        first, old_warnings = read_placement(old, _named_like(hints, second))
+    else:
+        first, old_warnings = read_placement(old, hints)
+        second, new_warnings = read_placement(new, _named_new(new, options, first))
+    raise_first(check_pair(first, second))
+    return first, second, [*old_warnings, *new_warnings]
+
+
+def read_new(new: str, old: Placement, options: PlacementOptions) -> tuple[Placement, list[Finding]]:
+    """NEW, which may leave out what OLD says. Raises PlacementError."""
+    return read_placement(new, _named_new(new, options, old))
+
+
+def _named_new(new: str, options: PlacementOptions, old: Placement) -> Hints:
+    num_ranks = options.num_ranks
+    if num_ranks is None and new in NAMED_MAPS:
+        num_ranks = old.num_ranks
+    hints = Hints(
+        num_ranks=num_ranks,
+        num_logical_experts=options.num_logical_experts,
+        num_redundant_experts=options.num_redundant_experts,
+    )
+    return _as_in(hints, old)
+
+
+def _new_hints(options: PlacementOptions, hints: Hints) -> Hints:
+    return Hints(num_ranks=options.num_ranks, num_logical_experts=hints.num_logical_experts)
+
+
+def _named_like(hints: Hints, other: Placement) -> Hints:
+    """Hints for a named map beside a file: experts, layers and, where not said, ranks of the file."""
+    num_ranks = other.num_ranks if hints.num_ranks is None else hints.num_ranks
+    return _as_in(replace(hints, num_ranks=num_ranks), other)
+
+
+def _as_in(hints: Hints, other: Placement) -> Hints:
+    """Experts and layers, where nothing hints at them, as another placement has them."""
+    experts = hints.num_logical_experts
+    return replace(
+        hints,
+        num_logical_experts=other.num_logical_experts if experts is None else experts,
+        layer_ids=other.layer_ids,
+        num_layers=other.num_layers,
+    )
+
+
+def read_old(shards: Shards, old: str | None, options: PlacementOptions) -> tuple[Placement, list[Finding]]:
+    """OLD, from `--old` or from the manifest of SRC.
+
+    Raises:
+        CheckpointError: EP216, neither says it; EP215, they differ.
+        PlacementError: it cannot be read.
+    """
+    manifest = shards.manifest
+    if old is None and manifest is None:
+        raise CheckpointError(
+            "EP216",
+            f"{shards.path} has no eplb.json, so nothing says what its rows are",
+            "name the placement it was written under with --old FILE, or --old linear",
+        )
+    known = None if manifest is None else manifest.read_placement(shards.path)
+    if old is None:
+        return _require(known), []
+    given, warnings = read_placement(old, _old_hints(old, shards, options))
+    given = with_layers(given, shards)
+    if known is not None and given.digest != known.digest:
+        raise CheckpointError(
+            "EP215",
+            f"{old} is not the placement in {shards.path / 'eplb.json'}",
+            "leave out --old, or remove eplb.json if it is the one that is wrong",
+        )
+    return given, warnings
+
+
+def _require(placement: Placement | None) -> Placement:
+    if placement is None:
+        raise CheckpointError("EP216", "nothing says what OLD is")
+    return placement
+
+
+def _old_hints(old: str, shards: Shards, options: PlacementOptions) -> Hints:
+    """For a named map the shards themselves say ranks, slots and layers; a file has to say them."""
+    if old not in NAMED_MAPS:
+        return Hints(
+            num_ranks=options.old_num_ranks,
+            num_logical_experts=options.num_logical_experts,
+        )
+    num_slots = int(shards.slots_per_rank.sum())
+    experts = options.num_logical_experts
+    if experts is None:
+        experts = num_slots - (options.num_redundant_experts or 0)
+    return Hints(
+        num_ranks=shards.num_ranks,
+        num_logical_experts=experts,
+        layer_ids=np.array(shards.moe_layers, np.int64),
+        num_redundant_experts=num_slots - experts,
+    )

@@ -1,0 +1,259 @@
+"""Which tensors of a shard are rows of experts, and what their names mean.
+
+A layout is a small TOML file: patterns for the names of files and of expert tensors, and the exact
+names an expert consists of. Patterns are literal text with placeholders, never regular expressions,
+so a hostile layout file cannot make matching slow. Where an expert lies follows from the
+placeholders: `{row}` is the row on its rank, `{expert}` the number in the whole model, and with
+neither the tensor is stacked, its dim 0 being the row.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from eplb_cli import files
+from eplb_cli.errors import CheckpointError
+
+PRESETS = Path(__file__).parent / "layouts"
+FORMAT = "eplb-layout/1"
+MAX_LAYOUT_NBYTES = 1 << 20
+
+_EXPERT_COMPONENTS = {"experts", "routed_experts"}
+_NUMBER = "0|[1-9][0-9]{0,8}"
+_LISTS = ("files", "experts", "tensors", "input_scales", "others")
+
+
+class ShardName(NamedTuple):
+    """What a file name says: `series` is the name with `{rank}`, `{part}` and `{world}` left open."""
+
+    series: str
+    rank: int
+    part: int
+
+
+class ExpertKey(NamedTuple):
+    """What the key of an expert tensor says.
+
+    Attributes:
+        template: the key with `{layer}`, `{row}` and `{expert}` left open; the tensor's identity.
+        tensor: the name of the tensor inside its expert.
+        layer: the model's own layer number.
+        number: the row or the expert in the key; None for a stacked tensor.
+    """
+
+    template: str
+    tensor: str
+    layer: int
+    number: int | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A naming convention of shards. See `layouts/` for the presets.
+
+    Attributes:
+        files: patterns of shard names, with `{rank}` and perhaps `{part}`, `{stage}`, `{world}`.
+        experts: patterns of expert tensors, matched at the end of a key.
+        tensors: the values of `{tensor}` that are rows of experts.
+        input_scales: values of `{tensor}` that are rows where dim 0 says so.
+        others: values of `{tensor}` that are not rows; `*` stands for anything at the end.
+        scales: a scale and the weights, divided by spaces, one of which it belongs to.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    experts: tuple[str, ...]
+    tensors: tuple[str, ...]
+    input_scales: tuple[str, ...]
+    others: tuple[str, ...]
+    scales: Mapping[str, str]
+    description: str = ""
+
+    @cached_property
+    def numbering(self) -> Literal["stacked", "row", "expert"]:
+        """What the number in a key means; "stacked" where there is none."""
+        if "{row}" in self.experts[0]:
+            return "row"
+        return "expert" if "{expert}" in self.experts[0] else "stacked"
+
+    @cached_property
+    def _file_patterns(self) -> list[re.Pattern[str]]:
+        return [_compile(pattern, "") for pattern in self.files]
+
+    @cached_property
+    def _key_patterns(self) -> list[re.Pattern[str]]:
+        return [_compile(pattern, r"(?P<prefix>(?:.*\.)?)") for pattern in self.experts]
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.tensors + self.input_scales)
+
+    def match_file(self, name: str) -> ShardName | None:
+        """The rank and part in a file name, or None where it is no shard of this layout."""
+        for pattern, compiled in zip(self.files, self._file_patterns, strict=True):
+            if match := compiled.fullmatch(name):
+                found = match.groupdict()
+                series = pattern.replace("{stage}", found.get("stage", ""))
+                return ShardName(series, int(found["rank"]), int(found.get("part", 0)))
+        return None
+
+    def match_key(self, key: str) -> ExpertKey | None:
+        """What the key of an expert tensor says, or None for any other tensor.
+
+        Raises:
+            CheckpointError: EP207, it looks like an expert's and the layout does not know it.
+        """
+        for pattern, compiled in zip(self.experts, self._key_patterns, strict=True):
+            match = compiled.fullmatch(key)
+            if match is None:
+                continue
+            found = match.groupdict()
+            tensor = found["tensor"]
+            if tensor in self._known:
+                template = found["prefix"] + pattern.replace("{tensor}", tensor)
+                number = found.get("row", found.get("expert"))
+                layer = int(found["layer"])
+                return ExpertKey(template, tensor, layer, None if number is None else int(number))
+        return None
+
+    def is_known_other(self, key: str) -> bool:
+        """Whether a key that looks like an expert's is one the layout knows to be none."""
+        parts = key.split(".")
+        looks = [place for place, part in enumerate(parts) if part in _EXPERT_COMPONENTS]
+        if not looks:
+            return parts[-1] not in self._known
+        rest = ".".join(parts[looks[-1] + 1 :])
+        return any(fnmatchcase(rest, pattern) for pattern in self.others)
+
+    def as_json(self) -> dict[str, Any]:
+        """The layout as a manifest or a job file holds it."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+def _compile(pattern: str, prefix: str) -> re.Pattern[str]:
+    text = re.escape(pattern)
+    text = text.replace(r"\{tensor\}", "(?P<tensor>.+)")
+    return re.compile(prefix + re.sub(r"\\\{(\w+)\\\}", rf"(?P<\1>{_NUMBER})", text), re.DOTALL)
+
+
+def file_name(series: str, rank: int, part: int, num_ranks: int) -> str:
+    """The name of a shard of `num_ranks` ranks, from the series of the one it follows."""
+    values = {"rank": rank, "part": part, "world": num_ranks}
+    for placeholder, value in values.items():
+        series = series.replace(f"{{{placeholder}}}", str(value))
+    return series
+
+
+def key_name(template: str, layer: int, number: int | None) -> str:
+    """The key of an expert tensor; the inverse of `Layout.match_key`."""
+    key = template.replace("{layer}", str(layer))
+    for placeholder in ("{row}", "{expert}"):
+        key = key.replace(placeholder, str(number))
+    return key
+
+
+def presets() -> list[Layout]:
+    """All presets, by name."""
+    return [read_layout(path) for path in sorted(PRESETS.glob("*.toml"))]
+
+
+def find_layout(name: str, shard_names: Iterable[str], keys: Iterable[str]) -> Layout:
+    """The layout called `name`, the one in the file `name`, or for "auto" the one that fits.
+
+    Raises:
+        CheckpointError: EP206, there is none, or "auto" finds several.
+    """
+    known = {layout.name: layout for layout in presets()}
+    if name in known:
+        return known[name]
+    if name != "auto":
+        if not Path(name).exists():
+            raise CheckpointError(
+                "EP206", f"{name} is neither a layout nor a file", f"layouts: auto, {', '.join(known)}"
+            )
+        return read_layout(Path(name))
+    names, all_keys = list(shard_names), list(keys)
+    fitting = [layout for layout in known.values() if _fits(layout, names, all_keys)]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = ", ".join(layout.name for layout in fitting) or "no layout"
+    example = next((key for key in all_keys if _EXPERT_COMPONENTS & set(key.split("."))), "no expert tensor")
+    raise CheckpointError(
+        "EP206",
+        f"{found} fits the shards (files like {min(names, default='none')}, keys like {example})",
+        "name one with --layout, or describe yours in a TOML file: see docs/layouts.md",
+    )
+
+
+def _fits(layout: Layout, names: list[str], keys: list[str]) -> bool:
+    return all(layout.match_file(name) for name in names) and any(layout.match_key(key) for key in keys)
+
+
+def read_layout(path: Path) -> Layout:
+    """Read a layout file. Raises EP206 where it is malformed, EP201 or EP204 where it cannot be read."""
+    text = files.read_small_file(path, MAX_LAYOUT_NBYTES)
+    try:
+        raw = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, str(error)[:300]) from error
+    return layout_from_json(raw, path)
+
+
+def layout_from_json(raw: object, where: object) -> Layout:
+    """A layout from what `Layout.as_json` or a TOML file gives. Raises EP206."""
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise _malformed(where, f'it does not say format = "{FORMAT}"')
+    fields: dict[str, Any] = {key: value for key, value in raw.items() if key != "format"}
+    if unknown := fields.keys() - Layout.__dataclass_fields__.keys():
+        raise _malformed(where, f"unknown key {min(unknown)!r}")
+    fields = {"input_scales": [], "others": [], "scales": {}, "description": "", **fields}
+    for key in _LISTS:
+        value = fields.get(key)
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+            raise _malformed(where, f"{key} is not a list of strings")
+        fields[key] = tuple(value)
+    scales = fields["scales"]
+    if not isinstance(scales, dict) or not all(isinstance(weight, str) for weight in scales.values()):
+        raise _malformed(where, "scales does not map scales to weights")
+    if not isinstance(fields.get("name"), str) or not isinstance(fields["description"], str):
+        raise _malformed(where, "name or description is not a string")
+    _check_patterns(fields, where)
+    return Layout(**fields)
+
+
+def _check_patterns(fields: Mapping[str, Any], where: object) -> None:
+    """Each placeholder once, the needed ones there, and one way of numbering for all patterns."""
+    for pattern in fields["files"]:
+        found = re.findall(r"\{(\w*)\}", pattern)
+        if "/" in pattern or not _once(found, {"rank"}, {"rank", "part", "stage", "world"}):
+            raise _malformed(where, f"{pattern!r} is no pattern of a file name with {{rank}}")
+        if not pattern.endswith(".safetensors"):
+            raise _malformed(where, f"{pattern!r} does not end in .safetensors")
+    numberings = set()
+    for pattern in fields["experts"]:
+        found = re.findall(r"\{(\w*)\}", pattern)
+        if not _once(found, {"layer", "tensor"}, {"layer", "tensor", "row", "expert"}) or len(found) > 3:  # noqa: PLR2004
+            raise _malformed(where, f"{pattern!r} is no pattern of a key with {{layer}} and {{tensor}}")
+        numberings.add(frozenset(found))
+    if len(numberings) != 1 or not fields["files"]:
+        raise _malformed(where, "files or experts is empty, or the experts are numbered in two ways")
+    if any(
+        pattern.count("*") > 1 or pattern.find("*") not in (-1, len(pattern) - 1)
+        for pattern in fields["others"]
+    ):
+        raise _malformed(where, "in others, * stands only at the end")
+
+
+def _once(found: list[str], needed: set[str], allowed: set[str]) -> bool:
+    return needed <= set(found) <= allowed and len(set(found)) == len(found)
+
+
+def _malformed(where: object, reason: str) -> CheckpointError:
+    return CheckpointError("EP206", f"{where} is not a layout: {reason}", "see docs/layouts.md")

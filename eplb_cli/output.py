@@ -1,0 +1,243 @@
+"""The tree that is to be written: its files, their headers, and where every row will lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from eplb_cli.checkpoint import Extents, ShardedCheckpoint, TensorAt, refuse_twice
+from eplb_cli.errors import CheckpointError
+from eplb_cli.header import DATA_ALIGNMENT, build_header
+from eplb_cli.layout import file_name, key_name
+from eplb_cli.placement import EMPTY, Placement
+
+MAX_PART_NBYTES = 5 << 30
+"""A new part starts where a file would grow past this, as vLLM splits its shards."""
+
+
+class OutputTensor(NamedTuple):
+    """A tensor of the output.
+
+    Attributes:
+        row_nbytes: bytes that move as one; all of them for another tensor.
+        cell: (layer, tensor, slots): which rows it holds, in order; None for another tensor.
+        source: where another tensor comes from.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    row_nbytes: int
+    cell: tuple[int, int, range] | None
+    source: TensorAt | None
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file of the output, of new rank `rank`; `others` maps keys of other tensors to (offset, nbytes)."""
+
+    name: str
+    rank: int
+    header: bytes
+    nbytes: int
+    others: dict[str, tuple[int, int]]
+
+    @property
+    def header_digest(self) -> str:
+        """Hexadecimal sha256 of everything before the data."""
+        return hashlib.sha256(self.header).hexdigest()
+
+
+class OtherCopy(NamedTuple):
+    """Another tensor on its way: old rank, place in SRC, new rank, place in the output."""
+
+    key: str
+    src_rank: int
+    source: TensorAt
+    dst_rank: int
+    dst_file: int
+    dst_offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class OutputTree:
+    """All files of the output; `extents` says where each (layer, tensor, slot) of NEW lies."""
+
+    files: tuple[OutputFile, ...]
+    extents: Extents
+    others: tuple[OtherCopy, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Apparent bytes of all shard files."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def other_nbytes(self) -> int:
+        """Bytes of other tensors, summed over new ranks."""
+        return sum(copy.source.entry.nbytes for copy in self.others)
+
+
+def source_rank(rank: int, num_old_ranks: int) -> int:
+    """The old rank that a new rank has its other tensors from."""
+    return rank % num_old_ranks
+
+
+def plan_output(checkpoint: ShardedCheckpoint, new: Placement) -> OutputTree:
+    """Lay out the files of NEW.
+
+    Raises:
+        CheckpointError: EP213, another tensor is sharded and R changes; EP218, the layout cannot hold
+            an expert twice on a rank; EP219, MoE layers outside the placement cannot follow.
+    """
+    _check_others(checkpoint, new)
+    shape = (*checkpoint.row_nbytes.shape, new.num_slots)
+    extents = Extents(np.full(shape, -1, np.int32), np.zeros(shape, np.int64))
+    files: list[OutputFile] = []
+    others: list[OtherCopy] = []
+    for rank in range(new.num_ranks):
+        for series, tensors in _tensors_by_series(checkpoint, new, rank).items():
+            ordered = sorted(
+                tensors,
+                key=lambda tensor: (tensor.row_nbytes % DATA_ALIGNMENT != 0, -tensor.nbytes, tensor.key),
+            )
+            for part, members in enumerate(_parts(ordered)):
+                name = file_name(series, rank, part, new.num_ranks)
+                _add_file(checkpoint, new, rank, name, members, files, extents, others)
+    for array in (extents.file, extents.offset):
+        array.setflags(write=False)
+    return OutputTree(tuple(files), extents, tuple(others))
+
+
+def _check_others(checkpoint: ShardedCheckpoint, new: Placement) -> None:
+    old = checkpoint.placement
+    same_ranks = old.num_ranks == new.num_ranks
+    if checkpoint.unplaced_layers and not (
+        same_ranks and np.array_equal(old.slots_per_rank, new.slots_per_rank)
+    ):
+        raise CheckpointError(
+            "EP219",
+            f"layer {checkpoint.unplaced_layers[0]} has experts, the placement does not name it, "
+            "and its ranks or slots change",
+            "add the layer to OLD and NEW (MTP layers are MoE layers too)",
+        )
+    if not same_ranks and checkpoint.sharded_others:
+        raise sharded_error(checkpoint.sharded_others, old.num_ranks, new.num_ranks)
+
+
+def sharded_error(keys: list[str], num_old: int, num_new: int) -> CheckpointError:
+    """EP213 for other tensors that are not the same on all old ranks."""
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return CheckpointError(
+        "EP213",
+        f"{keys[0]!r}{more}: sharded over the ranks, which become {num_new} instead of {num_old}",
+        "eplb moves experts only: keep the number of ranks, or save shards without tensor parallelism",
+    )
+
+
+def _tensors_by_series(
+    checkpoint: ShardedCheckpoint, new: Placement, rank: int
+) -> dict[str, list[OutputTensor]]:
+    grouped: dict[str, list[OutputTensor]] = defaultdict(list)
+    for layer, tensor in np.argwhere(checkpoint.row_nbytes >= 0):
+        series = checkpoint.series[layer, tensor]
+        if series is not None:
+            grouped[series].extend(_expert_tensors(checkpoint, new, rank, int(layer), int(tensor)))
+    origin = source_rank(rank, checkpoint.placement.num_ranks)
+    for key, at in checkpoint.others[origin].items():
+        entry = at.entry
+        series = checkpoint.shards.files[at.file].name.series
+        grouped[series].append(
+            OutputTensor(key, entry.dtype, entry.shape, entry.nbytes, entry.nbytes, None, at)
+        )
+    return grouped
+
+
+def _expert_tensors(
+    checkpoint: ShardedCheckpoint, new: Placement, rank: int, layer: int, tensor: int
+) -> Iterator[OutputTensor]:
+    """The tensor or tensors that hold one (layer, tensor) of a rank."""
+    template = checkpoint.expert_tensors[tensor].template
+    dtype, row_shape = checkpoint.dtype[layer, tensor], checkpoint.row_shape[layer, tensor]
+    row_nbytes = int(checkpoint.row_nbytes[layer, tensor])
+    first, last = int(new.first_slot[rank]), int(new.first_slot[rank + 1])
+    layer_id = new.layer_name(layer)
+    numbering = checkpoint.shards.layout.numbering
+    if numbering == "stacked":
+        key = key_name(template, layer_id, None)
+        slots = range(first, last)
+        shape = (last - first, *row_shape)
+        yield OutputTensor(
+            key, dtype, shape, row_nbytes * len(slots), row_nbytes, (layer, tensor, slots), None
+        )
+        return
+    experts = new.physical_to_logical[layer, first:last]
+    if numbering == "expert":
+        refuse_twice(experts, layer_id, rank)
+    for row, expert in enumerate(experts.tolist()):
+        if numbering == "expert" and expert == EMPTY:
+            continue
+        key = key_name(template, layer_id, expert if numbering == "expert" else row)
+        slots = range(first + row, first + row + 1)
+        yield OutputTensor(key, dtype, row_shape, row_nbytes, row_nbytes, (layer, tensor, slots), None)
+
+
+def _parts(tensors: list[OutputTensor]) -> Iterator[list[OutputTensor]]:
+    part: list[OutputTensor] = []
+    nbytes = 0
+    for tensor in tensors:
+        if part and nbytes + tensor.nbytes > MAX_PART_NBYTES:
+            yield part
+            part, nbytes = [], 0
+        part.append(tensor)
+        nbytes += tensor.nbytes
+    yield part
+
+
+def _add_file(
+    checkpoint: ShardedCheckpoint,
+    new: Placement,
+    rank: int,
+    name: str,
+    tensors: list[OutputTensor],
+    files: list[OutputFile],
+    extents: Extents,
+    others: list[OtherCopy],
+) -> None:
+    """Append one file, and say where its rows and other tensors lie."""
+    origin = source_rank(rank, checkpoint.placement.num_ranks)
+    metadata = {
+        **_source_metadata(checkpoint, origin),
+        "eplb.rank": str(rank),
+        "eplb.placement_digest": new.digest,
+    }
+    header, offsets = build_header(
+        ((tensor.key, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in tensors), metadata
+    )
+    number = len(files)
+    other_extents = {}
+    for tensor in tensors:
+        offset = offsets[tensor.key]
+        if tensor.cell is not None:
+            layer, which, slots = tensor.cell
+            extents.file[layer, which, slots.start : slots.stop] = number
+            extents.offset[layer, which, slots.start : slots.stop] = (
+                offset + np.arange(len(slots)) * tensor.row_nbytes
+            )
+        if tensor.source is not None:
+            other_extents[tensor.key] = (offset, tensor.nbytes)
+            others.append(OtherCopy(tensor.key, origin, tensor.source, rank, number, offset))
+    nbytes = len(header) + sum(tensor.nbytes for tensor in tensors)
+    files.append(OutputFile(name, rank, header, nbytes, other_extents))
+
+
+def _source_metadata(checkpoint: ShardedCheckpoint, rank: int) -> dict[str, str]:
+    """What the first file of an old rank says of itself, without what eplb wrote there."""
+    first = next(file for file in checkpoint.shards.files if file.name.rank == rank)
+    return {key: value for key, value in first.header.metadata.items() if not key.startswith("eplb.")}

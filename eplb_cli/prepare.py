@@ -1,0 +1,69 @@
+"""What every process of a run derives alike from the same inputs: plan, output and pieces."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+from eplb_cli.checkpoint import ShardedCheckpoint, Shards, bind, with_layers
+from eplb_cli.findings import check_pair, raise_first
+from eplb_cli.output import OutputTree, plan_output
+from eplb_cli.pieces import Pieces, Places, cut_pieces, new_places, old_places
+from eplb_cli.placement import Placement
+from eplb_cli.plan import ReshardPlan, Senders, plan_reshard, verify_plan
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A checkpoint, the plan for it, and the tree that comes of it."""
+
+    checkpoint: ShardedCheckpoint
+    plan: ReshardPlan
+    output: OutputTree
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The byte ranges of the plan."""
+        return cut_pieces(self.plan, self.checkpoint, self.output)
+
+    @cached_property
+    def old_places(self) -> Places:
+        """Where everything lies in SRC."""
+        return old_places(self.checkpoint)
+
+    @cached_property
+    def new_places(self) -> Places:
+        """Where everything will lie."""
+        return new_places(self.plan, self.checkpoint, self.output)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal sha256 of the plan and of all that is known of both trees before data is read."""
+        sha = hashlib.sha256(self.plan.digest.encode())
+        for shard in self.checkpoint.shards.files:
+            sha.update(
+                f"{shard.path.name} {shard.nbytes} {shard.mtime_ns} {shard.header.data_start}\n".encode()
+            )
+        for file in self.output.files:
+            sha.update(f"{file.name} {file.nbytes} {file.header_digest}\n".encode())
+        return sha.hexdigest()
+
+
+def prepare(
+    shards: Shards, old: Placement, new: Placement, senders: Senders, ranks_per_node: int | None
+) -> Prepared:
+    """Plan a reshard down to the last byte, without reading any data.
+
+    Raises:
+        PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
+    """
+    old = with_layers(old, shards)
+    new = with_layers(new, shards)
+    raise_first(check_pair(old, new))
+    checkpoint = bind(shards, old)
+    plan = plan_reshard(
+        old, new, senders, expert_nbytes=checkpoint.expert_nbytes, ranks_per_node=ranks_per_node
+    )
+    verify_plan(plan)
+    return Prepared(checkpoint, plan, plan_output(checkpoint, new))

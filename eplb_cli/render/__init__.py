@@ -1,0 +1,66 @@
+"""What a person, a script or GitHub gets to read: the only package that may import rich.
+
+::
+
+    text          numbers and untrusted words as text; writing to any stream
+    messages      json, errors, warnings
+    findings      what `validate` found: text, json, annotations
+    progress      bytes done, on stderr
+    page          rich: the console and the table all pages share
+    report_page   rich: what `plan` and `reshard` print
+    run_page      rich: what a run took and proved
+    heat_map      rich: who sends how much to whom
+    inspection    rich: what `inspect` and `verify` print
+
+Importing rich costs as much as importing typer, so it is imported by the first page that is printed,
+and by nothing else: json, errors and annotations never need it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from eplb_cli.render.findings import print_findings
+from eplb_cli.render.messages import print_error, print_json, print_warning
+from eplb_cli.render.progress import Progress
+from eplb_cli.report import Report
+
+__all__ = [
+    "Progress",
+    "print_error",
+    "print_findings",
+    "print_inspection",
+    "print_json",
+    "print_report",
+    "print_verification",
+    "print_warning",
+]
+
+
+def print_report(report: Report, stream: TextIO | None = None, *, full: bool = False) -> None:
+    """Print what a plan moves or a run has moved; `full` lists every rank, however many there are."""
+    from eplb_cli.render.page import page
+    from eplb_cli.render.report_page import show_report
+
+    with page(stream or sys.stdout) as console:
+        show_report(console, report, full=full)
+
+
+def print_inspection(inspection: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Print what a directory of shards holds, as `inspect` describes it."""
+    from eplb_cli.render.inspection import show_inspection
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_inspection(console, inspection)
+
+
+def print_verification(verification: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Print what `verify` proved, or that it did not."""
+    from eplb_cli.render.inspection import show_verification
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_verification(console, verification)

@@ -1,0 +1,89 @@
+"""What `inspect` and `verify` print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eplb_cli.render.page import heading, show_list, table
+from eplb_cli.render.text import format_bytes, format_rate, format_runs, format_seconds, plural, printable
+
+if TYPE_CHECKING:
+    from eplb_cli.findings import Finding
+
+
+def show_inspection(console: Console, inspection: Mapping[str, Any]) -> None:
+    """Print what the shards are in one line and in numbers, then their expert tensors and what is odd."""
+    ranks, files = plural(inspection["num_ranks"], "rank"), plural(inspection["files"], "file")
+    headline = f"{printable(inspection['layout'])}: {ranks}, {files}, {format_bytes(inspection['bytes'])}"
+    console.print(Text(headline, "bold", overflow="fold"))
+    console.print()
+    show_pairs(console, _facts(inspection))
+    heading(console, "expert tensors (shape and bytes of one row)")
+    console.print(_tensor_table(inspection["expert_tensors"]))
+    if inspection["placement"] is not None:
+        heading(console, "placement")
+        show_pairs(console, inspection["placement"].items())
+    show_list(console, "other tensors that look sharded", inspection["sharded_others"])
+    show_list(console, "findings", map(_finding_line, inspection["findings"]))
+
+
+def _facts(inspection: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+    slots, layers, others = inspection["slots_per_rank"], inspection["layers"], inspection["others"]
+    yield "slots per rank", slots[0] if len(set(slots)) == 1 else ", ".join(map(str, slots))
+    yield "MoE layers", f"{len(layers)} ({format_runs(layers)})"
+    yield "other tensors", f"{others['count']:,}, {format_bytes(others['bytes'])}"
+
+
+def _tensor_table(tensors: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        (
+            printable(tensor["name"]),
+            printable(tensor["dtype"]),
+            " × ".join(map(str, tensor["row_shape"])) or "scalar",
+            format_bytes(tensor["row_bytes"]),
+            str(tensor["num_layers"]),
+        )
+        for tensor in tensors
+    ]
+    return table(["name", "dtype", "shape", "bytes", "layers"], rows)
+
+
+def _finding_line(finding: Finding | Mapping[str, Any]) -> str:
+    entry = asdict(finding) if is_dataclass(finding) else finding
+    hint = f" (hint: {entry['hint']})" if entry.get("hint") else ""
+    return f"{entry['severity']}[{entry['code']}]: {entry['message']}{hint}"
+
+
+def show_verification(console: Console, verification: Mapping[str, Any]) -> None:
+    """Print the verdict, and the numbers behind it."""
+    proved, total = verification["rows_proved"], verification["rows_total"]
+    against = verification["against"] or "its own manifest"
+    verdict = "verified" if verification["ok"] else "NOT VERIFIED"
+    headline = f"{verdict}: {proved:,} of {plural(total, 'row')} proved"
+    console.print(Text(headline, "bold green" if verification["ok"] else "bold red"))
+    console.print()
+    nbytes, seconds = verification["bytes"], verification["seconds"]
+    pairs = {
+        "checked": verification["dst"],
+        "against": against,
+        "other tensors": f"{verification['others_proved']:,} proved",
+        "read": f"{plural(verification['files'], 'file')}, {format_bytes(nbytes)}",
+        "took": f"{format_seconds(seconds)}, {format_rate(nbytes, seconds)}",
+    }
+    show_pairs(console, pairs.items())
+
+
+def show_pairs(console: Console, pairs: Iterable[tuple[str, object]]) -> None:
+    """A name and what belongs to it on each line; both are untrusted and fold."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(printable(name).replace("_", " "), printable(value))
+    console.print(grid)

@@ -1,0 +1,61 @@
+"""JSON for scripts; errors and warnings for whoever reads stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from eplb_cli.errors import EplbError
+from eplb_cli.render.text import printable, severity_tag, write
+
+if TYPE_CHECKING:
+    from eplb_cli.findings import Finding
+
+
+def print_json(obj: Mapping[str, Any]) -> None:
+    """Print one object to stdout: a line for each key, and for each element of a list."""
+    entries = [f"{json.dumps(key)}: {_value(value)}" for key, value in obj.items()]
+    write(sys.stdout, "{" + ",\n ".join(entries) + "}\n")
+
+
+def _value(value: object) -> str:
+    """JSON of one value; a list of lists or objects has one of them per line."""
+    if isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple | dict):
+        return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "]"
+    return json.dumps(value)
+
+
+def print_error(error: EplbError) -> None:
+    """Print an error to stderr, with its code and what to do about it."""
+    tag = severity_tag(sys.stderr, "error", error.code)
+    write(sys.stderr, message_text(tag, error.message, error.hint))
+
+
+def print_warning(warning: Finding | str) -> None:
+    """Print a warning to stderr, where it does not disturb the result."""
+    if isinstance(warning, str):
+        write(sys.stderr, message_text(severity_tag(sys.stderr, "warning"), warning))
+    else:
+        tag = severity_tag(sys.stderr, warning.severity, warning.code)
+        place = f"{warning.place}: " if warning.place else ""
+        write(sys.stderr, message_text(tag, place + warning.message, warning.hint))
+
+
+def message_text(tag: str, message: str, hint: str = "") -> str:
+    """A message as the design shows it.
+
+    ::
+
+        error[EP106]: layer 17, slot 203: expert 41 is in NEW but nowhere in OLD
+          hint: was OLD written for another checkpoint?
+
+    Further lines of a message or hint start with a bar, so that no file name can pose as a message.
+    """
+    text = f"{tag}: {_barred(message)}\n"
+    return text + f"  hint: {_barred(hint)}\n" if hint else text
+
+
+def _barred(text: str) -> str:
+    return "\n  | ".join(map(printable, text.splitlines()))

@@ -1,0 +1,137 @@
+"""What `plan` and `reshard` print: what each rank sends and gets, who sends to whom, and the totals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eplb_cli.render.heat_map import show_heat_map
+from eplb_cli.render.page import fits, heading, show_list, table
+from eplb_cli.render.run_page import show_run
+from eplb_cli.render.text import format_bytes, format_seconds, format_share, plural, printable
+from eplb_cli.report import RankTraffic, Report, Totals
+
+MAX_RANKS = 64
+"""Ranks that are all listed; of more, only the `BUSIEST_RANKS` are, unless all are asked for."""
+
+BUSIEST_RANKS = 16
+
+_KINDS = {
+    "unchanged": "same rank, same row",
+    "local": "same rank, another row",
+    "remote": "from another rank",
+    "duplicate": "copied from a row that arrived",
+    "empty": "no expert in NEW",
+}
+
+
+def show_report(console: Console, report: Report, *, full: bool) -> None:
+    """Print the whole page: details first, what matters most last, where a terminal stops scrolling."""
+    console.print(Text(_headline(report), style="bold", overflow="fold"))
+    _show_ranks(console, report, full=full)
+    show_heat_map(console, report)
+    _show_totals(console, report)
+    if report.run:
+        show_run(console, report.run)
+    show_list(console, "warnings", report.warnings)
+
+
+def num_rows(totals: Totals) -> int:
+    """All slots of NEW, over all layers."""
+    return sum(getattr(totals, f"{kind}_rows") for kind in _KINDS)
+
+
+def _headline(report: Report) -> str:
+    ranks, run = plural(len(report.ranks), "rank"), report.run
+    if run is None:
+        rows = plural(num_rows(report.totals), "row")
+        return f"plan for {ranks}: {report.totals.remote_rows:,} of {rows} come from another rank"
+    workers, seconds = plural(run.num_workers, "worker"), format_seconds(run.seconds["total"])
+    return f"resharded {ranks} with {run.backend}, {workers}, in {seconds}: {printable(run.output)}"
+
+
+def _show_ranks(console: Console, report: Report, *, full: bool) -> None:
+    """One table with bytes and rows side by side, or a table of each where that is too wide."""
+    ranks = report.ranks if full or len(report.ranks) <= MAX_RANKS else _busiest(report.ranks)
+    hidden = len(report.ranks) - len(ranks)
+    title = f"the {len(ranks)} busiest ranks" if hidden else "per rank"
+    quantities = ["rows"] if report.totals.remote_bytes is None else ["bytes", "rows"]
+    tables = {title: _rank_table(ranks, quantities)}
+    if not fits(console, tables[title]):
+        tables = {f"{title}, {quantity}": _rank_table(ranks, [quantity]) for quantity in quantities}
+    for name, part in tables.items():
+        heading(console, name)
+        console.print(part)
+    if hidden:
+        how = "`--format json`" if report.run else "`--full` or `--format json`"
+        console.print(f"… {plural(hidden, 'more rank')}: {how}")
+
+
+def _busiest(ranks: Sequence[RankTraffic]) -> list[RankTraffic]:
+    """Those that send or receive most, the first of them first."""
+
+    def traffic(rank: RankTraffic) -> int:
+        if rank.sent_bytes is None or rank.received_bytes is None:
+            return max(rank.sent_rows, rank.received_rows)
+        return max(rank.sent_bytes, rank.received_bytes)
+
+    return sorted(ranks, key=traffic, reverse=True)[:BUSIEST_RANKS]
+
+
+def _rank_table(ranks: Sequence[RankTraffic], quantities: Sequence[str]) -> Table:
+    flows = ["sent", "received", "local", "unchanged"]
+    if any(rank.duplicate_rows for rank in ranks):
+        flows.insert(3, "duplicate")
+    columns = [["\nrank", *(str(rank.rank) for rank in ranks)]]
+    columns += [_flow_column(ranks, flow, quantities) for flow in flows]
+    headers, *rows = zip(*columns, strict=True)
+    return table(headers, rows, words=())
+
+
+def _flow_column(ranks: Sequence[RankTraffic], flow: str, quantities: Sequence[str]) -> list[str]:
+    """The header and the cells of one column; a cell is one number per quantity, aligned over all ranks."""
+    columns = []
+    for quantity in quantities:
+        amounts = [getattr(rank, f"{flow}_{quantity}") for rank in ranks]
+        numbers = [format_bytes(n) if quantity == "bytes" else f"{n:,}" for n in amounts]
+        width = max(map(len, (quantity, *numbers)))
+        columns.append([f"{cell:>{width}}" for cell in (quantity, *numbers)])
+    labels, *cells = (" ".join(parts) for parts in zip(*columns, strict=True))
+    return [f"{flow}\n{labels}", *cells]
+
+
+def _show_totals(console: Console, report: Report) -> None:
+    totals = report.totals
+    heading(console, "in total")
+    console.print(_totals_table(totals))
+    console.print()
+    if totals.remote_bytes is None:
+        console.print(f"busiest sender {plural(max(rank.sent_rows for rank in report.ranks), 'row')}")
+        console.print("bytes are unknown: give `--checkpoint`, `--model` or `--expert-bytes`")
+        return
+    busiest = _against_bound(totals.busiest_sender_bytes, totals.busiest_sender_bound_bytes)
+    cross_node = _against_bound(totals.cross_node_bytes, totals.cross_node_bound_bytes)
+    console.print(f"busiest sender {busiest}\nbetween nodes {cross_node}")
+
+
+def _totals_table(totals: Totals) -> Table:
+    """A line per kind of move; where sizes are known also bytes, the other tensors and the whole output."""
+    all_rows = num_rows(totals)
+    lines = []
+    for kind, meaning in _KINDS.items():
+        nbytes, rows = getattr(totals, f"{kind}_bytes"), getattr(totals, f"{kind}_rows")
+        lines.append((kind, format_bytes(nbytes), f"{rows:,}", format_share(rows, all_rows), meaning))
+    if totals.remote_bytes is None:
+        return table(["", "rows", "share", ""], [(kind, *rest) for kind, _, *rest in lines], words=(0, 3))
+    lines.append(("other tensors", format_bytes(totals.other_bytes), "", "", "of all ranks"))
+    lines.append(("whole output", format_bytes(totals.output_bytes), "", "", "all shard files"))
+    return table(["", "bytes", "rows", "share", ""], lines, words=(0, 4))
+
+
+def _against_bound(nbytes: int | None, bound_nbytes: int | None) -> str:
+    """`21.9 GB, bound 21.8 GB`: no choice of senders could do better than the bound."""
+    bound = "" if bound_nbytes is None else f", bound {format_bytes(bound_nbytes)}"
+    return format_bytes(nbytes) + bound

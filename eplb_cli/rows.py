@@ -1,0 +1,339 @@
+"""Ranges of files as source and sink of the exchange, and the rows that stay on their worker."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.digests import DigestTable, ThreadBuffers
+from eplb_cli.exchange import Parcels, Pending, Schedule, Units
+from eplb_cli.pieces import Pieces, Places
+
+Int = NDArray[np.int64]
+
+TASK_NBYTES = 16 << 20
+"""Bytes of one task of a thread pool: large enough to hide its cost, small enough to balance."""
+
+
+class Tree:
+    """The files of one tree, by number, each opened on first use."""
+
+    def __init__(self, paths: Sequence[Path], opener: Callable[[Path], int]) -> None:
+        self.paths = paths
+        self._opener = opener
+        self._lock = threading.Lock()
+        self._open: dict[int, int] = {}
+
+    def descriptor(self, number: int) -> int:
+        """The open file."""
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = self._opener(self.paths[number])
+            return self._open[number]
+
+    def opened(self) -> dict[int, int]:
+        """Number to descriptor, for all files opened so far."""
+        return dict(self._open)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Work given to a thread pool; waiting raises the first error."""
+
+    futures: Sequence[Future[None]]
+
+    def wait(self) -> None:
+        """Wait for all of it."""
+        for future in self.futures:
+            future.result()
+
+
+def cut_tasks(nbytes: Int, boundary: NDArray[np.bool_] | None = None) -> Iterator[slice]:
+    """Cut a column of sizes into slices of about `TASK_NBYTES`, only where `boundary` allows."""
+    if not len(nbytes):
+        return
+    number = (np.cumsum(nbytes) - 1) // TASK_NBYTES
+    if boundary is not None:
+        starts = np.flatnonzero(boundary)
+        number = np.repeat(number[starts], np.diff(np.r_[starts, len(nbytes)]))
+    cuts = np.r_[0, np.flatnonzero(np.diff(number)) + 1, len(nbytes)]
+    yield from (slice(int(begin), int(end)) for begin, end in zip(cuts[:-1], cuts[1:], strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class FileEnds:
+    """Both trees as one worker sees them, and what it does with their bytes.
+
+    Attributes:
+        digests: of old places; None where none are wanted.
+        advance: called with the number of bytes written.
+    """
+
+    pieces: Pieces
+    old: Places
+    new: Places
+    source: Tree
+    destination: Tree
+    pool: ThreadPoolExecutor
+    digests: DigestTable | None
+    advance: Callable[[int], None]
+
+    def submit(self, call: Callable[[slice], None], tasks: Iterator[slice]) -> Tasks:
+        """Run `call` on every slice in the pool."""
+        return Tasks([self.pool.submit(call, task) for task in tasks])
+
+
+class FileSource:
+    """Fills send buffers from the files of the worker's old ranks."""
+
+    def __init__(self, ends: FileEnds, units: Units, parcels: Parcels, buffers: Sequence[memoryview]) -> None:
+        place = ends.pieces.source[parcels.piece]
+        start = units.start[parcels.unit]
+        order = np.lexsort((start, place, parcels.chunk))
+        self._ends = ends
+        self._buffers = buffers
+        self._chunk = parcels.chunk[order]
+        self._place = place[order]
+        self._file = ends.old.file[self._place]
+        self._offset = (ends.old.offset[place] + start)[order]
+        self._position, self._nbytes, self._start = (
+            parcels.position[order],
+            parcels.nbytes[order],
+            start[order],
+        )
+        same_bytes = (np.diff(self._place, prepend=-1) == 0) & (np.diff(self._start, prepend=-1) == 0)
+        self._to_digest = ~same_bytes
+
+    def fill(self, chunk: int, after: Sequence[Pending]) -> Tasks:
+        """Start reading the parcels of a chunk; stripes of a row stay in one task, in order."""
+        for pending in after:
+            pending.wait()
+        part = slice(*np.searchsorted(self._chunk, [chunk, chunk + 1]).tolist())
+        new_place = np.diff(self._place[part], prepend=-1) != 0
+        tasks = (
+            slice(part.start + task.start, part.start + task.stop)
+            for task in cut_tasks(self._nbytes[part], new_place)
+        )
+        buffer = self._buffers[chunk % 2]
+        return self._ends.submit(lambda task: self._read(task, buffer), tasks)
+
+    def _read(self, task: slice, buffer: memoryview) -> None:
+        ends = self._ends
+        columns = (
+            self._place,
+            self._file,
+            self._offset,
+            self._position,
+            self._nbytes,
+            self._start,
+            self._to_digest,
+        )
+        for place, file, offset, position, nbytes, start, wanted in zip(
+            *(column[task].tolist() for column in columns), strict=True
+        ):
+            view = buffer[position : position + nbytes]
+            files.read_into(ends.source.descriptor(file), view, offset, ends.source.paths[file])
+            if ends.digests is not None and wanted:
+                ends.digests.feed(
+                    place, view, first=start == 0, last=start + nbytes == ends.old.nbytes[place]
+                )
+
+
+class FileSink:
+    """Drains receive buffers into the files of the worker's new ranks."""
+
+    def __init__(self, ends: FileEnds, units: Units, parcels: Parcels, buffers: Sequence[memoryview]) -> None:
+        self._ends = ends
+        self._buffers = buffers
+        parcel, piece = _landings(ends.pieces, parcels)
+        place = ends.pieces.destination[piece]
+        order = np.argsort(parcels.chunk[parcel], kind="stable")
+        self._chunk = parcels.chunk[parcel][order]
+        self._file = ends.new.file[place][order]
+        self._offset = (ends.new.offset[place] + units.start[parcels.unit[parcel]])[order]
+        self._position, self._nbytes = parcels.position[parcel][order], parcels.nbytes[parcel][order]
+
+    def drain(self, chunk: int, after: Sequence[Pending]) -> Tasks:
+        """Start writing the parcels of a chunk."""
+        for pending in after:
+            pending.wait()
+        part = slice(*np.searchsorted(self._chunk, [chunk, chunk + 1]).tolist())
+        tasks = (
+            slice(part.start + task.start, part.start + task.stop) for task in cut_tasks(self._nbytes[part])
+        )
+        buffer = self._buffers[chunk % 2]
+        return self._ends.submit(lambda task: self._write(task, buffer), tasks)
+
+    def _write(self, task: slice, buffer: memoryview) -> None:
+        ends = self._ends
+        columns = (self._file, self._offset, self._position, self._nbytes)
+        for file, offset, position, nbytes in zip(
+            *(column[task].tolist() for column in columns), strict=True
+        ):
+            view = buffer[position : position + nbytes]
+            files.write_from(ends.destination.descriptor(file), view, offset, ends.destination.paths[file])
+            ends.advance(nbytes)
+
+
+def _landings(pieces: Pieces, parcels: Parcels) -> tuple[Int, Int]:
+    """(parcel, piece) for every place a received parcel goes to: its own, and those of its duplicates."""
+    follower = np.flatnonzero(pieces.leader != np.arange(len(pieces.leader)))
+    by_piece = np.argsort(parcels.piece, kind="stable")
+    sorted_piece = parcels.piece[by_piece]
+    begin = np.searchsorted(sorted_piece, pieces.leader[follower], "left")
+    count = np.searchsorted(sorted_piece, pieces.leader[follower], "right") - begin
+    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    parcel = by_piece[np.repeat(begin, count) + within]
+    every = np.arange(len(parcels.piece))
+    return np.r_[every, parcel], np.r_[parcels.piece, np.repeat(follower, count)]
+
+
+BLOCK_NBYTES = 1 << 20
+
+
+class StayingRows:
+    """Pieces whose two ends are on one worker: they go from file to file.
+
+    With digests every old place is read once, hashed, and written to all its destinations; places
+    that go nowhere are only hashed. Without, adjacent pieces are copied as one, inside the kernel.
+    """
+
+    def __init__(self, ends: FileEnds, staying: NDArray[np.bool_], only_digest: Int) -> None:
+        self._ends = ends
+        self._buffers = ThreadBuffers(BLOCK_NBYTES)
+        source, destination = ends.pieces.source[staying], ends.pieces.destination[staying]
+        if ends.digests is not None:
+            source = np.r_[source, only_digest]
+            destination = np.r_[destination, np.full(len(only_digest), -1)]
+        order = np.lexsort((ends.old.offset[source], ends.old.file[source]))
+        self._source, self._destination = source[order], destination[order]
+
+    def start(self) -> Tasks:
+        """Start copying."""
+        if self._ends.digests is None:
+            return self._start_copies()
+        nbytes = self._ends.old.nbytes[self._source]
+        new_place = np.diff(self._source, prepend=-1) != 0
+        return self._ends.submit(self._copy_and_digest, cut_tasks(nbytes, new_place))
+
+    def _copy_and_digest(self, task: slice) -> None:
+        source = self._source[task]
+        starts = np.flatnonzero(np.diff(source, prepend=-1))
+        bounds = np.r_[starts, len(source)].tolist()
+        destinations = self._destination[task].tolist()
+        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            self._copy_place(int(source[begin]), [place for place in destinations[begin:end] if place >= 0])
+
+    def _copy_place(self, place: int, destinations: list[int]) -> None:
+        ends, digests = self._ends, self._ends.digests
+        nbytes, offset, file = (
+            int(ends.old.nbytes[place]),
+            int(ends.old.offset[place]),
+            int(ends.old.file[place]),
+        )
+        descriptor, path = ends.source.descriptor(file), ends.source.paths[file]
+        for begin in range(0, nbytes, BLOCK_NBYTES):
+            view = self._buffers.view[: min(BLOCK_NBYTES, nbytes - begin)]
+            files.read_into(descriptor, view, offset + begin, path)
+            if digests is not None:
+                digests.feed(place, view, first=begin == 0, last=begin + len(view) == nbytes)
+            for destination in destinations:
+                number = int(ends.new.file[destination])
+                files.write_from(
+                    ends.destination.descriptor(number),
+                    view,
+                    int(ends.new.offset[destination]) + begin,
+                    ends.destination.paths[number],
+                )
+                ends.advance(len(view))
+
+    def _start_copies(self) -> Tasks:
+        """Copy without digests: runs of pieces that are neighbours at both ends go as one."""
+        old, new = self._ends.old, self._ends.new
+        order = np.lexsort((new.offset[self._destination], new.file[self._destination]))
+        source, destination = self._source[order], self._destination[order]
+        end = old.offset[source] + old.nbytes[source]
+        joined = (
+            (old.file[source][1:] == old.file[source][:-1])
+            & (new.file[destination][1:] == new.file[destination][:-1])
+            & (old.offset[source][1:] == end[:-1])
+            & (new.offset[destination][1:] == new.offset[destination][:-1] + old.nbytes[source][:-1])
+        )
+        starts = np.flatnonzero(np.r_[True, ~joined]) if len(source) else np.empty(0, np.int64)
+        nbytes = np.add.reduceat(old.nbytes[source], starts) if len(starts) else starts
+        runs = [
+            (int(old.file[s]), int(old.offset[s]), int(new.file[d]), int(new.offset[d]), int(size))
+            for s, d, size in zip(source[starts], destination[starts], nbytes, strict=True)
+        ]
+        cuts = [cut for run in runs for cut in _cut_run(*run)]
+        sizes = np.array([cut[-1] for cut in cuts], np.int64)
+        return self._ends.submit(lambda task: self._copy_runs(cuts[task]), cut_tasks(sizes))
+
+    def _copy_runs(self, runs: list[tuple[int, int, int, int, int]]) -> None:
+        ends = self._ends
+        for src_file, src_offset, dst_file, dst_offset, nbytes in runs:
+            files.copy_range(
+                ends.source.descriptor(src_file),
+                ends.destination.descriptor(dst_file),
+                nbytes,
+                src_offset,
+                dst_offset,
+                (ends.source.paths[src_file], ends.destination.paths[dst_file]),
+            )
+            ends.advance(nbytes)
+
+
+def _cut_run(
+    src_file: int, src_offset: int, dst_file: int, dst_offset: int, nbytes: int
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """A long run in parts of a task's size, so that several threads share it."""
+    for begin in range(0, nbytes, TASK_NBYTES):
+        size = min(TASK_NBYTES, nbytes - begin)
+        yield src_file, src_offset + begin, dst_file, dst_offset + begin, size
+
+
+def digest_places(
+    places: Places, wanted: Int, tree: Tree, pool: ThreadPoolExecutor, advance: Callable[[int], None]
+) -> NDArray[np.uint8]:
+    """Read places of a tree and hash them: uint8 (X, 16), zero where a place is not wanted."""
+    digests = DigestTable.empty(len(places.rank))
+    wanted = wanted[np.lexsort((places.offset[wanted], places.file[wanted]))]
+    buffers = ThreadBuffers(BLOCK_NBYTES)
+
+    def digest(task: slice) -> None:
+        columns = (places.file, places.offset, places.nbytes)
+        for place, file, offset, nbytes in zip(
+            wanted[task].tolist(), *(column[wanted[task]].tolist() for column in columns), strict=True
+        ):
+            for begin in range(0, nbytes, BLOCK_NBYTES):
+                view = buffers.view[: min(BLOCK_NBYTES, nbytes - begin)]
+                files.read_into(tree.descriptor(file), view, offset + begin, tree.paths[file])
+                digests.feed(place, view, first=begin == 0, last=begin + len(view) == nbytes)
+            advance(nbytes)
+
+    Tasks([pool.submit(digest, task) for task in cut_tasks(places.nbytes[wanted])]).wait()
+    return digests.values
+
+
+def worker_of(rank: Int, num_workers: int) -> Int:
+    """The worker that hosts a rank, old or new: each has its share of both sides."""
+    return rank % num_workers
+
+
+def schedule_bounds(schedule: Schedule) -> tuple[int, int]:
+    """Bytes of a send and of a receive buffer that hold every chunk."""
+    return schedule.sends.buffer_nbytes, schedule.receives.buffer_nbytes

@@ -1,0 +1,250 @@
+"""The proof again, later, from the files alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.checkpoint import ShardedCheckpoint, bind, open_shards
+from eplb_cli.digests import default_threads, zero_digests
+from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.header import MAX_HEADER_NBYTES
+from eplb_cli.layout import Layout, layout_from_json
+from eplb_cli.manifest import MANIFEST_NAME, Manifest, digest_file, read_digests, read_manifest
+from eplb_cli.pieces import old_places, other_numbers
+from eplb_cli.placement import EMPTY
+from eplb_cli.plan import Senders
+from eplb_cli.prepare import Prepared, prepare
+from eplb_cli.prove import differing_replicas, prove, replica_warnings, row_view
+from eplb_cli.rows import Tree, digest_places
+
+Digests = NDArray[np.uint8]
+_DAMAGED = "the output was changed or damaged after it was written: make it again"
+
+
+def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Prove a tree against its own digests, and against the tree it was made from.
+
+    Raises:
+        CheckpointError: EP214, there is no manifest, or nothing to verify against.
+        BytesError: EP501 to EP505, the first thing that differs.
+    """
+    started = time.perf_counter()
+    manifest = _manifest(path)
+    layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
+    check_files(path, manifest)
+    checkpoint = bind(open_shards(path, layout), manifest.read_placement(path))
+    digests = digest_tree(checkpoint, advance)
+    known = _known_digests(checkpoint)
+    if known is None and against is None:
+        raise CheckpointError(
+            "EP214", f"{path} was written without digests", "name its source: `eplb verify DST --against SRC`"
+        )
+    warnings: list[str] = []
+    if known is not None:
+        warnings = check_own_digests(checkpoint, digests, known)
+    if against is not None:
+        warnings = _prove_against(checkpoint, manifest, layout, against, digests, advance)
+    rows = int((checkpoint.placement.physical_to_logical != EMPTY).sum())
+    return {
+        "dst": str(path),
+        "against": None if against is None else str(against),
+        "ok": True,
+        "rows_proved": rows,
+        "rows_total": rows,
+        "others_proved": sum(len(tensors) for tensors in checkpoint.others),
+        "files": len(manifest.files),
+        "bytes": checkpoint.shards.nbytes,
+        "seconds": time.perf_counter() - started,
+        "warnings": warnings,
+    }
+
+
+def _manifest(path: Path) -> Manifest:
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise CheckpointError(
+            "EP214", f"{path} has no {MANIFEST_NAME}", "only trees that eplb wrote can be verified"
+        )
+    return manifest
+
+
+def check_files(path: Path, manifest: Manifest) -> None:
+    """Names, sizes and headers of shards, and the whole of carried files. Raises EP505."""
+    with files.reading(path):
+        present = {entry.name for entry in os.scandir(path) if entry.name.endswith(".safetensors")}
+    if difference := present ^ manifest.files.keys():
+        name = min(difference)
+        raise BytesError(
+            "EP505", f"{path / name} is {'not in' if name in present else 'only in'} the manifest", _DAMAGED
+        )
+    for name, file in manifest.files.items():
+        if header_digest(path / name, file["nbytes"]) != file["header_digest"]:
+            raise BytesError("EP505", f"{path / name}: its header is not the one that was written", _DAMAGED)
+    for name, file in manifest.carried.items():
+        content = files.read_small_file(_sized(path / name, file["nbytes"]), file["nbytes"])
+        if xxhash.xxh3_128_hexdigest(content) != file.get("digest"):
+            raise BytesError("EP505", f"{path / name} is not what was written", _DAMAGED)
+
+
+def _sized(path: Path, nbytes: int) -> Path:
+    """The path of a file that has to have `nbytes`."""
+    try:
+        found = path.lstat().st_size
+    except OSError as error:
+        raise BytesError("EP505", f"{path} is missing", _DAMAGED) from error
+    if found != nbytes:
+        raise BytesError("EP505", f"{path} has {found} bytes instead of {nbytes}", _DAMAGED)
+    return path
+
+
+def header_digest(path: Path, nbytes: int) -> str:
+    """sha256 of everything before the data of a shard of `nbytes`. Raises EP505 for another size."""
+    descriptor = files.open_source(_sized(path, nbytes))
+    try:
+        length = memoryview(bytearray(8))
+        files.read_into(descriptor, length, 0, path)
+        header_nbytes = min(int.from_bytes(length, "little"), MAX_HEADER_NBYTES, nbytes - 8)
+        header = memoryview(bytearray(8 + header_nbytes))
+        files.read_into(descriptor, header, 0, path)
+    finally:
+        os.close(descriptor)
+    return hashlib.sha256(header).hexdigest()
+
+
+def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -> Digests:
+    """The digests of all places of a tree, read by several threads."""
+    places = old_places(checkpoint)
+    tree = Tree([file.path for file in checkpoint.shards.files], files.open_source)
+    try:
+        with ThreadPoolExecutor(default_threads(1)) as pool:
+            return digest_places(places, np.flatnonzero(places.nbytes), tree, pool, advance)
+    finally:
+        tree.close()
+
+
+def _known_digests(checkpoint: ShardedCheckpoint) -> Digests | None:
+    """(L, K, P, 16) from the files beside the shards; None where there are none."""
+    placement, shape = checkpoint.placement, checkpoint.row_nbytes.shape
+    parts: list[Digests] = []
+    for rank, slots in enumerate(placement.slots_per_rank.tolist()):
+        found = read_digests(checkpoint.shards.path, rank, (shape[0], shape[1], slots))
+        if found is None and rank and parts:
+            raise BytesError("EP505", f"{checkpoint.shards.path / digest_file(rank)} is missing", _DAMAGED)
+        if found is None:
+            return None
+        parts.append(found)
+    return np.concatenate(parts, axis=2)
+
+
+def check_own_digests(checkpoint: ShardedCheckpoint, digests: Digests, known: Digests) -> list[str]:
+    """Compare a tree with the digests beside it; a warning for each expert whose replicas differ.
+
+    Raises:
+        BytesError: EP501, a row; EP502, an empty row; EP504, another tensor.
+    """
+    placement, shape = checkpoint.placement, checkpoint.row_nbytes.shape
+    rows = row_view(digests, shape, placement.num_slots)
+    filled = (placement.physical_to_logical != EMPTY)[:, None, :] & (checkpoint.row_nbytes > 0)[:, :, None]
+    wrong = np.argwhere((rows != known).any(axis=-1) & filled)
+    if len(wrong):
+        raise BytesError("EP501", f"{_row_name(checkpoint, wrong[0])} is not what was written", _DAMAGED)
+    _require_zero_rows(checkpoint, rows, filled)
+    _check_others(checkpoint, digests)
+    odd = differing_replicas(placement, rows, checkpoint.row_nbytes > 0)
+    return replica_warnings(checkpoint, odd)
+
+
+def _row_name(checkpoint: ShardedCheckpoint, place: NDArray[np.int64]) -> str:
+    layer, tensor, slot = (int(number) for number in place)
+    placement = checkpoint.placement
+    path = checkpoint.shards.files[int(checkpoint.extents.file[layer, tensor, slot])].path
+    return (
+        f"{path}: layer {placement.layer_name(layer)}, slot {slot} (rank {placement.rank_of_slot[slot]}, "
+        f"row {placement.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}"
+    )
+
+
+def _require_zero_rows(checkpoint: ShardedCheckpoint, rows: Digests, filled: NDArray[np.bool_]) -> None:
+    empty = np.argwhere(~filled & (checkpoint.extents.file >= 0) & (checkpoint.row_nbytes > 0)[:, :, None])
+    zero = zero_digests(np.unique(checkpoint.row_nbytes).tolist())
+    for layer, tensor, slot in empty:
+        if rows[layer, tensor, slot].tobytes() != zero[int(checkpoint.row_nbytes[layer, tensor])]:
+            place = np.array([layer, tensor, slot])
+            raise BytesError("EP502", f"{_row_name(checkpoint, place)} is empty and not zero", _DAMAGED)
+
+
+def _check_others(checkpoint: ShardedCheckpoint, digests: Digests) -> None:
+    """Compare the other tensors with the manifest, where it has their digests."""
+    manifest = _manifest(checkpoint.shards.path)
+    base = checkpoint.row_nbytes.size * checkpoint.placement.num_slots
+    for (rank, key), number in other_numbers(checkpoint.others).items():
+        at = checkpoint.others[rank][key]
+        path = checkpoint.shards.files[at.file].path
+        known = manifest.files[path.name]["others"].get(key)
+        if known and known != digests[base + number].tobytes().hex() and at.entry.nbytes:
+            raise BytesError("EP504", f"{path}: {key!r} is not what was written", _DAMAGED)
+
+
+def _prove_against(
+    checkpoint: ShardedCheckpoint,
+    manifest: Manifest,
+    layout: Layout,
+    against: Path,
+    digests: Digests,
+    advance: Callable[[int], None],
+) -> list[str]:
+    """Derive the plan anew from SRC and both placements, and prove what it says of every place."""
+    source = manifest.read_source_placement(checkpoint.shards.path)
+    senders: Senders = "vllm" if manifest.senders == "vllm" else "balanced"
+    prepared = prepare(open_shards(against, layout), source, checkpoint.placement, senders, None)
+    old_digests = digest_tree(prepared.checkpoint, advance)
+    new_digests = _as_new_places(prepared, checkpoint, digests)
+
+    def name_of(place: int) -> str:
+        return place_in_words(checkpoint, prepared, place)
+
+    return prove(
+        prepared.checkpoint,
+        checkpoint.placement,
+        prepared.pieces,
+        prepared.new_places,
+        old_digests,
+        new_digests,
+        name_of,
+    ).warnings
+
+
+def place_in_words(checkpoint: ShardedCheckpoint, prepared: Prepared, place: int) -> str:
+    """A place of the verified tree: file, layer, slot and tensor."""
+    shape = checkpoint.extents.file.shape
+    if place >= checkpoint.extents.file.size:
+        copy = prepared.output.others[place - checkpoint.extents.file.size]
+        return f"rank {copy.dst_rank}: {copy.key!r}"
+    return _row_name(checkpoint, np.array(np.unravel_index(place, shape)))
+
+
+def _as_new_places(prepared: Prepared, checkpoint: ShardedCheckpoint, digests: Digests) -> Digests:
+    """Digests of a tree, by the places that the plan gives it: its rows have the same order already."""
+    templates = [tensor.template for tensor in checkpoint.expert_tensors]
+    if templates != [tensor.template for tensor in prepared.checkpoint.expert_tensors]:
+        raise BytesError(
+            "EP505", f"{checkpoint.shards.path} has other expert tensors than its source", _DAMAGED
+        )
+    num_rows = checkpoint.extents.file.size
+    numbers: Mapping[tuple[int, str], int] = other_numbers(checkpoint.others)
+    missing = [copy for copy in prepared.output.others if (copy.dst_rank, copy.key) not in numbers]
+    if missing:
+        raise BytesError("EP504", f"rank {missing[0].dst_rank} lacks {missing[0].key!r}", _DAMAGED)
+    others = [num_rows + numbers[copy.dst_rank, copy.key] for copy in prepared.output.others]
+    return np.concatenate([digests[:num_rows], digests[np.array(others, np.int64)]])

@@ -1,0 +1,134 @@
+"""What each process of the torchrun job runs: `python -m eplb_cli.worker JOB`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eplb_cli.errors import EplbError
+from eplb_cli.exchange import Schedule
+from eplb_cli.job import Job, Outcome, digest_path, progress_counters, read_job
+from eplb_cli.transfer import Link, TransferResult, transfer
+
+if TYPE_CHECKING:
+    import torch
+
+_PR_SET_PDEATHSIG = 1
+_LIFE = timedelta(days=1)
+"""No collective waits on storage for its life: the launcher judges progress, not the group."""
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it dies."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def grandparent() -> int:
+    """The process id of the parent's parent, 0 where that cannot be told."""
+    try:
+        fields = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def main() -> int:
+    """Run one worker; its outcome is in a file, and the exit code only says whether there is an error."""
+    die_with_parent()
+    job = read_job(Path(sys.argv[1]))
+    if grandparent() not in (0, job.launcher_pid):
+        return 1
+    worker = int(os.environ["RANK"])
+    (job.work / f"pid-{worker}").write_text(str(os.getpid()))
+    try:
+        outcome = _outcome_of(worker, run(job, worker))
+    except EplbError as error:
+        outcome = Outcome(worker, time.time_ns(), (error.code, error.message, error.hint))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the launcher has to hear of it
+        outcome = _unexpected(worker, error)
+    outcome.write(job.work)
+    # The group may be broken; interpreter teardown would wait for it, or abort in its threads.
+    sys.stdout.flush()
+    os._exit(0 if outcome.error is None else 1)
+
+
+def run(job: Job, worker: int) -> TransferResult:
+    """Join the group, agree on the plan, transfer, and leave the digests for the launcher."""
+    import torch
+    import torch.distributed as dist
+
+    from eplb_cli.transport import DeviceLink, HostLink, agree
+
+    torch.set_num_threads(1)
+    device = _device(job, int(os.environ["LOCAL_RANK"]))
+    num_workers = job.transfer.num_workers
+    store = dist.FileStore(str(job.work / "store"), num_workers)  # type: ignore[attr-defined]
+    dist.init_process_group(job.backend, store=store, rank=worker, world_size=num_workers, timeout=_LIFE)
+    group = dist.distributed_c10d._get_default_group()
+    prepared = job.prepare()
+    agree(prepared.digest, group, device)
+    counters = progress_counters(job.work, num_workers)
+
+    def advance(nbytes: int) -> None:
+        counters[worker] += nbytes
+
+    def connect(schedule: Schedule) -> Link:
+        return HostLink(schedule, group) if device.type == "cpu" else DeviceLink(schedule, group, device)
+
+    result = transfer(prepared, Path(job.staging), job.transfer, worker, connect, advance)
+    for side, digests in (("old", result.old_digests), ("new", result.new_digests)):
+        np.save(digest_path(job.work, side, worker), digests)
+    dist.barrier(group=group)
+    dist.destroy_process_group()
+    return result
+
+
+def _device(job: Job, local_rank: int) -> torch.device:
+    import torch
+
+    if job.backend != "nccl":
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _outcome_of(worker: int, result: TransferResult) -> Outcome:
+    return Outcome(
+        worker,
+        time.time_ns(),
+        seconds=result.seconds,
+        nbytes=result.nbytes,
+        wire_nbytes=result.wire_nbytes,
+        peak_rss_nbytes=result.peak_rss_nbytes,
+    )
+
+
+def _unexpected(worker: int, error: BaseException) -> Outcome:
+    text = f"worker {worker}: {type(error).__name__}: {error}".splitlines()[0][:1000]
+    lowered = str(error).lower()
+    is_victim = any(
+        sign in lowered
+        for sign in ("connection closed by peer", "connection reset", "broken pipe", "remote process exited")
+    )
+    return Outcome(
+        worker,
+        time.time_ns(),
+        ("EP401", text, "run again with EPLB_DEBUG=1 for its traceback"),
+        is_victim,
+        traceback.format_exc(),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

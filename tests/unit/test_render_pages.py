@@ -1,0 +1,429 @@
+"""Pages as people see them: what `plan`, `reshard`, `inspect` and `verify` print at 80 columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+
+from eplb_cli.render import print_inspection, print_report, print_verification
+from eplb_cli.report import RankTraffic, Report, RunReport, Totals
+
+MB = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def _eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def report_of(rows, *, row_nbytes=MB, local=0, duplicate=0, unchanged=0):
+    """A report of `rows[old][new]`; every rank keeps as many rows as the keywords say."""
+
+    def nbytes(num_rows):
+        return None if row_nbytes is None else num_rows * row_nbytes
+
+    kept = {"local": local, "duplicate": duplicate, "unchanged": unchanged}
+    flows = [
+        {"sent": sum(rows[rank]), "received": sum(line[rank] for line in rows), **kept}
+        for rank in range(len(rows))
+    ]
+    ranks = [
+        RankTraffic(
+            rank=rank,
+            **{f"{name}_bytes": nbytes(number) for name, number in flow.items()},
+            **{f"{name}_rows": number for name, number in flow.items()},
+        )
+        for rank, flow in enumerate(flows)
+    ]
+    kinds = {name: len(rows) * number for name, number in kept.items()}
+    kinds |= {"remote": sum(map(sum, rows)), "empty": 0}
+    totals = Totals(
+        **{f"{name}_bytes": nbytes(number) for name, number in kinds.items()},
+        **{f"{name}_rows": number for name, number in kinds.items()},
+        cross_node_bytes=nbytes(0),
+        other_bytes=nbytes(12),
+        output_bytes=nbytes(sum(kinds.values()) + 12),
+        busiest_sender_bytes=nbytes(max(map(sum, rows))),
+    )
+    pairs = [(old, new, number) for old, line in enumerate(rows) for new, number in enumerate(line) if number]
+    return Report(totals, ranks, [(old, new, nbytes(number), number) for old, new, number in pairs])
+
+
+def ring(size):
+    """Every rank sends a row to the next one."""
+    return [[int(new == (old + 1) % size) for new in range(size)] for old in range(size)]
+
+
+RUN = RunReport(
+    backend="gloo",
+    num_workers=2,
+    wire_bytes=10 * MB,
+    seconds={"read": 0.5, "exchange": 0.02, "total": 12.34},
+    stage_bytes={"read": 60 * MB, "exchange": 10 * MB},
+    peak_rss_bytes=[398 * MB, 412 * MB],
+    verified=True,
+    output="/out",
+    rows_proved=480,
+    rows_total=480,
+    serving=["SGLang: --load-format sharded_state"],
+)
+
+
+def page_of(report, *, stream=None, **options):
+    stream = stream or io.StringIO()
+    print_report(report, stream, **options)
+    return stream.getvalue()
+
+
+def test_a_plan_at_80_columns():
+    """Bytes and rows of each rank, who sends to whom, and the totals."""
+    report = report_of([[0, 8, 0], [4, 0, 2], [3, 1, 0]], local=5, unchanged=40)
+    assert page_of(report) == """\
+plan for 3 ranks: 18 of 153 rows come from another rank
+
+per rank
+              sent      received         local     unchanged
+rank    bytes rows    bytes rows    bytes rows    bytes rows
+────────────────────────────────────────────────────────────
+   0  8.00 MB    8  7.00 MB    7  5.00 MB    5  40.0 MB   40
+   1  6.00 MB    6  9.00 MB    9  5.00 MB    5  40.0 MB   40
+   2  4.00 MB    4  2.00 MB    2  5.00 MB    5  40.0 MB   40
+
+bytes, old rank (down) to new rank (across)
+       0        1        2
+0      ·    8.00M ██     ·
+1  4.00M ▒▒     ·    2.00M ░░
+2  3.00M ▒▒ 1.00M ░░     ·
+scale: · none, ░░▒▒▓▓██ in 4 equal steps up to 8.00 MB
+
+in total
+                 bytes  rows  share
+───────────────────────────────────────────────────────────────────
+unchanged       120 MB   120    78%  same rank, same row
+local          15.0 MB    15    10%  same rank, another row
+remote         18.0 MB    18    12%  from another rank
+duplicate          0 B     0     0%  copied from a row that arrived
+empty              0 B     0     0%  no expert in NEW
+other tensors  12.0 MB               of all ranks
+whole output    165 MB               all shard files
+
+busiest sender 8.00 MB
+between nodes 0 B
+"""
+
+
+def test_a_plan_without_sizes_has_rows_and_says_how_to_get_bytes():
+    """Duplicates get a column because there are some."""
+    report = report_of([[0, 8, 0], [4, 0, 2], [3, 1, 0]], duplicate=1, unchanged=40, row_nbytes=None)
+    assert page_of(report) == """\
+plan for 3 ranks: 18 of 141 rows come from another rank
+
+per rank
+      sent  received  local  duplicate  unchanged
+rank  rows      rows   rows       rows       rows
+─────────────────────────────────────────────────
+   0     8         7      0          1         40
+   1     6         9      0          1         40
+   2     4         2      0          1         40
+
+rows, old rank (down) to new rank (across)
+       0        1        2
+0      ·        8 ██     ·
+1      4 ▒▒     ·        2 ░░
+2      3 ▒▒     1 ░░     ·
+scale: · none, ░░▒▒▓▓██ in 4 equal steps up to 8 rows
+
+in total
+           rows  share
+──────────────────────────────────────────────────────
+unchanged   120    85%  same rank, same row
+local         0     0%  same rank, another row
+remote       18    13%  from another rank
+duplicate     3     2%  copied from a row that arrived
+empty         0     0%  no expert in NEW
+
+busiest sender 8 rows
+bytes are unknown: give `--checkpoint`, `--model` or `--expert-bytes`
+"""
+
+
+def test_a_run_adds_what_it_took_and_what_it_proved():
+    """The headline names backend, workers, time and output; the end says what loads it."""
+    report = dataclasses.replace(report_of(ring(2)), run=RUN, warnings=["layer 3: replicas differ"])
+    lines = page_of(report).splitlines()
+    assert lines[0] == "resharded 2 ranks with gloo, 2 workers, in 12.3 s: /out"
+    assert "\n".join(lines[lines.index("stages") :]) == """\
+stages
+            time    bytes      rate
+───────────────────────────────────
+read      0.50 s  60.0 MB  120 MB/s
+exchange  0.02 s  10.0 MB  500 MB/s
+total     12.3 s
+
+between workers 10.0 MB
+peak memory per worker 398 MB, 412 MB
+480 of 480 rows proved against SRC
+
+how an engine loads it
+- SGLang: --load-format sharded_state
+
+warnings
+- layer 3: replicas differ"""
+
+
+def test_a_run_without_proof_says_so():
+    """Rows that nobody read back are not proved."""
+    run = dataclasses.replace(RUN, verified=False, rows_proved=0)
+    page = page_of(dataclasses.replace(report_of(ring(2)), run=run))
+    assert "not verified: 0 of 480 rows proved against SRC" in page
+
+
+def test_many_workers_have_a_range_of_memory():
+    """64 numbers would say less."""
+    run = dataclasses.replace(RUN, peak_rss_bytes=[rank * MB for rank in range(1, 65)])
+    page = page_of(dataclasses.replace(report_of(ring(2)), run=run))
+    assert "peak memory per worker 1.00 MB to 64.0 MB, over 64 workers" in page
+
+
+def test_bounds_stand_beside_what_they_bound():
+    """Only where they were computed."""
+    report = report_of(ring(2))
+    totals = dataclasses.replace(
+        report.totals, busiest_sender_bound_bytes=MB, cross_node_bytes=2 * MB, cross_node_bound_bytes=0
+    )
+    page = page_of(dataclasses.replace(report, totals=totals))
+    assert page.endswith("busiest sender 1.00 MB, bound 1.00 MB\nbetween nodes 2.00 MB, bound 0 B\n")
+
+
+def test_a_plan_that_moves_nothing_has_no_map():
+    """There is no largest amount to make a scale of."""
+    assert "\nnothing goes from one rank to another\n" in page_of(report_of([[0, 0], [0, 0]], unchanged=1))
+
+
+def test_more_ranks_than_fit_with_numbers_are_shaded():
+    """Labels stand where there is room for them."""
+    lines = page_of(report_of(ring(18))).splitlines()
+    first = lines.index("bytes, old rank (down) to new rank (across)") + 1
+    assert lines[first] == "   0   2   4   6   8   10  12  14  16"
+    assert lines[first + 1] == " 0  ·██ · · · · · · · · · · · · · · · ·"
+    assert lines[first + 18] == "17 ██ · · · · · · · · · · · · · · · · ·"
+
+
+def test_64_ranks_fit_80_columns():
+    """One character for each pair, every rank in the table."""
+    lines = page_of(report_of(ring(64))).splitlines()
+    first = lines.index("bytes, old rank (down) to new rank (across)") + 1
+    assert lines[first].startswith("   0   4   8   12  16 ")
+    assert lines[first + 64] == "63 █" + 63 * "·"
+    assert "busiest ranks" not in "".join(lines)
+
+
+def test_more_ranks_than_fit_are_announced_never_dropped():
+    """The page says how many are missing and how to see them."""
+    page = page_of(report_of(ring(100)))
+    assert "\nthe 16 busiest ranks\n" in page
+    assert "\n… 84 more ranks: `--full` or `--format json`\n" in page
+    assert "\nthe heat map of 100 ranks needs 103 columns: `--format json` lists the traffic\n" in page
+
+
+def test_the_busiest_ranks_come_first():
+    """Busy is who sends or receives most, in rows where sizes are unknown."""
+    rows = ring(65)
+    rows[40][41], rows[20][19] = 9, 5
+    for row_nbytes in (MB, None):
+        lines = page_of(report_of(rows, row_nbytes=row_nbytes)).splitlines()
+        first = lines.index("the 16 busiest ranks") + 4
+        assert [int(line.split()[0]) for line in lines[first : first + 4]] == [40, 41, 19, 20]
+
+
+def test_full_lists_every_rank():
+    """`plan --full`."""
+    page = page_of(report_of(ring(100)), full=True)
+    assert "\n  99  1.00 MB " in page
+    assert "more ranks" not in page
+
+
+def test_a_narrow_page_has_a_table_each_for_bytes_and_rows(monkeypatch):
+    """Nothing is cut where both do not fit side by side."""
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = page_of(report_of(ring(3), local=12_345, duplicate=1, unchanged=12_345)).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[lines.index("per rank, rows") : lines.index("per rank, rows") + 5] == [
+        "per rank, rows",
+        "      sent  received   local  duplicate  unchanged",
+        "rank  rows      rows    rows       rows       rows",
+        "──────────────────────────────────────────────────",
+        "   0     1         1  12,345          1     12,345",
+    ]
+
+
+def test_nodes_are_mapped_like_ranks():
+    """Above the report's limit the traffic is by node."""
+    report = dataclasses.replace(report_of(ring(65)), traffic=[(0, 2, MB, 1)], traffic_by="node")
+    assert """
+bytes, old node (down) to new node (across)
+       0        1        2
+0      ·        ·    1.00M ██
+1      ·        ·        ·
+2      ·        ·        ·
+""" in page_of(report)
+
+
+def test_colours_replace_shades_on_a_terminal():
+    """256 colours are enough for a scale."""
+    page = page_of(report_of(ring(2)), stream=Terminal())
+    assert "1.00M" in page
+    assert "\x1b[" in page
+    assert "█" not in page
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "xterm")])
+def test_shades_stay_where_colours_cannot_make_a_scale(monkeypatch, name, value):
+    """No colour is wanted, or there are too few."""
+    monkeypatch.setenv(name, value)
+    assert "1.00M ██" in page_of(report_of(ring(2)), stream=Terminal())
+
+
+def test_a_page_in_ascii():
+    """A locale without UTF-8 gets other shades and rules, and no crash."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    run = dataclasses.replace(RUN, output="/out/é")
+    print_report(dataclasses.replace(report_of(ring(100)), run=run), stream)
+    print_report(report_of(ring(2)), stream)
+    page = stream.buffer.getvalue().decode("ascii")
+    assert "/out/\\xe9\n" in page
+    assert "\n... 84 more ranks" in page
+    assert "0      .    1.00M ##\n" in page
+
+
+def test_names_are_neither_markup_nor_commands():
+    """What a checkpoint or a path says is shown as it is."""
+    run = dataclasses.replace(RUN, output="/[red]out[/red]\x1b[31m", serving=["[b]x[/b] :smile: \r"])
+    page = page_of(dataclasses.replace(report_of(ring(2)), run=run, warnings=["\x07"]))
+    assert r"/[red]out[/red]\x1b[31m" in page
+    assert r"- [b]x[/b] :smile: \r" in page
+    assert r"- \x07" in page
+
+
+def test_long_paths_fold():
+    """Every character is there, none beyond the page."""
+    path = "/" + "x" * 200
+    page = page_of(dataclasses.replace(report_of(ring(2)), run=dataclasses.replace(RUN, output=path)))
+    assert path in page.replace("\n", "")
+    assert max(map(len, page.splitlines())) <= 80
+
+
+def test_without_a_terminal_a_page_has_100_columns(monkeypatch):
+    """COLUMNS says otherwise where it is set."""
+    monkeypatch.delenv("COLUMNS")
+    assert "the heat map of 97 ranks needs 100 columns" not in page_of(report_of(ring(97)))
+    assert "the heat map of 98 ranks needs 101 columns" in page_of(report_of(ring(98)))
+
+
+INSPECTION = {
+    "layout": "stacked",
+    "num_ranks": 4,
+    "layers": [0, 3, 4, 5],
+    "expert_tensors": [
+        {
+            "name": "model.layers.{layer}.mlp.experts.routed_experts.w13_weight",
+            "dtype": "F8_E4M3",
+            "row_shape": [4096, 7168],
+            "row_bytes": 29_360_128,
+            "num_layers": 4,
+        },
+        {"name": "[b]\x1b", "dtype": "F32", "row_shape": [], "row_bytes": 4, "num_layers": 4},
+    ],
+    "others": {"count": 1234, "bytes": 12_345_678},
+    "sharded_others": ["model.embed_tokens.weight"],
+    "files": 16,
+    "bytes": 51_234_567_890,
+    "slots_per_rank": [3, 3, 2, 2],
+    "placement": {"num_logical_experts": 10},
+    "findings": [{"code": "EP112", "severity": "warning", "message": "expert 1 twice", "hint": "run x"}],
+}
+
+
+def test_an_inspection_at_80_columns():
+    """Names fold, numbers do not."""
+    stream = io.StringIO()
+    print_inspection(INSPECTION, stream)
+    assert stream.getvalue() == r"""stacked: 4 ranks, 16 files, 51.2 GB
+
+slots per rank  3, 3, 2, 2
+MoE layers      4 (0, 3-5)
+other tensors   1,234, 12.3 MB
+
+expert tensors (shape and bytes of one row)
+name                                         dtype        shape    bytes  layers
+────────────────────────────────────────────────────────────────────────────────
+model.layers.{layer}.mlp.experts.routed_e  F8_E4M3  4096 × 7168  29.4 MB       4
+xperts.w13_weight
+[b]\x1b                                        F32       scalar      4 B       4
+
+placement
+num logical experts  10
+
+other tensors that look sharded
+- model.embed_tokens.weight
+
+findings
+- warning[EP112]: expert 1 twice (hint: run x)
+"""
+
+
+def test_an_inspection_without_a_placement_or_oddities_is_short():
+    """Even slots are said once."""
+    stream = io.StringIO()
+    plain = {"slots_per_rank": [2, 2], "placement": None, "sharded_others": [], "findings": []}
+    print_inspection(INSPECTION | plain, stream)
+    page = stream.getvalue()
+    assert "slots per rank  2\n" in page
+    assert not {"placement", "findings", "sharded"} & set(page.split())
+
+
+VERIFICATION = {
+    "dst": "/out",
+    "against": "/in",
+    "rows_proved": 480,
+    "rows_total": 480,
+    "others_proved": 12,
+    "files": 8,
+    "bytes": 51_234_567_890,
+    "seconds": 12.34,
+    "ok": True,
+}
+
+
+def test_a_verification_says_what_was_proved_against_what():
+    """The verdict comes first."""
+    stream = io.StringIO()
+    print_verification(VERIFICATION, stream)
+    assert stream.getvalue() == """\
+verified: 480 of 480 rows proved
+
+checked        /out
+against        /in
+other tensors  12 proved
+read           8 files, 51.2 GB
+took           12.3 s, 4.15 GB/s
+"""
+
+
+def test_a_failed_verification_says_so():
+    """Without SRC the manifest is the witness."""
+    stream = io.StringIO()
+    print_verification(VERIFICATION | {"ok": False, "rows_proved": 479, "against": None}, stream)
+    assert stream.getvalue().startswith("NOT VERIFIED: 479 of 480 rows proved\n")
+    assert "against        its own manifest\n" in stream.getvalue()
