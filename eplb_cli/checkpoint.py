@@ -17,13 +17,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.classify import check_scales, looks_sharded, split_tensors
+from eplb_cli.classify import check_scales, lacking_others, looks_sharded, split_tensors
 from eplb_cli.errors import CheckpointError
 from eplb_cli.files import not_regular, reading
 from eplb_cli.header import DTYPE_BITS, Header, TensorEntry, read_header
-from eplb_cli.layout import Layout, ShardName, find_layout
+from eplb_cli.layout import Layout, ShardName, find_layout, layout_from_json
 from eplb_cli.manifest import MANIFEST_NAME, Manifest, is_digest_file, read_manifest
-from eplb_cli.placement import EMPTY, Placement
+from eplb_cli.placement import EMPTY, MAX_ENTRIES, Placement
+
+_MAX_ROWS = 1 << 27
+"""(L, K, P) of no checkpoint; where rows lie takes 12 bytes each."""
 
 
 class ShardFile(NamedTuple):
@@ -104,8 +107,11 @@ class Shards:
 def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
     """Read the names and headers of a checkpoint's shards.
 
+    A tree that eplb wrote says its layout itself; "auto" takes that.
+
     Raises:
-        CheckpointError: EP201 to EP206, the directory, a file or the layout cannot be used.
+        CheckpointError: EP201 to EP206, the directory, a file or the layout cannot be used; EP208, no
+            placement has so many rows; EP214, the manifest is damaged.
     """
     names = _list_directory(path)
     shard_names = [name for name in names if name.endswith(".safetensors")]
@@ -113,20 +119,28 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
         raise CheckpointError("EP201", f"{path} holds no .safetensors file", "is it the directory of shards?")
     headers = {name: read_header(path / name) for name in shard_names}
     keys = dict.fromkeys(key for header, _ in headers.values() for key in header.tensors)
+    manifest = read_manifest(path)
+    if manifest is not None and layout == "auto":
+        layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
     layout = layout if isinstance(layout, Layout) else find_layout(layout, shard_names, keys)
     shards = []
     for name in shard_names:
-        found = layout.match_file(name)
-        if found is None:
+        shard_name = layout.match_file(name)
+        if shard_name is None:
             hint = f"layout {layout.name} has {' and '.join(layout.files)}"
             raise CheckpointError("EP206", f"{path / name} is not named like a shard", hint)
         header, status = headers[name]
-        shards.append(ShardFile(path / name, found, header, status.st_size, status.st_mtime_ns))
+        shards.append(ShardFile(path / name, shard_name, header, status.st_size, status.st_mtime_ns))
     shards.sort(key=lambda shard: (shard.name.rank, shard.name.series, shard.name.part))
     carried = [name for name in names if not name.endswith(".safetensors") and not _is_ours(name)]
-    return Shards(
-        path, layout, tuple(shards), _by_rank(path, shards), tuple(sorted(carried)), read_manifest(path)
-    )
+    found = Shards(path, layout, tuple(shards), _by_rank(path, shards), tuple(sorted(carried)), manifest)
+    if not found.moe_layers:
+        raise CheckpointError("EP206", f"{path} has no tensor that layout {layout.name} knows as an expert's")
+    if (most := int(found.slots_per_rank.max())) > MAX_ENTRIES:
+        raise CheckpointError(
+            "EP208", f"{path} has a rank of {most:,} rows; more than {MAX_ENTRIES:,} are too many"
+        )
+    return found
 
 
 def _list_directory(path: Path) -> list[str]:
@@ -140,7 +154,7 @@ def _list_directory(path: Path) -> list[str]:
         if entry.is_file():
             names.append(entry.name)
         elif entry.name.endswith(".safetensors") or not entry.is_dir():
-            raise not_regular(path / entry.name, "no regular file")
+            raise not_regular(path / entry.name, "not a regular file")
     return [name for name in names if not name.startswith(".")]
 
 
@@ -155,6 +169,12 @@ def _by_rank(path: Path, shards: list[ShardFile]) -> tuple[Mapping[str, TensorAt
         raise CheckpointError(
             "EP202", f"{path} has files of rank {ranks[-1]} and none of rank {missing}", "copy all ranks"
         )
+    for shard in shards:
+        if shard.name.world not in (None, len(ranks)):
+            raise CheckpointError(
+                "EP202",
+                f"{shard.path} is one of {shard.name.world} ranks, and there are files of {len(ranks)}",
+            )
     _check_parts(shards)
     tensors: tuple[dict[str, TensorAt], ...] = tuple({} for _ in ranks)
     for number, shard in enumerate(shards):
@@ -162,7 +182,11 @@ def _by_rank(path: Path, shards: list[ShardFile]) -> tuple[Mapping[str, TensorAt
         for key, entry in shard.header.tensors.items():
             if key in of_rank:
                 other = shards[of_rank[key].file].path
-                raise CheckpointError("EP205", f"{key!r} is in {other} and in {shard.path}")
+                raise CheckpointError(
+                    "EP205",
+                    f"{key!r} is in {other} and in {shard.path}",
+                    "is one of them left over from before?",
+                )
             of_rank[key] = TensorAt(number, shard.header.data_start + entry.begin, entry)
     return tensors
 
@@ -173,8 +197,11 @@ def _check_parts(shards: list[ShardFile]) -> None:
         parts[shard.name.series, shard.name.rank].append(shard.name.part)
     for (series, rank), found in parts.items():
         if found != list(range(len(found))):
-            missing = next(part for part in range(len(found)) if part not in found)
-            raise CheckpointError("EP202", f"rank {rank} lacks part {missing} of {series}", "copy all parts")
+            missing = next((part for part in range(len(found)) if part not in found), found[0])
+            problem = "has two files of" if missing in found else "lacks"
+            raise CheckpointError(
+                "EP202", f"rank {rank} {problem} part {missing} of {series}", "copy all parts"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +246,7 @@ class ShardedCheckpoint:
     @property
     def expert_nbytes(self) -> NDArray[np.int64]:
         """(L,) bytes of one expert with all its tensors."""
-        return self.row_nbytes.sum(axis=1)
+        return np.asarray(self.row_nbytes.sum(axis=1), np.int64)
 
     @property
     def unplaced_layers(self) -> list[int]:
@@ -232,6 +259,11 @@ class ShardedCheckpoint:
         """Other tensors that look sharded over the ranks, by their shapes alone."""
         shapes = [{key: at.entry.shape for key, at in tensors.items()} for tensors in self.others]
         return looks_sharded(shapes, self.shards.path)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What is odd, and yet no reason to refuse: other tensors that some rank lacks."""
+        return lacking_others(self.others)
 
 
 def with_layers(placement: Placement, shards: Shards) -> Placement:
@@ -263,7 +295,7 @@ def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:
     old = with_layers(old, shards)
     if old.num_ranks != shards.num_ranks:
         raise CheckpointError(
-            "EP202", f"OLD has {old.num_ranks} ranks and {shards.path} has files of {shards.num_ranks}"
+            "EP202", f"OLD has {old.num_ranks} ranks, and {shards.path} has files of {shards.num_ranks}"
         )
     layer_ids = [] if old.layer_ids is None else old.layer_ids.tolist()
     split = split_tensors(shards.layout, shards.tensors, layer_ids, old.slots_per_rank.tolist())
@@ -271,6 +303,11 @@ def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:
     templates = sorted({(template, tensor) for _, template, tensor in split.experts})
     tensors = tuple(ExpertTensor(*template) for template in templates)
     shape = (old.num_layers, len(tensors))
+    if old.physical_to_logical.size * len(tensors) > _MAX_ROWS:
+        raise CheckpointError(
+            "EP209",
+            f"{len(tensors):,} expert tensors in each of {old.physical_to_logical.size:,} rows are too many",
+        )
     found = ShardedCheckpoint(
         shards,
         old,
@@ -311,10 +348,25 @@ def _place(
             f"{kind[0]} {list(kind[1])} on rank {at[0]}" for kind, at in sorted(kinds.items())
         )
         raise CheckpointError("EP209", f"{where}: rows are {said or 'on no rank'}")
+    _require_all(checkpoint, layer, tensor)
     (dtype, row_shape), (_, series) = next(iter(kinds.items()))
     checkpoint.dtype[layer, tensor] = dtype
     checkpoint.row_shape[layer, tensor] = row_shape
     checkpoint.series[layer, tensor] = series
+
+
+def _require_all(checkpoint: ShardedCheckpoint, layer: int, tensor: int) -> None:
+    """A rank that holds an expert of the layer has the tensor: keys by expert do not say so by themselves."""
+    old, found = checkpoint.placement, checkpoint.expert_tensors[tensor]
+    lost = (checkpoint.extents.file[layer, tensor] < 0) & (old.physical_to_logical[layer] != EMPTY)
+    if lost.any():
+        slot = int(lost.argmax())
+        code = "EP210" if found.tensor in checkpoint.shards.layout.scales else "EP209"
+        raise CheckpointError(
+            code,
+            f"{found.template!r}, layer {old.layer_name(layer)}: missing on rank {old.rank_of_slot[slot]}, "
+            f"which holds expert {old.physical_to_logical[layer, slot]}",
+        )
 
 
 def _rows(
@@ -338,12 +390,13 @@ def _rows(
         slots = {int(expert): first + row for row, expert in enumerate(experts) if expert != EMPTY}
         refuse_twice(experts, old.layer_name(layer), rank)
     if slots.keys() != numbered.keys():
-        wrong = min(slots.keys() ^ numbered.keys(), key=str)
-        holds = "the shard holds" if wrong in numbered else "OLD holds"
-        code = "EP217" if checkpoint.shards.layout.numbering == "expert" else "EP208"
+        wrong = min(number for number in slots.keys() ^ numbered.keys() if number is not None)
+        only = "in the shard and not in OLD" if wrong in numbered else "in OLD and not in the shard"
+        by_expert = checkpoint.shards.layout.numbering == "expert"
         raise CheckpointError(
-            code,
-            f"rank {rank}, layer {old.layer_name(layer)}: only {holds} number {wrong} of {template!r}",
+            "EP217" if by_expert else "EP208",
+            f"rank {rank}, layer {old.layer_name(layer)}: {'expert' if by_expert else 'row'} {wrong} of "
+            f"{template!r} is {only}",
             "`eplb inspect SRC` shows what the shards hold",
         )
     for number, slot in slots.items():
@@ -365,6 +418,10 @@ def refuse_twice(experts: NDArray[np.int64], layer: int, rank: int) -> None:
 
 def _row_nbytes(at: TensorAt, row_shape: tuple[int, ...], template: str, rank: int) -> int:
     bits = DTYPE_BITS[at.entry.dtype] * int(np.prod(row_shape, dtype=object))
-    if bits % 8:
-        raise CheckpointError("EP209", f"{template!r}, rank {rank}: a row of {bits} bits is no whole bytes")
+    if bits % 8 or bits >= 1 << 63:
+        raise CheckpointError(
+            "EP209",
+            f"{template!r}, rank {rank}: a row of {bits} bits is no number of whole bytes",
+            "eplb moves whole bytes: such a tensor cannot be cut into rows",
+        )
     return bits // 8

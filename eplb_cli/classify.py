@@ -49,10 +49,10 @@ def split_tensors(
     for rank, of_rank in enumerate(tensors):
         for key, at in of_rank.items():
             found = _expert_key(layout, key, at, rank)
-            if found is None or found.layer not in placed:
-                others[rank][key] = at
-            else:
+            if found is not None and found.layer in placed and _has_rows(layout, found, at, rank):
                 experts[found.layer, found.template, found.tensor][rank][found.number] = at
+            else:
+                others[rank][key] = at
     _check_ranks(layout, experts, others, slots_per_rank)
     if layout.numbering == "stacked":
         _check_rows(layout, experts, slots_per_rank)
@@ -60,16 +60,26 @@ def split_tensors(
 
 
 def _expert_key(layout: Layout, key: str, at: TensorAt, rank: int) -> ExpertKey | None:
-    if not at.entry.shape and layout.numbering == "stacked":
-        return None
+    """What the key says; None for another tensor."""
     found = layout.match_key(key)
-    if found is None and not layout.is_known_other(key):
+    is_number = not at.entry.shape and layout.numbering == "stacked"
+    if found is None and not is_number and not layout.is_known_other(key):
         raise CheckpointError(
             "EP207",
             f"{key!r} on rank {rank} looks like an expert's, and layout {layout.name} does not know it",
             "describe it in a layout file, as a tensor or as one of its others: see docs/layouts.md",
         )
     return found
+
+
+def _has_rows(layout: Layout, key: ExpertKey, at: TensorAt, rank: int) -> bool:
+    """Whether a known tensor of an expert has a dimension for rows; EP208 where it has none and must."""
+    if layout.numbering != "stacked" or at.entry.shape:
+        return True
+    if key.tensor in layout.tensors:
+        name = key.template.replace("{layer}", str(key.layer))
+        raise CheckpointError("EP208", f"{name!r} on rank {rank} has no dimension, and so no rows")
+    return False
 
 
 def _check_ranks(
@@ -140,7 +150,7 @@ def check_scales(layout: Layout, experts: Experts) -> None:
     for (layer, prefix), tensors in sorted(present.items()):
         for scale, weights in layout.scales.items():
             owners = [weight for weight in weights.split() if weight in tensors]
-            where = f"layer {layer}: {prefix}"
+            where = f"layer {layer}: {prefix.replace('{layer}', str(layer))}"
             if scale in tensors and not owners:
                 raise CheckpointError("EP210", f"{where}{scale} is there without {weights.split()[0]}")
             lacks = [weight for weight in owners if (tensors[weight], _kind(scale, weight)) in kinds]
@@ -176,11 +186,22 @@ def looks_sharded(shapes: Sequence[Mapping[str, tuple[int, ...]]], path: Path) -
         key
         for key, shape in shapes[0].items()
         if vocabulary
+        and shape
         and len(shapes) > 1
         and key.endswith(("embed_tokens.weight", "embed.weight", "lm_head.weight", "head.weight"))
         and shape[0] < vocabulary <= shape[0] * len(shapes)
     ]
     return sorted({*uneven, *pieces})
+
+
+def lacking_others(others: Sequence[Mapping[str, TensorAt]]) -> list[str]:
+    """A sentence where a rank lacks other tensors that another rank has, as a lost file leaves it."""
+    every = sorted({key for of_rank in others for key in of_rank})
+    lacking = [(rank, key) for rank, of_rank in enumerate(others) for key in every if key not in of_rank]
+    if not lacking:
+        return []
+    (rank, key), more = lacking[0], f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
+    return [f"rank {rank} lacks {key!r}, which another rank has{more}: are all parts of its shard there?"]
 
 
 def _vocabulary(path: Path) -> int:
@@ -190,6 +211,6 @@ def _vocabulary(path: Path) -> int:
     try:
         config = json.loads(read_small_file(path / "config.json", MAX_CONFIG_NBYTES))
         size = config.get("vocab_size", 0)
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, RecursionError, CheckpointError):
         return 0
     return size if isinstance(size, int) else 0

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from eplb_cli import __version__, render
-from eplb_cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EplbError, UsageError
+from eplb_cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EplbError, UsageError, WorkerError
 from eplb_cli.report import Report, report_json
 
 if TYPE_CHECKING:
@@ -30,7 +31,14 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Re-shard Mixture-of-Experts checkpoints offline, from one expert-parallel placement to another.",
+    epilog="""\b
+Exit codes: 0 done, 1 findings, 2 usage, 3 an input cannot be used,
+4 a worker failed, 5 bytes differ, 6 the output cannot be written,
+130 interrupted.""",
 )
+
+MAX_SIZE_NBYTES = 1 << 40
+"""The largest size an option takes: a sum over all rows of a placement still fits 64 bits."""
 
 
 class Senders(StrEnum):
@@ -75,7 +83,12 @@ RanksPerNode = Annotated[
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
 LayoutOption = Annotated[
-    str, typer.Option("--layout", metavar="auto|NAME|FILE", help="How files and tensors are named.")
+    str,
+    typer.Option(
+        "--layout",
+        metavar="auto|NAME|FILE",
+        help="How files and tensors are named: sharded-state, per-row, deepseek, or a TOML file.",
+    ),
 ]
 NumRanks = Annotated[
     int | None,
@@ -104,13 +117,14 @@ def parse_size(text: str) -> int:
     """Bytes in "256MiB", "1GB" or "65536".
 
     Raises:
-        UsageError: EP001, it is no size.
+        UsageError: EP001, it is no size, or larger than `MAX_SIZE_NBYTES`.
     """
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([kmg]i?)?b?", text.strip().lower())
     nbytes = int(float(match[1]) * units[match[2] or ""]) if match else 0
-    if nbytes < 1:
-        raise UsageError("EP001", f"{text!r} is not a size", "sizes look like 65536, 256MiB or 1GB")
+    if not 1 <= nbytes <= MAX_SIZE_NBYTES:
+        hint = "sizes look like 65536, 256MiB or 1GB, and go up to 1024GiB"
+        raise UsageError("EP001", f"{text!r} is not a size", hint)
     return nbytes
 
 
@@ -122,34 +136,57 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command()
+@app.command(
+    short_help="Rearrange shards for another placement.",
+    epilog="""\b
+Examples:
+  eplb reshard SRC DST --old old.json --new new.json
+  eplb reshard SRC DST --old linear --new new.json --backend file
+  eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)""",
+)
 def reshard(
     src: Annotated[
         Path, typer.Argument(metavar="SRC", help="Directory of per-rank shards; never written to.")
     ],
     dst: Annotated[Path, typer.Argument(metavar="DST", help="Where the result appears: new, or empty.")],
     new: Annotated[
-        str, typer.Option("--new", metavar="NEW", help="The placement wanted: a file, or a named map.")
+        str,
+        typer.Option("--new", metavar="NEW", help="The placement wanted: a file, or linear, or round_robin."),
     ],
     old: Annotated[
         str | None,
         typer.Option(
-            "--old", metavar="OLD", help="The placement of SRC, where its eplb.json does not say it."
+            "--old",
+            metavar="OLD",
+            help="The placement of SRC, where no eplb.json says it: a file, or linear, or round_robin.",
         ),
     ] = None,
     layout: LayoutOption = "auto",
     backend: Annotated[
-        Backend, typer.Option("--backend", help="What moves bytes between workers.")
+        Backend,
+        typer.Option(
+            "--backend",
+            help="What moves bytes: nccl or gloo between the workers of a torchrun job, or one process from "
+            "file to file; auto is nccl with a GPU for each worker, else gloo.",
+        ),
     ] = Backend.auto,
     nproc_per_node: Annotated[
-        int | None, typer.Option("--nproc-per-node", min=1, metavar="N", help="Workers of the torchrun job.")
+        int | None,
+        typer.Option(
+            "--nproc-per-node",
+            min=1,
+            metavar="N",
+            help="Workers of the torchrun job; any number serves any number of ranks.",
+        ),
     ] = None,
     senders: SendersOption = Senders.balanced,
     ranks_per_node: RanksPerNode = None,
     buffer_size: Annotated[
         str, typer.Option("--buffer-size", metavar="SIZE", help="All send and receive buffers of one worker.")
     ] = "256MiB",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, report, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all inputs, plan, report, and write nothing.")
+    ] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not read the result back.")] = False,
     no_digest: Annotated[
         bool, typer.Option("--no-digest", help="Take no digests: no proof, now or later.")
@@ -159,15 +196,21 @@ def reshard(
     ] = False,
     timeout: Annotated[
         float,
-        typer.Option("--timeout", min=1, metavar="SECONDS", help="End a run that makes no progress so long."),
+        typer.Option(
+            "--timeout", min=1, metavar="SECONDS", help="End a run that makes no progress for so long."
+        ),
     ] = 600.0,
     num_ranks: NumRanks = None,
+    old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
     num_redundant_experts: NumRedundant = None,
     full: Full = False,
     output_format: FormatOption = Format.text,
 ) -> None:
-    """Rearrange the shards in SRC for the placement NEW, into DST, and prove it."""
+    """Rearrange the shards in SRC for the placement NEW, into DST, and prove it.
+
+    SRC is only read. DST appears whole, once every row has been read back and compared, or not at all.
+    """
     from eplb_cli.inputs import PlacementOptions
     from eplb_cli.reshard import Request, plan_request
     from eplb_cli.reshard import reshard as run
@@ -189,6 +232,7 @@ def reshard(
         timeout_s=timeout,
         placements=PlacementOptions(
             num_ranks=num_ranks,
+            old_num_ranks=old_num_ranks,
             num_logical_experts=num_logical_experts,
             num_redundant_experts=num_redundant_experts,
         ),
@@ -197,7 +241,14 @@ def reshard(
     _print_report(report, output_format, full=full)
 
 
-@app.command()
+@app.command(
+    short_help="Show what would move, without moving it.",
+    epilog="""\b
+Examples:
+  eplb plan old.json new.json
+  eplb plan old.json new.json --expert-bytes 44050944 --ranks-per-node 8
+  eplb plan linear new.json --checkpoint SRC --format json""",
+)
 def plan(
     old: Annotated[str, typer.Argument(metavar="OLD", help="A placement file, or linear, or round_robin.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="A placement file, or linear, or round_robin.")],
@@ -209,7 +260,9 @@ def plan(
         typer.Option("--expert-bytes", metavar="N", help="Bytes of one expert, for sizes without shards."),
     ] = None,
     layout: LayoutOption = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Planning is all this command does.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Accepted, and changes nothing: planning writes no file.")
+    ] = False,
     senders: SendersOption = Senders.balanced,
     ranks_per_node: RanksPerNode = None,
     num_ranks: NumRanks = None,
@@ -240,7 +293,13 @@ def plan(
     _print_report(report, output_format, full=full)
 
 
-@app.command()
+@app.command(
+    short_help="Check placement files.",
+    epilog="""\b
+Examples:
+  eplb validate maps/*.json
+  eplb validate new.json --against old.json --format github""",
+)
 def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Placement files.")],
     against: Annotated[
@@ -248,28 +307,45 @@ def validate(
         typer.Option("--against", metavar="OLD", help="Check that OLD can be turned into each of them."),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="DIR", help="Shards that each of them has to fit.")
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="DIR",
+            help="Shards whose layers, ranks and slots each of them has to have; with --against, OLD.",
+        ),
     ] = None,
-    num_ranks: NumRanks = None,
+    num_ranks: Annotated[
+        int | None,
+        typer.Option(
+            "--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks, where a file does not say."
+        ),
+    ] = None,
+    old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
+    num_redundant_experts: NumRedundant = None,
     output_format: Annotated[
         FindingsFormat, typer.Option("--format", help="What stdout gets.")
     ] = FindingsFormat.text,
 ) -> None:
-    """Check placements, and say all that is wrong with them at once."""
+    """Check placements, and say all that is wrong with them at once.
+
+    Exits with 1 where there is an error among the findings; warnings alone are no reason.
+    """
     from eplb_cli.placement import Hints
     from eplb_cli.validate import validate_files
 
-    hints = Hints(num_ranks=num_ranks, num_logical_experts=num_logical_experts)
+    old_ranks = old_num_ranks or (num_ranks if against in ("linear", "round_robin") else None)
+    hints = Hints(num_ranks, None, num_logical_experts, num_redundant_experts=num_redundant_experts)
+    old_hints = replace(hints, num_ranks=old_ranks)
     if checkpoint is not None:
-        hints = _checkpoint_hints(hints, checkpoint)
-    findings = validate_files(files, hints, against)
+        hints, old_hints = _with_checkpoint(checkpoint, hints, old_hints, compares_old=against is not None)
+    findings = validate_files(files, hints, against, old_hints)
     render.print_findings(findings, files, output_format.value)
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(EXIT_FINDINGS)
 
 
-@app.command()
+@app.command(short_help="Prove again that an output is what it should be.")
 def verify(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="A directory that eplb wrote.")],
     against: Annotated[
@@ -277,11 +353,17 @@ def verify(
     ] = None,
     output_format: FormatOption = Format.text,
 ) -> None:
-    """Prove again, from the files alone, that DST holds what it should."""
+    """Prove again, from the files alone, that DST holds what it should.
+
+    Every byte of DST is read and compared with the digests taken while it was written; with --against, also
+    with SRC. Exits with 5 where a byte differs.
+    """
     from eplb_cli.verify import verify as run
 
-    with _progress(_tree_nbytes(dst) + (_tree_nbytes(against) if against else 0), "verify") as show:
+    total_nbytes = _tree_nbytes(dst) + (_tree_nbytes(against) if against else 0)
+    with _progress(total_nbytes, "verify") as show:
         result = run(dst, against, _accumulate(show))
+        show(total_nbytes)  # headers are read, and not counted
     for warning in result["warnings"]:
         render.print_warning(warning)
     if output_format is Format.json:
@@ -290,20 +372,25 @@ def verify(
         render.print_verification(result)
 
 
-@app.command()
+@app.command(short_help="Show what a directory of shards holds.")
 def inspect(
     src: Annotated[Path, typer.Argument(metavar="SRC", help="A directory of per-rank shards.")],
     layout: LayoutOption = "auto",
     deep: Annotated[
-        bool, typer.Option("--deep", help="Read all rows, and check what eplb.json says of them.")
+        bool,
+        typer.Option(
+            "--deep", help="Read all rows: compare replicas, and what eplb.json says; exit 1 on findings."
+        ),
     ] = False,
     output_format: FormatOption = Format.text,
 ) -> None:
-    """Show what the shards in SRC hold."""
+    """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert."""
     from eplb_cli.inspection import inspect_shards
 
-    with _progress(_tree_nbytes(src) if deep else 0, "inspect") as show:
+    total_nbytes = _tree_nbytes(src) if deep else 0
+    with _progress(total_nbytes, "inspect") as show:
         found = inspect_shards(src, layout, deep=deep, advance=_accumulate(show))
+        show(total_nbytes)
     if output_format is Format.json:
         render.print_json(found)
     else:
@@ -312,17 +399,18 @@ def inspect(
         raise typer.Exit(EXIT_FINDINGS)
 
 
-def _checkpoint_hints(hints: Hints, path: Path) -> Hints:
-    """What the shards say of every placement they are to have."""
+def _with_checkpoint(
+    path: Path, hints: Hints, old_hints: Hints, *, compares_old: bool
+) -> tuple[Hints, Hints]:
+    """The hints together with what the shards say: of OLD where there is one, else of each placement."""
     import numpy as np
 
     from eplb_cli.checkpoint import open_shards
-    from eplb_cli.placement import Hints
 
     shards = open_shards(path)
-    num_ranks = hints.num_ranks or shards.num_ranks
-    layer_ids = np.array(shards.moe_layers)
-    return Hints(num_ranks=num_ranks, num_logical_experts=hints.num_logical_experts, layer_ids=layer_ids)
+    layer_ids, slots = np.array(shards.moe_layers, np.int64), shards.slots_per_rank
+    of_old = replace(old_hints, layer_ids=layer_ids, slots_per_rank=slots)
+    return replace(hints, layer_ids=layer_ids, slots_per_rank=None if compares_old else slots), of_old
 
 
 def _print_report(report: Report, output_format: Format, *, full: bool) -> None:
@@ -377,16 +465,41 @@ def main() -> None:
     """Run the command line; every error is one message and one exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    _replace_closed_streams()
     try:
         app()
     except EplbError as error:
-        if os.environ.get("EPLB_DEBUG") == "1":
-            traceback.print_exc()
-        render.print_error(error)
-        sys.exit(error.exit_code)
+        _fail(error)
     except _Interrupted:
         sys.stderr.write("interrupted: nothing was written\n")
         sys.exit(EXIT_INTERRUPTED)
+    except MemoryError:
+        _fail(WorkerError("EP401", "memory is short", "a smaller --buffer-size needs less"))
+    except OSError as error:  # stdout itself, or a file of the run that no one else speaks for
+        from eplb_cli.files import output_error
+
+        _fail(output_error(error, error.filename or "stdout"))
+    except Exception as error:  # noqa: BLE001 - the last resort: even a bug in eplb has a code and no traceback
+        problem = f"unexpected {type(error).__name__}: {error}"
+        _fail(
+            WorkerError("EP401", problem, "this is a bug in eplb, please report it; EPLB_DEBUG=1 shows where")
+        )
+
+
+def _replace_closed_streams() -> None:
+    """What a caller closed (`>&-`) takes everything and keeps nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the end
+
+
+def _fail(error: EplbError) -> NoReturn:
+    """End with the error's message and exit code."""
+    if os.environ.get("EPLB_DEBUG") == "1":
+        traceback.print_exc()
+    with contextlib.suppress(BrokenPipeError):
+        render.print_error(error)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ CODES = {
     "EP112": "a rank holds the same expert more than once",
     "EP113": "a rank has no expert at all in a layer",
     "EP114": "a named map lacks a number it needs",
+    "EP115": "a rank mapping is no partial injection",
     "EP201": "SRC is not a readable directory of shards",
     "EP202": "a rank's files are missing, or there are more ranks than the placement has",
     "EP203": "a shard is not a valid safetensors file",
@@ -59,6 +60,8 @@ CODES = {
     "EP218": "the layout cannot hold the same expert twice on a rank",
     "EP219": "MoE layers outside the placement cannot follow a change of ranks or slots",
     "EP220": "a file of SRC changed while it was read",
+    "EP221": "rows of a live tensor overlap, or are not contiguous",
+    "EP222": "live tensors are not what the placement needs",
     "EP301": "the plan does not produce NEW from OLD",
     "EP302": "workers disagree on the plan",
     "EP401": "a worker failed",
@@ -78,9 +81,71 @@ CODES = {
     "EP605": "another run is writing DST",
 }
 
+HINTS = {
+    "EP001": "`eplb COMMAND --help` lists the options",
+    "EP101": "is the path right, and may you read it?",
+    "EP102": "a placement is JSON in UTF-8; `python -m json.tool FILE` finds the place too",
+    "EP103": "configs/placements has examples of the format eplb-placement/1",
+    "EP104": "every layer is one list with an expert id for each slot, all of them equally long",
+    "EP105": "experts count from 0; --num-logical-experts E says how many there are",
+    "EP106": "was OLD written for another checkpoint? `eplb inspect SRC` shows what the shards hold",
+    "EP107": "the router still names that expert: give it a slot in NEW",
+    "EP108": "slots = ranks x slots per rank: check both, and the length of the map's rows",
+    "EP109": "both have to be written for the same checkpoint",
+    "EP110": "the router still names that expert: give it a slot",
+    "EP111": "say it with --num-logical-experts E",
+    "EP112": "a second replica on one rank shares no load; is it meant?",
+    "EP113": "a rank without experts does no work in that layer; is it meant?",
+    "EP114": "say it with the option that is named",
+    "EP115": "each old rank becomes at most one new rank, and -1 is a rank that leaves",
+    "EP201": "is the path right, and may you read it?",
+    "EP202": "copy the files of all ranks, and check that OLD is the placement they were written under",
+    "EP203": "was it copied whole? compare its size with where it came from",
+    "EP204": "only regular files are read; copy links with `cp -L`",
+    "EP205": "are there files of two checkpoints in the directory?",
+    "EP206": "name a layout with --layout, or describe yours in a TOML file: see docs/layouts.md",
+    "EP207": "describe it in a layout file, as a tensor or as one of its others: see docs/layouts.md",
+    "EP208": "is OLD the placement these shards were written under?",
+    "EP209": "are all files of all ranks there, and from the same checkpoint?",
+    "EP210": "are all parts of the shard there?",
+    "EP211": "eplb cannot tell what it belongs to: save it as one value, or as one value per row",
+    "EP212": "`eplb inspect SRC` shows which layers have experts; name them with layer_ids",
+    "EP213": "eplb moves experts only: keep the number of ranks, or save shards without tensor parallelism",
+    "EP214": "remove it to go on without it, and name OLD with --old",
+    "EP215": "leave out --old, or remove eplb.json if it is the one that is wrong",
+    "EP216": "name the placement it was written under with --old FILE, or --old linear",
+    "EP217": "`eplb inspect SRC` shows what the shards hold",
+    "EP218": "choose a placement whose ranks hold an expert at most once",
+    "EP219": "add the layer to OLD and NEW (MTP layers are MoE layers too)",
+    "EP220": "let its writer finish first, then run again",
+    "EP221": "pass contiguous tensors whose rows do not share memory",
+    "EP222": "pass one tensor per layer and weight, with as many rows as the rank has slots",
+    "EP301": "this is an error in eplb: please report it with both placements",
+    "EP302": "do all workers see the same SRC?",
+    "EP401": "EPLB_DEBUG=1 shows where it happened",
+    "EP402": "was memory short? a smaller --buffer-size needs less",
+    "EP403": "is the storage stuck? a longer --timeout waits longer",
+    "EP404": "`python -m torch.distributed.run --help` has to work here; --backend file needs no torch",
+    "EP501": "the bytes were changed or damaged: do not use the output, make it again",
+    "EP502": "the bytes were changed or damaged: do not use the output, make it again",
+    "EP503": "replicas of an expert have to be alike: which of them is right?",
+    "EP504": "the bytes were changed or damaged: do not use the output, make it again",
+    "EP505": "the output was changed or damaged after it was written: make it again",
+    "EP506": "SRC was changed or is damaged: `eplb verify SRC` names the first place",
+    "EP601": "remove it, or choose another DST",
+    "EP602": "choose a DST outside SRC",
+    "EP603": "free some space, or choose another DST",
+    "EP604": "does the directory that DST is to be in exist, and may you write there?",
+    "EP605": "wait for that run to end",
+}
+"""What to do about each code, where whoever raises it knows nothing better."""
+
 
 class EplbError(Exception):
-    """Base of every error with a code; `str()` is the message without code and hint."""
+    """Base of every error with a code; `str()` is the message without code and hint.
+
+    Without a hint of its own an error has that of its code in `HINTS`.
+    """
 
     exit_code: ClassVar[int] = 3
 
@@ -88,7 +153,7 @@ class EplbError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
-        self.hint = hint
+        self.hint = hint or HINTS.get(code, "")
 
     def __reduce__(self) -> tuple[type[EplbError], tuple[str, str, str]]:
         return type(self), (self.code, self.message, self.hint)

@@ -26,6 +26,10 @@ Int = NDArray[np.int64]
 STRIPE_ALIGNMENT = 512
 """Stripes wider than this start at a multiple of it."""
 
+PART_ALIGNMENT = 16
+"""The part of a message that belongs to one unit starts at a multiple of this, so that rows of live
+tensors are gathered and scattered in wide words, whatever was packed before them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Units:
@@ -73,8 +77,9 @@ def plan_wire(
         chunk_nbytes: what a worker may at most fill, and at most drain, in a chunk.
     """
     load = _rows_per_worker(cell, sender, receiver, len(cell_nbytes), num_workers)
-    units = _cut_stripes(cell_nbytes, load.max(axis=1), chunk_nbytes)
-    per_unit = load[units.cell] * units.nbytes[:, None]
+    padding = np.minimum(load, num_workers) * (PART_ALIGNMENT - 1)
+    units = _cut_stripes(cell_nbytes, load.max(axis=1), chunk_nbytes - padding.max(axis=1))
+    per_unit = load[units.cell] * units.nbytes[:, None] + padding[units.cell]
     units = replace(units, chunk=_cut_chunks(per_unit, chunk_nbytes))
     return Wire(piece, cell, sender, receiver, num_workers, units)
 
@@ -89,13 +94,15 @@ def _rows_per_worker(cell: Int, sender: Int, receiver: Int, num_cells: int, num_
     return np.concatenate([filled, drained], axis=1)
 
 
-def _cut_stripes(cell_nbytes: Int, most_rows: Int, chunk_nbytes: int) -> Units:
+def _cut_stripes(cell_nbytes: Int, most_rows: Int, room: Int) -> Units:
     """Units in which no worker fills or drains more than a chunk, for cells in which rows travel.
 
-    `most_rows`: (C,) the most rows that one worker fills or drains.
+    Args:
+        most_rows: (C,) the most rows that one worker fills or drains.
+        room: (C,) bytes that a chunk has for them.
     """
     cell = np.flatnonzero((cell_nbytes > 0) & (most_rows > 0))
-    width = np.maximum(chunk_nbytes // most_rows[cell], 1)
+    width = np.maximum(room[cell] // most_rows[cell], 1)
     width = np.where(width > STRIPE_ALIGNMENT, width // STRIPE_ALIGNMENT * STRIPE_ALIGNMENT, width)
     nbytes = cell_nbytes[cell]
     stripes = -(-nbytes // width)
@@ -145,6 +152,11 @@ class Parcels:
         """The parcels of a chunk."""
         return slice(*np.searchsorted(self.chunk, [chunk, chunk + 1]).tolist())
 
+    def only(self, chosen: NDArray[np.bool_]) -> Parcels:
+        """Some of the parcels, where they are."""
+        columns = (self.chunk, self.peer, self.unit, self.piece, self.position, self.nbytes)
+        return Parcels(*(column[chosen] for column in columns))
+
     @cached_property
     def buffer_nbytes(self) -> int:
         """The largest number of bytes in one chunk."""
@@ -174,20 +186,25 @@ class Schedule:
         part = parcels.of_chunk(chunk)
         peer, position, nbytes = parcels.peer[part], parcels.position[part], parcels.nbytes[part]
         starts = np.flatnonzero(np.diff(peer, prepend=-1))
-        totals = np.add.reduceat(nbytes, starts) if len(starts) else nbytes
+        lasts = np.r_[starts[1:], len(peer)] - 1 if len(starts) else starts
         return [
-            Message(int(peer[start]), int(position[start]), int(total))
-            for start, total in zip(starts, totals, strict=True)
+            Message(
+                int(peer[start]), int(position[start]), int(position[last] + nbytes[last] - position[start])
+            )
+            for start, last in zip(starts, lasts, strict=True)
         ]
 
 
 def schedule_for(wire: Wire, worker: int) -> Schedule:
-    """What `worker` fills and drains."""
+    """What `worker` fills and drains.
+
+    A message to oneself is among the receives only: it is filled straight into the receive buffer.
+    """
     return Schedule(
         worker,
         wire.num_workers,
         wire.units.num_chunks,
-        _parcels(wire, wire.sender == worker, wire.receiver),
+        _parcels(wire, (wire.sender == worker) & (wire.receiver != worker), wire.receiver),
         _parcels(wire, wire.receiver == worker, wire.sender),
     )
 
@@ -195,17 +212,31 @@ def schedule_for(wire: Wire, worker: int) -> Schedule:
 def _parcels(wire: Wire, mine: NDArray[np.bool_], peer: Int) -> Parcels:
     """All (unit, piece) pairs of the chosen pieces, with their places in the buffers."""
     chosen = np.flatnonzero(mine)
-    unit, which = _pair_by_cell(wire.units.cell, wire.cell[chosen])
+    unit, which = pair_by_cell(wire.units.cell, wire.cell[chosen])
     chunk, peers = wire.units.chunk[unit], peer[chosen][which]
     order = np.lexsort((peers, chunk))
     unit, which, chunk, peers = unit[order], which[order], chunk[order], peers[order]
     nbytes = wire.units.nbytes[unit]
-    begin = np.cumsum(nbytes) - nbytes
-    position = begin - begin[np.searchsorted(chunk, chunk)] if len(chunk) else begin
+    position = _positions(chunk, peers, unit, nbytes)
     return Parcels(chunk, peers, unit, wire.piece[chosen][which], position, nbytes)
 
 
-def _pair_by_cell(unit_cell: Int, piece_cell: Int) -> tuple[Int, Int]:
+def _positions(chunk: Int, peer: Int, unit: Int, nbytes: Int) -> Int:
+    """(N,) where each parcel lies in its chunk's buffer: back to back, each (peer, unit) part aligned."""
+    if not len(chunk):
+        return nbytes
+    starts = np.flatnonzero(np.r_[True, (np.diff(unit) != 0) | (np.diff(peer) != 0) | (np.diff(chunk) != 0)])
+    part = np.cumsum(np.isin(np.arange(len(chunk)), starts)) - 1
+    part_nbytes = np.add.reduceat(nbytes, starts)
+    part_room = -(-part_nbytes // PART_ALIGNMENT) * PART_ALIGNMENT
+    before = np.cumsum(part_room) - part_room
+    chunk_start = before[part[np.searchsorted(chunk, chunk)]]
+    within = np.cumsum(nbytes) - nbytes
+    position: Int = before[part] - chunk_start + within - within[starts][part]
+    return position
+
+
+def pair_by_cell(unit_cell: Int, piece_cell: Int) -> tuple[Int, Int]:
     """All pairs of a unit and a piece of the same cell, by unit; both columns ascend."""
     begin = np.searchsorted(piece_cell, unit_cell, "left")
     count = np.searchsorted(piece_cell, unit_cell, "right") - begin

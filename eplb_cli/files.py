@@ -26,7 +26,7 @@ _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, er
 _NO_ALLOCATE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
-def attempt(operation: str, call: Callable[..., T], *args: Any) -> T:
+def attempt(operation: str, call: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 - whatever the call takes
     """Make one system call; `operation` names it to the tests that replace this function."""
     del operation
     return call(*args)
@@ -47,7 +47,7 @@ def open_source(path: Path) -> int:
         raise source_error(error, path) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise not_regular(path, "no regular file")
+        raise not_regular(path, "not a regular file")
     return descriptor
 
 

@@ -21,7 +21,13 @@ DATA_ALIGNMENT = 4096
 """Data starts on a page, so that rows of page-multiple size can be shared by the file system."""
 
 MAX_HEADER_NBYTES = 100_000_000
+MAX_MARKS = 1 << 22
+"""Commas, quotes and opening brackets that a header may have, which is some 200,000 tensors: what is built
+from them stays below 1 GiB."""
+
+MAX_NAME_LENGTH = 4096
 MAX_DIMENSIONS = 32
+_MAX_REASON = 300
 
 DTYPE_BITS = {
     "BOOL": 8,
@@ -115,7 +121,8 @@ def parse_header(text: bytes, data_nbytes: int, path: object) -> Header:
     position = 0
     for name, entry in tensors.items():
         if entry.begin != position:
-            raise _malformed(path, f"{name!r} starts at {entry.begin} where {position} is due")
+            wrong = "overlaps what is before it" if entry.begin < position else "leaves a hole before it"
+            raise _malformed(path, f"{name!r} starts at {entry.begin} where {position} is due: it {wrong}")
         position = entry.end
     if position != data_nbytes:
         raise _malformed(path, f"the tensors end at {position} and the data at {data_nbytes}")
@@ -123,11 +130,14 @@ def parse_header(text: bytes, data_nbytes: int, path: object) -> Header:
 
 
 def _parse_json(text: bytes, path: object) -> dict[str, Any]:
+    if sum(map(text.count, (b",", b'"', b"[", b"{"))) > MAX_MARKS:
+        raise _malformed(path, f"its header has more than {MAX_MARKS:,} values, and so many are not read")
     try:
         raw = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_reject)
-        json.dumps(raw, ensure_ascii=False).encode() if b"\\ud" in text.lower() else None
+        if b"\\ud" in text.lower():  # half of a surrogate pair is no character, and no name
+            json.dumps(raw, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise _malformed(path, f"its header cannot be parsed: {error}"[:300]) from error
+        raise _malformed(path, f"its header cannot be parsed: {error}") from error
     if not isinstance(raw, dict):
         raise _malformed(path, "its header is not an object")
     return raw
@@ -145,11 +155,13 @@ def _reject(constant: str) -> None:
 
 
 def _entry(name: str, value: object, path: object) -> TensorEntry:
+    if len(name) > MAX_NAME_LENGTH:
+        raise _malformed(path, f"a name has {len(name):,} characters: {name[:40]!r}...")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise _malformed(path, f"{name!r} is not a tensor of dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _malformed(path, f"{name!r} has the unknown dtype {dtype!r}"[:300])
+        raise _malformed(path, f"{name!r} has the unknown dtype {dtype!r}")
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise _malformed(path, f"{name!r} has no shape of at most {MAX_DIMENSIONS} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004
@@ -167,7 +179,7 @@ def _are_sizes(value: object) -> bool:
 def _malformed(path: object, reason: str) -> CheckpointError:
     return CheckpointError(
         "EP203",
-        f"{path} is not a valid safetensors file: {reason}",
+        f"{path} is not a valid safetensors file: {reason[:_MAX_REASON]}",
         "was it copied whole? compare its size with where it came from",
     )
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb_cli.checkpoint import Shards, with_layers
-from eplb_cli.errors import CheckpointError
+from eplb_cli.errors import CheckpointError, PlacementError, UsageError
 from eplb_cli.findings import Finding, check_pair, raise_first
 from eplb_cli.named_map import NAMED_MAPS
 from eplb_cli.placement import Hints, Placement
 from eplb_cli.placement_file import read_placement
+
+if TYPE_CHECKING:
+    from eplb_cli.checkpoint import Shards
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def _named_new(new: str, options: PlacementOptions, old: Placement) -> Hints:
         num_logical_experts=options.num_logical_experts,
         num_redundant_experts=options.num_redundant_experts,
     )
-    return _as_in(hints, old)
+    return hints.after(old)
 
 
 def _new_hints(options: PlacementOptions, hints: Hints) -> Hints:
@@ -69,27 +72,23 @@ def _new_hints(options: PlacementOptions, hints: Hints) -> Hints:
 def _named_like(hints: Hints, other: Placement) -> Hints:
     """Hints for a named map beside a file: experts, layers and, where not said, ranks of the file."""
     num_ranks = other.num_ranks if hints.num_ranks is None else hints.num_ranks
-    return _as_in(replace(hints, num_ranks=num_ranks), other)
+    return replace(hints, num_ranks=num_ranks).after(other)
 
 
-def _as_in(hints: Hints, other: Placement) -> Hints:
-    """Experts and layers, where nothing hints at them, as another placement has them."""
-    experts = hints.num_logical_experts
-    return replace(
-        hints,
-        num_logical_experts=other.num_logical_experts if experts is None else experts,
-        layer_ids=other.layer_ids,
-        num_layers=other.num_layers,
-    )
-
-
-def read_old(shards: Shards, old: str | None, options: PlacementOptions) -> tuple[Placement, list[Finding]]:
-    """OLD, from `--old` or from the manifest of SRC.
+def read_old(
+    shards: Shards, old: str | None, new: str, options: PlacementOptions
+) -> tuple[Placement, list[Finding]]:
+    """OLD, from `--old` or from the manifest of SRC; `new` is only the name of NEW.
 
     Raises:
+        UsageError: EP001, --num-redundant-experts may be meant of OLD, of NEW or of both.
         CheckpointError: EP216, neither says it; EP215, they differ.
-        PlacementError: it cannot be read.
+        PlacementError: it cannot be read, or does not fit the shards.
     """
+    from eplb_cli.checkpoint import with_layers
+
+    if old in NAMED_MAPS and new in NAMED_MAPS and options.num_logical_experts is None:
+        _refuse_unclear(options)
     manifest = shards.manifest
     if old is None and manifest is None:
         raise CheckpointError(
@@ -111,6 +110,16 @@ def read_old(shards: Shards, old: str | None, options: PlacementOptions) -> tupl
     return given, warnings
 
 
+def _refuse_unclear(options: PlacementOptions) -> None:
+    """EP001 for redundant experts that OLD may have or not, while nothing says how many experts there are."""
+    if options.num_redundant_experts:
+        raise UsageError(
+            "EP001",
+            "--num-redundant-experts with a named map as OLD and as NEW leaves open which of them has those",
+            "add --num-logical-experts E: the slots in SRC beyond E are the redundant ones of OLD",
+        )
+
+
 def _require(placement: Placement | None) -> Placement:
     if placement is None:
         raise CheckpointError("EP216", "nothing says what OLD is")
@@ -128,6 +137,12 @@ def _old_hints(old: str, shards: Shards, options: PlacementOptions) -> Hints:
     experts = options.num_logical_experts
     if experts is None:
         experts = num_slots - (options.num_redundant_experts or 0)
+    if not 1 <= experts <= num_slots:
+        raise PlacementError(
+            "EP109",
+            f"OLD is {old}, and {shards.path} has only {num_slots:,} slots a layer",
+            "check --num-logical-experts and --num-redundant-experts",
+        )
     return Hints(
         num_ranks=shards.num_ranks,
         num_logical_experts=experts,

@@ -11,19 +11,20 @@ import numpy as np
 
 from eplb_cli.checkpoint import ShardedCheckpoint, Shards, bind, open_shards
 from eplb_cli.classify import looks_sharded
+from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.findings import Finding
-from eplb_cli.placement import Placement
+from eplb_cli.manifest import Manifest
+from eplb_cli.placement import EMPTY, Placement
 from eplb_cli.placement_file import placement_to_json
 from eplb_cli.prove import differing_replicas, row_view
-from eplb_cli.verify import check_files, digest_tree
+from eplb_cli.verify import Digests, check_files, check_own_digests, digest_tree, known_digests
 
 
 def inspect_shards(path: Path, layout: str, *, deep: bool, advance: Callable[[int], None]) -> dict[str, Any]:
     """Describe a tree from its headers; with `deep`, read it and look for what contradicts itself.
 
     Raises:
-        CheckpointError: the shards cannot be read.
-        BytesError: with `deep`, a tree with a manifest is not what that says.
+        CheckpointError: the shards cannot be read, or contradict the manifest in their headers.
     """
     shards = open_shards(path, layout)
     manifest = shards.manifest
@@ -32,14 +33,11 @@ def inspect_shards(path: Path, layout: str, *, deep: bool, advance: Callable[[in
     findings: list[Finding] = []
     distinct = None
     if deep:
+        digests = digest_tree(checkpoint, advance)
+        rows = row_view(digests, checkpoint.row_nbytes.shape, checkpoint.placement.num_slots)
+        distinct = _distinct_rows(checkpoint, rows)
         if manifest is not None:
-            check_files(path, manifest)
-        digests = row_view(
-            digest_tree(checkpoint, advance), checkpoint.row_nbytes.shape, checkpoint.placement.num_slots
-        )
-        distinct = _distinct_rows(checkpoint, digests)
-        if manifest is not None:
-            findings = _replica_findings(checkpoint, digests)
+            findings = [*_damage(checkpoint, manifest, digests), *_replica_findings(checkpoint, rows)]
     others = [at.entry.nbytes for tensors in checkpoint.others for at in tensors.values()]
     shapes = [{key: at.entry.shape for key, at in tensors.items()} for tensors in checkpoint.others]
     return {
@@ -60,10 +58,24 @@ def inspect_shards(path: Path, layout: str, *, deep: bool, advance: Callable[[in
     }
 
 
+def _damage(checkpoint: ShardedCheckpoint, manifest: Manifest, digests: Digests) -> list[Finding]:
+    """The first thing that is not as the manifest and the digests beside it say."""
+    try:
+        check_files(checkpoint.shards.path, manifest)
+        if manifest.digests:
+            check_own_digests(checkpoint, digests, known_digests(checkpoint))
+    except BytesError as error:
+        return [Finding(error.code, "error", error.message, error.hint)]
+    return []
+
+
 def _unknown_placement(shards: Shards) -> Placement:
     """A placement with the shape of the shards, in which every slot holds an expert of its own.
 
-    Where keys name experts, the experts are those of the first layer.
+    Where keys name experts, they are in ascending order on each rank.
+
+    Raises:
+        CheckpointError: EP217, a rank has more experts in one layer than in another.
     """
     slots = shards.slots_per_rank
     first_slot = np.concatenate([[0], np.cumsum(slots)])
@@ -71,8 +83,18 @@ def _unknown_placement(shards: Shards) -> Placement:
     row = np.arange(int(first_slot[-1]))
     if shards.layout.numbering != "expert":
         return Placement(np.tile(row, (len(layer_ids), 1)), first_slot, len(row), layer_ids)
-    table = np.array([[expert for rank in layer for expert in rank] for layer in _named_experts(shards)])
-    return Placement(table.astype(np.int64), first_slot, int(table.max()) + 1, layer_ids)
+    named = _named_experts(shards)
+    for layer, ranks in zip(shards.moe_layers, named, strict=True):
+        for rank, experts in enumerate(ranks):
+            if len(experts) != slots[rank]:
+                raise CheckpointError(
+                    "EP217",
+                    f"rank {rank} has {len(experts)} experts in layer {layer}, and {slots[rank]} in layer "
+                    f"{shards.moe_layers[0]}",
+                    "are all files of the rank there?",
+                )
+    table = np.array([[expert for rank in ranks for expert in rank] for ranks in named], np.int64)
+    return Placement(table, first_slot, int(table.max()) + 1, layer_ids)
 
 
 def _named_experts(shards: Shards) -> list[list[list[int]]]:
@@ -107,9 +129,11 @@ def _expert_tensors(checkpoint: ShardedCheckpoint) -> list[dict[str, Any]]:
 
 
 def _distinct_rows(checkpoint: ShardedCheckpoint, digests: np.ndarray[Any, np.dtype[np.uint8]]) -> list[int]:
-    """Per layer, how many slots differ in their bytes: the number of experts, if no two are alike."""
-    per_slot = digests.transpose(0, 2, 1, 3).reshape(len(digests), checkpoint.placement.num_slots, -1)
-    return [len(np.unique(layer, axis=0)) for layer in per_slot]
+    """Per layer, how many filled slots differ in their bytes: the number of experts, if no two are alike."""
+    placement = checkpoint.placement
+    per_slot = digests.transpose(0, 2, 1, 3).reshape(len(digests), placement.num_slots, -1)
+    filled = placement.physical_to_logical != EMPTY
+    return [len(np.unique(slots[full], axis=0)) for slots, full in zip(per_slot, filled, strict=True)]
 
 
 def _replica_findings(

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,15 +27,20 @@ MAX_LAYOUT_NBYTES = 1 << 20
 
 _EXPERT_COMPONENTS = {"experts", "routed_experts"}
 _NUMBER = "0|[1-9][0-9]{0,8}"
+_HUGGING_FACE = re.compile(r"(?:model|pytorch_model)(?:-[0-9]+-of-[0-9]+)?\.safetensors")
 _LISTS = ("files", "experts", "tensors", "input_scales", "others")
 
 
 class ShardName(NamedTuple):
-    """What a file name says: `series` is the name with `{rank}`, `{part}` and `{world}` left open."""
+    """What a file name says: `series` is the name with `{rank}`, `{part}` and `{world}` left open.
+
+    `world` is the number of ranks where the name has it.
+    """
 
     series: str
     rank: int
     part: int
+    world: int | None = None
 
 
 class ExpertKey(NamedTuple):
@@ -101,15 +106,12 @@ class Layout:
             if match := compiled.fullmatch(name):
                 found = match.groupdict()
                 series = pattern.replace("{stage}", found.get("stage", ""))
-                return ShardName(series, int(found["rank"]), int(found.get("part", 0)))
+                world = int(found["world"]) if "world" in found else None
+                return ShardName(series, int(found["rank"]), int(found.get("part", 0)), world)
         return None
 
     def match_key(self, key: str) -> ExpertKey | None:
-        """What the key of an expert tensor says, or None for any other tensor.
-
-        Raises:
-            CheckpointError: EP207, it looks like an expert's and the layout does not know it.
-        """
+        """What the key of an expert tensor says, or None for any other tensor."""
         for pattern, compiled in zip(self.experts, self._key_patterns, strict=True):
             match = compiled.fullmatch(key)
             if match is None:
@@ -124,13 +126,25 @@ class Layout:
         return None
 
     def is_known_other(self, key: str) -> bool:
-        """Whether a key that looks like an expert's is one the layout knows to be none."""
+        """Whether a key that is no expert's does not look like one, or is one the layout knows to be none.
+
+        It looks like one where it fits a pattern of `experts` but for its end, or where a part of it says so.
+        """
+        matches = [compiled.fullmatch(key) for compiled in self._key_patterns]
+        ends = [match["tensor"] for match in matches if match]
         parts = key.split(".")
         looks = [place for place, part in enumerate(parts) if part in _EXPERT_COMPONENTS]
-        if not looks:
+        if looks:
+            ends.append(".".join(parts[looks[-1] + 1 :]))
+        if not ends:
             return parts[-1] not in self._known
-        rest = ".".join(parts[looks[-1] + 1 :])
-        return any(fnmatchcase(rest, pattern) for pattern in self.others)
+        return any(self._is_other(end) for end in ends)
+
+    def _is_other(self, end: str) -> bool:
+        return any(
+            end.startswith(pattern[:-1]) if pattern.endswith("*") else end == pattern
+            for pattern in self.others
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The layout as a manifest or a job file holds it."""
@@ -183,17 +197,26 @@ def find_layout(name: str, shard_names: Iterable[str], keys: Iterable[str]) -> L
     fitting = [layout for layout in known.values() if _fits(layout, names, all_keys)]
     if len(fitting) == 1:
         return fitting[0]
-    found = ", ".join(layout.name for layout in fitting) or "no layout"
-    example = next((key for key in all_keys if _EXPERT_COMPONENTS & set(key.split("."))), "no expert tensor")
-    raise CheckpointError(
-        "EP206",
-        f"{found} fits the shards (files like {min(names, default='none')}, keys like {example})",
-        "name one with --layout, or describe yours in a TOML file: see docs/layouts.md",
-    )
+    raise _unfit(fitting, list(known.values()), names, all_keys)
 
 
 def _fits(layout: Layout, names: list[str], keys: list[str]) -> bool:
     return all(layout.match_file(name) for name in names) and any(layout.match_key(key) for key in keys)
+
+
+def _unfit(fitting: list[Layout], known: list[Layout], names: list[str], keys: list[str]) -> CheckpointError:
+    """EP206 with a file and a key that say what the shards look like instead."""
+    strange = [name for name in names if not any(layout.match_file(name) for layout in known)]
+    strange_keys = [key for key in keys if not any(layout.is_known_other(key) for layout in known)]
+    tensor = f"an expert tensor {strange_keys[0]!r}" if strange_keys else "and no tensor is an expert's"
+    said = f"a file is named {min(strange or names, default='')!r}, {tensor}"
+    found = " and ".join(layout.name for layout in fitting) or "no layout"
+    hint = "name one with --layout, or describe yours in a TOML file: see docs/layouts.md"
+    if any(_HUGGING_FACE.fullmatch(name) for name in strange):
+        hint = (
+            "this looks like a Hugging Face checkpoint; eplb reads the shards that each rank saved for itself"
+        )
+    return CheckpointError("EP206", f"{found} fits the shards: {said}", hint)
 
 
 def read_layout(path: Path) -> Layout:
@@ -224,8 +247,23 @@ def layout_from_json(raw: object, where: object) -> Layout:
         raise _malformed(where, "scales does not map scales to weights")
     if not isinstance(fields.get("name"), str) or not isinstance(fields["description"], str):
         raise _malformed(where, "name or description is not a string")
+    _check_tensors(fields, where)
     _check_patterns(fields, where)
     return Layout(**fields)
+
+
+def _check_tensors(fields: Mapping[str, Any], where: object) -> None:
+    """Every name says one thing, and scales are only of tensors that there are."""
+    if not fields["tensors"]:
+        raise _malformed(where, "tensors is empty")
+    names = [*fields["tensors"], *fields["input_scales"], *fields["others"]]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise _malformed(
+            where, f"{repeated[0]!r} is named more than once in tensors, input_scales and others"
+        )
+    scaled = {name for scale, weights in fields["scales"].items() for name in (scale, *weights.split())}
+    if unknown := scaled - set(fields["tensors"]):
+        raise _malformed(where, f"{min(unknown)!r} in scales is not one of the tensors")
 
 
 def _check_patterns(fields: Mapping[str, Any], where: object) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import math
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ class Manifest:
         expert_tensors: the templates of the K expert tensors.
         files: per shard file, its bytes, the sha256 of its header, and xxh3-128 of its other tensors.
         carried: per carried file, its bytes and xxh3-128.
+        digests: per file of row digests, likewise; empty without them.
         options: what was switched off: digests, verify, fsync.
         serving: how each engine loads the tree.
     """
@@ -48,12 +52,14 @@ class Manifest:
     expert_tensors: list[str]
     files: Mapping[str, Mapping[str, Any]]
     carried: Mapping[str, Mapping[str, Any]]
+    digests: Mapping[str, Mapping[str, Any]]
     options: Mapping[str, bool]
     serving: list[str]
 
     def to_bytes(self) -> bytes:
-        """The manifest as a file holds it."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True).encode() + b"\n"
+        """The manifest as a file holds it, with a digest of everything else in it."""
+        content = {"format": FORMAT, **asdict(self)}
+        return _text({**content, "digest": _digest(content)}) + b"\n"
 
     def read_placement(self, where: Path) -> Placement:
         """The placement of the tree. Raises PlacementError."""
@@ -62,6 +68,15 @@ class Manifest:
     def read_source_placement(self, where: Path) -> Placement:
         """The placement of the tree it was made from. Raises PlacementError."""
         return placement_from_json(dict(self.source_placement), str(where / MANIFEST_NAME))
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Hexadecimal sha256 of a manifest without its own digest."""
+    return hashlib.sha256(_text(content)).hexdigest()
 
 
 def digest_file(rank: int) -> str:
@@ -75,39 +90,43 @@ def is_digest_file(name: str) -> bool:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest of a tree, None where it has none.
+    """The manifest of a tree, None where it has none. Keys it does not know are left to those who do.
 
     Raises:
-        CheckpointError: EP214, it is malformed, or names a file outside its directory.
+        CheckpointError: EP214, it is malformed, was changed, or names a file outside its directory.
     """
     where = path / MANIFEST_NAME
-    if not where.exists():
+    if not os.path.lexists(where):
         return None
     try:
         raw = json.loads(read_small_file(where, MAX_MANIFEST_NBYTES))
-        if raw.pop("format") != FORMAT:
-            raise _malformed(where, f"its format is not {FORMAT}")
-        manifest = Manifest(**raw)
-        _check(manifest, where)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _malformed(where, str(error)[:300]) from error
-    return manifest
+    except (ValueError, RecursionError) as error:
+        raise _malformed(where, f"it is not JSON: {str(error)[:300]}") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise _malformed(where, f"its format is not {FORMAT}")
+    _check(raw, where)
+    content = {key: value for key, value in raw.items() if key != "digest"}
+    if raw.get("digest") != _digest(content):
+        raise _malformed(where, "it was changed or damaged after it was written")
+    return Manifest(**{field.name: raw[field.name] for field in fields(Manifest)})
 
 
-def _check(manifest: Manifest, where: Path) -> None:
-    expected = {"tool": str, "senders": str, "plan_digest": str, "expert_tensors": list, "serving": list}
-    mappings = dict.fromkeys(("placement", "source_placement", "layout", "files", "carried", "options"), dict)
-    for key, kind in {**expected, **mappings}.items():
-        if not isinstance(getattr(manifest, key), kind):
-            raise _malformed(where, f"{key} is not a {kind.__name__}")
-    if not all(isinstance(name, str) for name in manifest.expert_tensors):
+def _check(raw: Mapping[str, Any], where: Path) -> None:
+    """EP214 unless every key is there and of the right form."""
+    strings = dict.fromkeys(("tool", "senders", "plan_digest"), (str, "a string"))
+    lists = dict.fromkeys(("expert_tensors", "serving"), (list, "a list"))
+    for field in fields(Manifest):
+        kind, name = {**strings, **lists}.get(field.name, (dict, "an object"))
+        if not isinstance(raw.get(field.name), kind):
+            raise _malformed(where, f'"{field.name}" is not there, or not {name}')
+    if not all(isinstance(name, str) for name in raw["expert_tensors"]):
         raise _malformed(where, "expert_tensors is not a list of strings")
-    for name, file in {**manifest.files, **manifest.carried}.items():
+    for name, file in {**raw["files"], **raw["carried"], **raw["digests"]}.items():
         if "/" in name or name in ("", ".", "..") or "\0" in name:
             raise _malformed(where, f"{name!r} is not the name of a file beside it")
-        if not isinstance(file, dict) or type(file.get("nbytes")) is not int:
+        if not isinstance(file, dict) or type(file.get("nbytes")) is not int or file["nbytes"] < 0:
             raise _malformed(where, f"{name!r} has no nbytes")
-    for name, file in manifest.files.items():
+    for name, file in raw["files"].items():
         others = file.get("others")
         if not isinstance(others, dict) or not isinstance(file.get("header_digest"), str):
             raise _malformed(where, f"{name!r} has no header_digest or others")
@@ -120,17 +139,23 @@ def read_digests(path: Path, rank: int, shape: tuple[int, int, int]) -> NDArray[
         CheckpointError: EP214, it is not an array of that shape.
     """
     where = path / digest_file(rank)
-    if not where.exists():
+    if not os.path.lexists(where):
         return None
-    nbytes = int(np.prod(shape)) * DIGEST_NBYTES
+    content = read_small_file(where, math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT)
     try:
-        content = read_small_file(where, nbytes + _NPY_HEADER_LIMIT)
-        digests = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        digests = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # numpy has many words for a damaged header
         raise _malformed(where, str(error)[:300]) from error
     if digests.dtype != np.uint8 or digests.shape != (*shape, DIGEST_NBYTES):
         raise _malformed(where, f"it is not a uint8 array of shape {(*shape, DIGEST_NBYTES)}")
     return np.asarray(digests, np.uint8)
+
+
+def file_entry(content: bytes) -> dict[str, object]:
+    """What a manifest says of a small file: its bytes and their xxh3-128."""
+    import xxhash
+
+    return {"nbytes": len(content), "digest": xxhash.xxh3_128_hexdigest(content)}
 
 
 def npy_bytes(array: NDArray[np.uint8]) -> bytes:

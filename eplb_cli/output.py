@@ -107,7 +107,8 @@ def plan_output(checkpoint: ShardedCheckpoint, new: Placement) -> OutputTree:
                 tensors,
                 key=lambda tensor: (tensor.row_nbytes % DATA_ALIGNMENT != 0, -tensor.nbytes, tensor.key),
             )
-            for part, members in enumerate(_parts(ordered)):
+            parts = _parts(ordered) if "{part}" in series else [ordered]
+            for part, members in enumerate(parts):
                 name = file_name(series, rank, part, new.num_ranks)
                 _add_file(checkpoint, new, rank, name, members, files, extents, others)
     for array in (extents.file, extents.offset):
@@ -156,6 +157,8 @@ def _tensors_by_series(
         grouped[series].append(
             OutputTensor(key, entry.dtype, entry.shape, entry.nbytes, entry.nbytes, None, at)
         )
+    if not grouped:  # a rank without a tensor has a file all the same, or ranks could not be counted
+        grouped[checkpoint.shards.files[0].name.series] = []
     return grouped
 
 
@@ -200,7 +203,7 @@ def _parts(tensors: list[OutputTensor]) -> Iterator[list[OutputTensor]]:
     yield part
 
 
-def _add_file(
+def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
     checkpoint: ShardedCheckpoint,
     new: Placement,
     rank: int,

@@ -46,6 +46,7 @@ class Pieces:
         leader: the piece whose bytes this one takes if they come from another worker: itself, but for
             a DUPLICATE.
         cell_nbytes: (C,) bytes of a piece of each cell.
+        move: index into the table of moves, -1 for another tensor.
     """
 
     cell: Int
@@ -55,6 +56,7 @@ class Pieces:
     dst_rank: Int
     leader: Int
     cell_nbytes: Int
+    move: Int
 
     @cached_property
     def nbytes(self) -> Int:
@@ -110,7 +112,7 @@ def other_numbers(others: tuple[Mapping[str, TensorAt], ...]) -> dict[tuple[int,
 
 def cut_pieces(plan: ReshardPlan, checkpoint: ShardedCheckpoint, output: OutputTree) -> Pieces:
     """Cut a plan into pieces: every move times every expert tensor of its layer, then the others."""
-    rows = _row_pieces(plan, checkpoint.row_nbytes)
+    rows = row_pieces(plan, checkpoint.row_nbytes)
     num_cells, num_rows = checkpoint.row_nbytes.size, len(rows.cell)
     numbers = other_numbers(checkpoint.others)
     source = np.array([numbers[copy.src_rank, copy.key] for copy in output.others], np.int64)
@@ -131,10 +133,11 @@ def cut_pieces(plan: ReshardPlan, checkpoint: ShardedCheckpoint, output: OutputT
         np.r_[rows.dst_rank, dst_rank],
         np.r_[rows.leader, num_rows + np.arange(len(ordered))],
         np.r_[rows.cell_nbytes, cell_nbytes],
+        np.r_[rows.move, np.full(len(ordered), -1)],
     )
 
 
-def _row_pieces(plan: ReshardPlan, row_nbytes: Int) -> Pieces:
+def row_pieces(plan: ReshardPlan, row_nbytes: Int) -> Pieces:
     """The pieces of the table alone."""
     moves = plan.moves
     num_tensors = row_nbytes.shape[1]
@@ -153,6 +156,7 @@ def _row_pieces(plan: ReshardPlan, row_nbytes: Int) -> Pieces:
         plan.dst_rank[move],
         np.arange(len(move)) + leading_move(plan)[move] - move,
         row_nbytes.ravel(),
+        move,
     )
 
 

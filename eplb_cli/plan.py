@@ -7,7 +7,7 @@ transfer that only one side knows of cannot be expressed.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -66,6 +66,17 @@ class ReshardPlan:
     def num_ranks(self) -> int:
         """max(R, R'): old rank r and new rank r are one place."""
         return max(self.old.num_ranks, self.new.num_ranks)
+
+    def of_layers(self, layers: slice) -> ReshardPlan:
+        """The part of the plan that is about some consecutive layers, numbered from 0."""
+        placements = [
+            replace(placement, physical_to_logical=placement.physical_to_logical[layers], layer_ids=None)
+            for placement in (self.old, self.new)
+        ]
+        part = slice(*np.searchsorted(self.moves.layer, [layers.start, layers.stop]).tolist())
+        layer, *columns = (column[part] for column in self.moves.columns)
+        moves = MoveTable(layer - layers.start, *columns)
+        return ReshardPlan(placements[0], placements[1], moves, self.senders, self.ranks_per_node)
 
     @cached_property
     def src_rank(self) -> NDArray[np.int64]:
@@ -203,6 +214,10 @@ def verify_plan(plan: ReshardPlan) -> None:
         PlanError: EP301, naming the first entry that is wrong.
     """
     old, new, moves = plan.old, plan.new, plan.moves
+    limits = (new.num_layers, new.num_logical_experts, old.num_slots, new.num_slots, DUPLICATE + 1)
+    for column, limit in zip(moves.columns, limits, strict=True):
+        in_range = (column >= 0) & (column < limit)
+        _require(bool(in_range.all()), "a number of the table is out of range", plan)
     filled = np.zeros(new.physical_to_logical.shape, np.int64)
     np.add.at(filled, (moves.layer, moves.dst_slot), 1)
     _require(
@@ -217,9 +232,21 @@ def verify_plan(plan: ReshardPlan) -> None:
     stays = (moves.kind == UNCHANGED) | (moves.kind == LOCAL)
     _require(stays == same_rank, "a move stays on its rank that should not, or the reverse", plan)
     _require((moves.kind != UNCHANGED) | same_row, "an unchanged row changes", plan)
+    _verify_least(plan)
     _verify_one_transfer(plan)
     order = np.lexsort((moves.dst_slot, moves.expert, plan.dst_rank, plan.src_rank, moves.layer))
     _require(order == np.arange(len(moves)), "the table is not in the order of the wire", plan)
+
+
+def _verify_least(plan: ReshardPlan) -> None:
+    """A row that can be left as it is stays, and an expert travels only to a rank without it."""
+    old, new, moves = plan.old, plan.new, plan.moves
+    _, can_stay = _unchanged(old, new, moves.layer, moves.expert, moves.dst_slot)
+    _require((moves.kind == UNCHANGED) == can_stay, "a row moves that need not", plan)
+    num_experts = max(old.num_logical_experts, new.num_logical_experts)
+    wanted = (moves.layer * num_experts + moves.expert) * plan.num_ranks + plan.dst_rank
+    held = np.isin(wanted, _holders(old, num_experts, plan.num_ranks).key)
+    _require(held == (moves.kind <= LOCAL), "an expert travels to a rank that has it", plan)
 
 
 def _verify_one_transfer(plan: ReshardPlan) -> None:

@@ -13,7 +13,7 @@ from eplb_cli.report import Report
 from eplb_cli.tally import plan_report
 
 
-def plan_command(
+def plan_command(  # noqa: PLR0913 - an argument for each option
     old_name: str,
     new_name: str,
     options: PlacementOptions,
@@ -40,7 +40,7 @@ def plan_command(
     return plan_report(plan, sizes, full=full, warnings=_messages(warnings))
 
 
-def _with_checkpoint(
+def _with_checkpoint(  # noqa: PLR0913 - as plan_command
     old_name: str,
     new_name: str,
     options: PlacementOptions,
@@ -57,20 +57,19 @@ def _with_checkpoint(
     from eplb_cli.prepare import prepare
 
     shards = open_shards(path, layout)
-    old, old_warnings = read_old(shards, old_name, options)
+    old, old_warnings = read_old(shards, old_name, new_name, options)
     new, new_warnings = read_new(new_name, old, options)
     prepared = prepare(shards, old, new, senders, ranks_per_node)
     sharded = prepared.checkpoint.sharded_others
-    notes = (
-        [f"{len(sharded)} other tensors look sharded over the ranks: {sharded[0]!r}, ..."] if sharded else []
-    )
+    count = f"{len(sharded):,} other tensors look" if len(sharded) > 1 else "an other tensor looks"
+    notes = [f"{count} sharded over the ranks: {sharded[0]!r}"] if sharded else []
     return plan_report(
         prepared.plan,
         prepared.checkpoint.expert_nbytes,
         other_nbytes=prepared.output.other_nbytes,
         output_nbytes=prepared.output.nbytes,
         full=full,
-        warnings=[*_messages([*old_warnings, *new_warnings]), *notes],
+        warnings=[*_messages([*old_warnings, *new_warnings]), *prepared.checkpoint.warnings, *notes],
     )
 
 

@@ -18,7 +18,8 @@ from eplb_cli.errors import BytesError, UsageError
 from eplb_cli.inputs import PlacementOptions, read_new, read_old
 from eplb_cli.job import Job, digest_path
 from eplb_cli.launch import launch
-from eplb_cli.manifest import MANIFEST_NAME, Manifest, digest_file, npy_bytes, read_digests
+from eplb_cli.manifest import MANIFEST_NAME, Manifest, digest_file, file_entry, npy_bytes, read_digests
+from eplb_cli.placement import EMPTY
 from eplb_cli.placement_file import placement_to_json
 from eplb_cli.plan import Senders
 from eplb_cli.prepare import Prepared, prepare
@@ -77,7 +78,7 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
     """
     check_destination(request.source, request.destination)
     shards = open_shards(request.source, request.layout)
-    old, old_warnings = read_old(shards, request.old, request.placements)
+    old, old_warnings = read_old(shards, request.old, request.new, request.placements)
     new, new_warnings = read_new(request.new, old, request.placements)
     prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)
     report = plan_report(
@@ -86,7 +87,10 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
         other_nbytes=prepared.output.other_nbytes,
         output_nbytes=prepared.output.nbytes,
         full=full,
-        warnings=[finding.message for finding in [*old_warnings, *new_warnings]],
+        warnings=[
+            *(finding.message for finding in [*old_warnings, *new_warnings]),
+            *prepared.checkpoint.warnings,
+        ],
     )
     backend, num_workers = choose_backend(request, prepared.plan.num_ranks)
     return Planned(request, prepared, report, backend, num_workers)
@@ -288,7 +292,7 @@ def place_name(prepared: Prepared, place: int) -> str:
 
 
 def _require_as_in_manifest(prepared: Prepared, old_digests: Digests) -> None:
-    """EP506 where a row of SRC is not what its own manifest says."""
+    """EP506 where a row of SRC is not what its own manifest says; it says nothing of empty rows."""
     shards, old = prepared.checkpoint.shards, prepared.plan.old
     if shards.manifest is None:
         return
@@ -299,14 +303,15 @@ def _require_as_in_manifest(prepared: Prepared, old_digests: Digests) -> None:
         known = read_digests(shards.path, rank, (num_layers, num_tensors, last - first))
         if known is None:
             continue
-        wrong = np.argwhere((known != found[:, :, first:last]).any(axis=-1))
+        filled = old.physical_to_logical[:, None, first:last] != EMPTY
+        wrong = np.argwhere((known != found[:, :, first:last]).any(axis=-1) & filled)
         if len(wrong):
             layer, tensor, row = (int(number) for number in wrong[0])
             raise BytesError(
                 "EP506",
-                f"{shards.path}: layer {old.layer_name(layer)}, slot {first + row} (rank {rank}, row {row}) of "
-                f"{prepared.checkpoint.expert_tensors[tensor].template!r} is not what eplb.json says",
-                "SRC was changed or is damaged: `eplb verify SRC` lists what differs",
+                f"{shards.path}: layer {old.layer_name(layer)}, slot {first + row} (rank {rank}, row {row}) "
+                f"of {prepared.checkpoint.expert_tensors[tensor].template!r} is not what eplb.json says",
+                "SRC was changed or is damaged: `eplb verify SRC` names the first place",
             )
 
 
@@ -346,11 +351,13 @@ def _write_manifest(
     new, checkpoint = prepared.plan.new, prepared.checkpoint
     destination_digests = np.zeros_like(moved.new_digests)
     destination_digests[prepared.pieces.destination] = moved.old_digests[prepared.pieces.source]
+    digests: dict[str, dict[str, object]] = {}
     if request.digests:
         rows = row_view(destination_digests, checkpoint.row_nbytes.shape, new.num_slots)
         for rank in range(new.num_ranks):
-            mine = rows[:, :, new.first_slot[rank] : new.first_slot[rank + 1]]
-            files.write_file(stage.path / digest_file(rank), npy_bytes(mine), durable=request.durable)
+            content = npy_bytes(rows[:, :, new.first_slot[rank] : new.first_slot[rank + 1]])
+            files.write_file(stage.path / digest_file(rank), content, durable=request.durable)
+            digests[digest_file(rank)] = file_entry(content)
     num_rows = checkpoint.row_nbytes.size * new.num_slots
     others: dict[int, dict[str, str]] = {}
     for number, copy in enumerate(prepared.output.others):
@@ -373,6 +380,7 @@ def _write_manifest(
             for number, file in enumerate(prepared.output.files)
         },
         carried=carried,
+        digests=digests,
         options={
             "digests": request.digests,
             "verified": request.verify and request.digests,

@@ -98,9 +98,19 @@ class FileEnds:
 
 
 class FileSource:
-    """Fills send buffers from the files of the worker's old ranks."""
+    """Fills send buffers from the files of the worker's old ranks.
 
-    def __init__(self, ends: FileEnds, units: Units, parcels: Parcels, buffers: Sequence[memoryview]) -> None:
+    `stays`: (X,) old places that `StayingRows` reads too, and digests; the others are digested here.
+    """
+
+    def __init__(
+        self,
+        ends: FileEnds,
+        units: Units,
+        parcels: Parcels,
+        buffers: Sequence[memoryview],
+        stays: NDArray[np.bool_],
+    ) -> None:
         place = ends.pieces.source[parcels.piece]
         start = units.start[parcels.unit]
         order = np.lexsort((start, place, parcels.chunk))
@@ -116,7 +126,7 @@ class FileSource:
             start[order],
         )
         same_bytes = (np.diff(self._place, prepend=-1) == 0) & (np.diff(self._start, prepend=-1) == 0)
-        self._to_digest = ~same_bytes
+        self._to_digest = ~same_bytes & ~stays[self._place]
 
     def fill(self, chunk: int, after: Sequence[Pending]) -> Tasks:
         """Start reading the parcels of a chunk; stripes of a row stay in one task, in order."""

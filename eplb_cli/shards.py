@@ -46,14 +46,20 @@ def staging_path(destination: Path) -> Path:
     return destination.parent / f".{destination.name}.eplb-staging"
 
 
+def real_path(path: Path) -> Path:
+    """The path without links, `.` and `..`; a link that leads nowhere, or to itself, stays."""
+    with files.writing(path):
+        return Path(os.path.realpath(path))
+
+
 def check_destination(source: Path, destination: Path) -> None:
     """Refuse a DST that is not free.
 
     Raises:
-        OutputError: EP601, it exists and is no empty directory; EP602, it and SRC overlap; EP604, its
-            parent is no directory.
+        OutputError: EP601, it exists and is no empty directory, or is the current one; EP602, it and SRC
+            overlap; EP604, its parent is no directory.
     """
-    src, dst = source.resolve(), destination.resolve()
+    src, dst = real_path(source), real_path(destination)
     if src == dst or src in dst.parents or dst in src.parents:
         raise OutputError("EP602", f"DST {destination} and SRC {source} overlap", "choose a DST outside SRC")
     if os.path.lexists(destination):
@@ -65,6 +71,9 @@ def check_destination(source: Path, destination: Path) -> None:
                 f"{destination} exists and is not an empty directory",
                 "remove it, or choose another DST",
             )
+    if dst.exists() and Path().exists() and dst.samefile(Path()):
+        hint = "name a new directory: the one you are in would be replaced under your feet"
+        raise OutputError("EP601", f"{destination} is the current directory", hint)
     if not dst.parent.is_dir():
         raise OutputError("EP604", f"{dst.parent} is not a directory", "create it first")
 
@@ -72,7 +81,7 @@ def check_destination(source: Path, destination: Path) -> None:
 def check_space(destination: Path, nbytes: int) -> None:
     """Refuse to start where DST does not fit. Raises EP603."""
     with files.writing(destination):
-        status = os.statvfs(destination.resolve().parent)
+        status = os.statvfs(real_path(destination).parent)
     free = status.f_bavail * status.f_frsize
     if free < nbytes:
         raise OutputError(
@@ -89,9 +98,10 @@ def staging(destination: Path) -> Iterator[Staging]:
     Raises:
         OutputError: EP605, another run holds it; EP604 or EP603, it cannot be made.
     """
-    path = staging_path(destination.absolute())
+    destination = real_path(destination)
+    path = staging_path(destination)
     descriptor = _lock_directory(path)
-    held = Staging(path, destination.absolute(), descriptor)
+    held = Staging(path, destination, descriptor)
     try:
         _clear(path)
         with files.writing(path):
@@ -100,12 +110,20 @@ def staging(destination: Path) -> Iterator[Staging]:
         files.write_file(held.work / _OWNER, owner, durable=False)
         yield held
     finally:
-        _remove(path)
+        _remove(path, descriptor)
         os.close(descriptor)
 
 
 def _lock_directory(path: Path) -> int:
-    """Make the directory if need be, and lock it."""
+    """Make the directory if need be, and lock it: the one that is there, not one that was just removed."""
+    while True:
+        descriptor = _try_lock(path)
+        if _is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int:
     with files.writing(path):
         with contextlib.suppress(FileExistsError):
             files.attempt("mkdir", os.mkdir, path)
@@ -126,6 +144,13 @@ def _lock_directory(path: Path) -> int:
     return descriptor
 
 
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open directory is still the one of that name."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    return False
+
+
 def _owner(path: Path) -> str:
     try:
         owner = json.loads(files.read_small_file(path / WORK / _OWNER, 1 << 16))
@@ -144,10 +169,10 @@ def _clear(path: Path) -> None:
                 files.attempt("unlink", os.unlink, entry.path)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, descriptor: int) -> None:
     """Remove staging, if it is still there under its own name; never raises."""
-    with contextlib.suppress(OSError):
-        shutil.rmtree(path)
+    if _is_at(path, descriptor):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def create_files(stage: Staging, output: OutputTree) -> None:

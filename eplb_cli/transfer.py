@@ -29,8 +29,13 @@ CHUNKS_PER_BUFFER = 4
 class Link(Transport, Protocol):
     """A transport together with the buffers it sends from and receives into, two of each."""
 
-    send_buffers: Sequence[memoryview]
-    receive_buffers: Sequence[memoryview]
+    @property
+    def send_buffers(self) -> Sequence[memoryview]:
+        """What fill writes to."""
+
+    @property
+    def receive_buffers(self) -> Sequence[memoryview]:
+        """What drain reads from."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +115,11 @@ def transfer(
         with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as exchange_pool:
             digests = old_digests if options.digests else None
             ends = FileEnds(pieces, old, new, source, destination, pool, digests, advance)
-            staying = StayingRows(ends, *_staying(prepared, wire, options.num_workers, worker)).start()
+            staying, only_digest = _staying(prepared, wire, options.num_workers, worker)
+            copies = StayingRows(ends, staying, only_digest).start()
             if connect is not None:
-                _exchange(replace_pool(ends, exchange_pool), wire, schedule, connect(schedule))
-            staying.wait()
+                _exchange(replace_pool(ends, exchange_pool), wire, schedule, connect(schedule), staying)
+            copies.wait()
             _refuse_changed(prepared, source)
             seconds["transfer"] = time.perf_counter() - started
             if options.durable:
@@ -142,8 +148,10 @@ def replace_pool(ends: FileEnds, pool: ThreadPoolExecutor) -> FileEnds:
     )
 
 
-def _exchange(ends: FileEnds, wire: Wire, schedule: Schedule, link: Link) -> None:
-    source = FileSource(ends, wire.units, schedule.sends, link.send_buffers)
+def _exchange(ends: FileEnds, wire: Wire, schedule: Schedule, link: Link, staying: NDArray[np.bool_]) -> None:
+    stays = np.zeros(len(ends.old.rank), bool)
+    stays[ends.pieces.source[staying]] = True
+    source = FileSource(ends, wire.units, schedule.sends, link.send_buffers, stays)
     sink = FileSink(ends, wire.units, schedule.receives, link.receive_buffers)
     run_exchange(schedule.num_chunks, source, link, sink)
 

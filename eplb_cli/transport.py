@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from eplb_cli.errors import PlanError
+from eplb_cli.errors import EplbError, PlanError, error_of
 from eplb_cli.exchange import Message, Pending, Schedule
 
 MAX_OFFSETS_PER_ROUND = 64
@@ -17,22 +18,48 @@ MAX_OFFSETS_PER_ROUND = 64
 of more than about 256 have hung."""
 
 
-def agree(digest: str, group: dist.ProcessGroup, device: torch.device) -> None:
+_WORD_NBYTES = 1024
+"""What each worker says in `agree`: a digest, and the error it has instead of going on, if any."""
+
+
+def agree(
+    digest: str, group: dist.ProcessGroup, device: torch.device, error: EplbError | None = None
+) -> None:
     """Compare a digest over all workers; also the collective that NCCL wants before any batch.
 
+    A worker that has an error brings it here, so that all of them raise it before the first byte.
+
+    Args:
+        digest: hexadecimal sha256 of all that has to be alike.
+
     Raises:
-        PlanError: EP302, a worker has another one.
+        EplbError: the error of the first worker that has one; PlanError EP302 where digests differ.
     """
-    mine = torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8).to(device)
+    mine = _word(digest, error).to(device)
     gathered = [torch.empty_like(mine) for _ in range(group.size())]
     dist.all_gather(gathered, mine, group=group)
-    for worker, other in enumerate(gathered):
-        if not torch.equal(other, mine):
-            raise PlanError(
-                "EP302",
-                f"workers {group.rank()} and {worker} see different plans or shards",
-                "do all workers see the same SRC?",
-            )
+    words = [bytes(word) for word in torch.stack(gathered).cpu().numpy()]
+    for word in words:
+        if told := word[32:].rstrip(b"\0"):
+            raise error_of(*json.loads(told))
+    differing = [worker for worker, word in enumerate(words) if word != words[0]]
+    if differing:
+        raise PlanError(
+            "EP302",
+            f"workers 0 and {differing[0]} see different plans, shards or shapes",
+            "do all workers have the same inputs?",
+        )
+
+
+def _word(digest: str, error: EplbError | None) -> torch.Tensor:
+    told = b""
+    if error is not None:
+        room = _WORD_NBYTES - 32 - len(json.dumps([error.code, "", ""]))
+        message, hint = error.message[: room // 12], error.hint[: room // 24]
+        told = json.dumps([error.code, message, hint]).encode()
+    return torch.frombuffer(
+        bytearray((bytes.fromhex(digest) + told).ljust(_WORD_NBYTES, b"\0")), dtype=torch.uint8
+    )
 
 
 def rounds(worker: int, num_workers: int) -> Iterator[list[tuple[int, int]]]:
@@ -48,11 +75,12 @@ def post(
     send_buffer: torch.Tensor,
     receive_buffer: torch.Tensor,
     group: dist.ProcessGroup,
-) -> None:
-    """Exchange the messages of a chunk; those to oneself are the caller's.
+) -> Posted:
+    """Start exchanging the messages of a chunk, after what is on the current stream (nccl).
 
-    On return the bytes are there (gloo), or will be before what follows on the current stream (nccl).
+    A message to oneself is the caller's.
     """
+    works: list[dist.Work] = []
     outgoing = {message.peer: message for message in sends}
     incoming = {message.peer: message for message in receives}
     me = group.rank()
@@ -65,7 +93,19 @@ def post(
             if origin != me and (message := incoming.get(origin)):
                 view = receive_buffer.narrow(0, message.position, message.nbytes)
                 operations.append(dist.P2POp(dist.irecv, view, dist.get_global_rank(group, origin), group))
-        for work in dist.batch_isend_irecv(operations) if operations else []:
+        works += dist.batch_isend_irecv(operations) if operations else []
+    return Posted(works)
+
+
+@dataclass(frozen=True)
+class Posted:
+    """Messages on their way."""
+
+    works: Sequence[dist.Work]
+
+    def wait(self) -> None:
+        """Wait for all of them (gloo), or order the current stream after them (nccl)."""
+        for work in self.works:
             work.wait()
 
 
@@ -95,7 +135,7 @@ class HostLink:
             schedule.messages(schedule.sends, chunk),
             schedule.messages(schedule.receives, chunk),
         )
-        post(sends, receives, self._send[chunk % 2], self._receive[chunk % 2], self._group)
+        post(sends, receives, self._send[chunk % 2], self._receive[chunk % 2], self._group).wait()
         return Done()
 
 
@@ -121,7 +161,7 @@ class DeviceLink:
         self.send_buffers = [host_view(buffer) for buffer in self._host_send]
         self.receive_buffers = [host_view(buffer) for buffer in self._host_receive]
         self._upload, self._travel, self._download = (_stream(device) for _ in range(3))
-        self._travelled: list[torch.cuda.Event] = []
+        self._travelled: list[Posted] = []
         self._downloaded: list[torch.cuda.Event] = []
 
     def exchange(self, chunk: int, after: Sequence[Pending]) -> Pending:
@@ -133,16 +173,15 @@ class DeviceLink:
         receives = self._schedule.messages(self._schedule.receives, chunk)
         with torch.cuda.stream(self._upload):
             if chunk > 1:
-                self._upload.wait_event(self._travelled[chunk - 2])
+                self._travelled[chunk - 2].wait()
             _copy(self._send[turn], self._host_send[turn], sends)
         self._travel.wait_stream(self._upload)
         with torch.cuda.stream(self._travel):
             if chunk > 1:
                 self._travel.wait_event(self._downloaded[chunk - 2])
-            post(sends, receives, self._send[turn], self._receive[turn], self._group)
-            self._travelled.append(self._travel.record_event())
-        self._download.wait_event(self._travelled[chunk])
+            self._travelled.append(post(sends, receives, self._send[turn], self._receive[turn], self._group))
         with torch.cuda.stream(self._download):
+            self._travelled[chunk].wait()
             _copy(self._host_receive[turn], self._receive[turn], receives)
             self._downloaded.append(self._download.record_event())
         return OnDevice(self._downloaded[chunk])

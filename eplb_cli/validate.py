@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from eplb_cli.findings import Finding, check_pair, check_placement, listed, missing_experts
 from eplb_cli.placement import NO_HINTS, Hints, Placement
@@ -22,15 +22,15 @@ def validate_files(
     Raises:
         PlacementError: EP101 for a file that cannot be read; any code where `against` is not usable.
     """
-    if against is None:
-        return _concatenated(_findings_of(name, hints, None) for name in files)
-    old, warnings = read_placement(against, against_hints)
-    hints = hints.after(old)
-    return listed(warnings) + _concatenated(_findings_of(name, hints, old) for name in files)
-
-
-def _concatenated(findings: Iterable[list[Finding]]) -> list[Finding]:
-    return [finding for of_one_file in findings for finding in of_one_file]
+    findings: list[Finding] = []
+    old = None
+    if against is not None:
+        old, warnings = read_placement(against, against_hints)
+        findings += listed(warnings)
+        hints = hints.after(old)
+    for name in files:
+        findings += _findings_of(name, hints, old)
+    return findings
 
 
 def _findings_of(name: str, hints: Hints, old: Placement | None) -> list[Finding]:

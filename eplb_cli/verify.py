@@ -36,20 +36,20 @@ def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> 
     """Prove a tree against its own digests, and against the tree it was made from.
 
     Raises:
-        CheckpointError: EP214, there is no manifest, or nothing to verify against.
+        CheckpointError: EP201, there is no directory; EP214, no manifest, or nothing to verify against.
         BytesError: EP501 to EP505, the first thing that differs.
     """
     started = time.perf_counter()
     manifest = _manifest(path)
+    if not manifest.digests and against is None:
+        raise CheckpointError(
+            "EP214", f"{path} was written without digests", "name its source: `eplb verify DST --against SRC`"
+        )
     layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
     check_files(path, manifest)
     checkpoint = bind(open_shards(path, layout), manifest.read_placement(path))
     digests = digest_tree(checkpoint, advance)
-    known = _known_digests(checkpoint)
-    if known is None and against is None:
-        raise CheckpointError(
-            "EP214", f"{path} was written without digests", "name its source: `eplb verify DST --against SRC`"
-        )
+    known = known_digests(checkpoint) if manifest.digests else None
     warnings: list[str] = []
     if known is not None:
         warnings = check_own_digests(checkpoint, digests, known)
@@ -71,7 +71,15 @@ def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> 
 
 
 def _manifest(path: Path) -> Manifest:
-    manifest = read_manifest(path)
+    """The manifest of a tree; one that was damaged is a difference in bytes like any other."""
+    with files.reading(path):
+        os.scandir(path).close()
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        if error.code == "EP214":
+            raise BytesError("EP505", error.message, _DAMAGED) from error
+        raise
     if manifest is None:
         raise CheckpointError(
             "EP214", f"{path} has no {MANIFEST_NAME}", "only trees that eplb wrote can be verified"
@@ -80,21 +88,34 @@ def _manifest(path: Path) -> Manifest:
 
 
 def check_files(path: Path, manifest: Manifest) -> None:
-    """Names, sizes and headers of shards, and the whole of carried files. Raises EP505."""
+    """Names, sizes and headers of shards, and the whole of all other files. Raises EP505."""
     with files.reading(path):
-        present = {entry.name for entry in os.scandir(path) if entry.name.endswith(".safetensors")}
+        present = {file.name for file in path.iterdir() if file.name.endswith(".safetensors")}
     if difference := present ^ manifest.files.keys():
         name = min(difference)
-        raise BytesError(
-            "EP505", f"{path / name} is {'not in' if name in present else 'only in'} the manifest", _DAMAGED
-        )
+        problem = "is not in the manifest" if name in present else "is missing"
+        raise BytesError("EP505", f"{path / name} {problem}", _DAMAGED)
     for name, file in manifest.files.items():
         if header_digest(path / name, file["nbytes"]) != file["header_digest"]:
             raise BytesError("EP505", f"{path / name}: its header is not the one that was written", _DAMAGED)
-    for name, file in manifest.carried.items():
-        content = files.read_small_file(_sized(path / name, file["nbytes"]), file["nbytes"])
-        if xxhash.xxh3_128_hexdigest(content) != file.get("digest"):
+    for name, file in {**manifest.carried, **manifest.digests}.items():
+        if _content_digest(_sized(path / name, file["nbytes"]), file["nbytes"]) != file.get("digest"):
             raise BytesError("EP505", f"{path / name} is not what was written", _DAMAGED)
+
+
+def _content_digest(path: Path, nbytes: int) -> str:
+    """Hexadecimal xxh3-128 of a file of `nbytes`, however large."""
+    descriptor = files.open_source(path)
+    try:
+        state = xxhash.xxh3_128()
+        block = memoryview(bytearray(min(nbytes, files.COPY_BLOCK_NBYTES)))
+        for begin in range(0, nbytes, files.COPY_BLOCK_NBYTES):
+            view = block[: min(len(block), nbytes - begin)]
+            files.read_into(descriptor, view, begin, path)
+            state.update(view)
+        return state.hexdigest()
+    finally:
+        os.close(descriptor)
 
 
 def _sized(path: Path, nbytes: int) -> Path:
@@ -133,16 +154,14 @@ def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -
         tree.close()
 
 
-def _known_digests(checkpoint: ShardedCheckpoint) -> Digests | None:
-    """(L, K, P, 16) from the files beside the shards; None where there are none."""
+def known_digests(checkpoint: ShardedCheckpoint) -> Digests:
+    """(L, K, P, 16) from the files beside the shards. Raises EP505 where one is missing."""
     placement, shape = checkpoint.placement, checkpoint.row_nbytes.shape
     parts: list[Digests] = []
     for rank, slots in enumerate(placement.slots_per_rank.tolist()):
         found = read_digests(checkpoint.shards.path, rank, (shape[0], shape[1], slots))
-        if found is None and rank and parts:
-            raise BytesError("EP505", f"{checkpoint.shards.path / digest_file(rank)} is missing", _DAMAGED)
         if found is None:
-            return None
+            raise BytesError("EP505", f"{checkpoint.shards.path / digest_file(rank)} is missing", _DAMAGED)
         parts.append(found)
     return np.concatenate(parts, axis=2)
 
@@ -214,15 +233,20 @@ def _prove_against(
     def name_of(place: int) -> str:
         return place_in_words(checkpoint, prepared, place)
 
-    return prove(
-        prepared.checkpoint,
-        checkpoint.placement,
-        prepared.pieces,
-        prepared.new_places,
-        old_digests,
-        new_digests,
-        name_of,
-    ).warnings
+    try:
+        proof = prove(
+            prepared.checkpoint,
+            checkpoint.placement,
+            prepared.pieces,
+            prepared.new_places,
+            old_digests,
+            new_digests,
+            name_of,
+        )
+    except BytesError as error:
+        hint = f"is {against} what it was made from? if so, one of the two was changed or damaged since"
+        raise BytesError(error.code, error.message, hint) from error
+    return proof.warnings
 
 
 def place_in_words(checkpoint: ShardedCheckpoint, prepared: Prepared, place: int) -> str:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb_cli.errors import EplbError
+from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange import Schedule
 from eplb_cli.job import Job, Outcome, digest_path, progress_counters, read_job
+from eplb_cli.prepare import Prepared
 from eplb_cli.transfer import Link, TransferResult, transfer
 
 if TYPE_CHECKING:
@@ -76,8 +77,10 @@ def run(job: Job, worker: int) -> TransferResult:
     store = dist.FileStore(str(job.work / "store"), num_workers)  # type: ignore[attr-defined]
     dist.init_process_group(job.backend, store=store, rank=worker, world_size=num_workers, timeout=_LIFE)
     group = dist.distributed_c10d._get_default_group()
-    prepared = job.prepare()
-    agree(prepared.digest, group, device)
+    prepared, error = _prepare(job)
+    agree(job.digest if prepared is None else prepared.digest, group, device, error)
+    if prepared is None:
+        raise WorkerError("EP401", "no plan, and no error")
     counters = progress_counters(job.work, num_workers)
 
     def advance(nbytes: int) -> None:
@@ -92,6 +95,14 @@ def run(job: Job, worker: int) -> TransferResult:
     dist.barrier(group=group)
     dist.destroy_process_group()
     return result
+
+
+def _prepare(job: Job) -> tuple[Prepared | None, EplbError | None]:
+    """The plan as this worker sees it, or the error to raise on all workers."""
+    try:
+        return job.prepare(), None
+    except EplbError as error:
+        return None, error
 
 
 def _device(job: Job, local_rank: int) -> torch.device:

@@ -28,7 +28,7 @@ def show_inspection(console: Console, inspection: Mapping[str, Any]) -> None:
     console.print(_tensor_table(inspection["expert_tensors"]))
     if inspection["placement"] is not None:
         heading(console, "placement")
-        show_pairs(console, inspection["placement"].items())
+        show_pairs(console, _placement_facts(inspection["placement"]))
     show_list(console, "other tensors that look sharded", inspection["sharded_others"])
     show_list(console, "findings", map(_finding_line, inspection["findings"]))
 
@@ -38,6 +38,15 @@ def _facts(inspection: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
     yield "slots per rank", slots[0] if len(set(slots)) == 1 else ", ".join(map(str, slots))
     yield "MoE layers", f"{len(layers)} ({format_runs(layers)})"
     yield "other tensors", f"{others['count']:,}, {format_bytes(others['bytes'])}"
+
+
+def _placement_facts(placement: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+    """All that a placement file says, but for its map only the size: a real one has a thousand lines."""
+    for key, value in placement.items():
+        if key == "physical_to_logical_map":
+            yield "map", f"{plural(len(value), 'layer')} × {plural(len(value[0]), 'slot')}"
+        else:
+            yield key, format_runs(value) if key == "layer_ids" else value
 
 
 def _tensor_table(tensors: Sequence[Mapping[str, Any]]) -> Table:

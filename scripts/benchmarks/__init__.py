@@ -1,0 +1,1 @@
+"""What `scripts/bench` runs: ratios between commands that take turns in one run."""

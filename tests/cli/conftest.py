@@ -1,0 +1,57 @@
+"""The command line in this process, and a small checkpoint to damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import pytest
+
+from eplb_cli import cli as command_line
+from tests.cli.case import Case, Run
+from tests.cli.tree import NEW, OLD, Result, stacked, write_tree
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch):
+    """80 columns, no colours, no debugging."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("NO_COLOR", "FORCE_COLOR", "EPLB_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def eplb(monkeypatch, capsys) -> Run:
+    """Run a command as `main` would: without starting a process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["eplb", *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            command_line.main()
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err + captured.out or "EPLB_DEBUG" in os.environ
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def case(tmp_path, eplb) -> Case:
+    """A checkpoint of 2 layers, 4 experts and 2 ranks of 3 slots, in the layout of vLLM."""
+    result = Case(tmp_path, eplb)
+    write_tree(result.src, stacked(OLD))
+    (result.src / "config.json").write_text(json.dumps({"model_type": "test"}))
+    result.old(OLD)
+    result.new(NEW)
+    return result

@@ -1,0 +1,209 @@
+"""`eplb verify`: every byte that changed since it was written is found, and named, with exit code 5."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+
+from tests.cli.case import assert_error
+from tests.cli.tree import OLD, fingerprint, placement, read_shard, stacked, write_shard, write_tree
+
+
+@pytest.fixture
+def tree(case):
+    """A tree that eplb wrote, with an empty slot on rank 1."""
+    case.new(placement([[3, 0, 0, 1, 2, -1], [0, 1, 2, 3, 3, 1]]))
+    case.reshard()
+    return case.dst
+
+
+def flip(file, offset):
+    """Change one byte."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 0x10
+    file.write_bytes(content)
+
+
+def offset_of(file, key):
+    """Where a tensor begins in a file."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return 8 + length + json.loads(content[8 : 8 + length])[key]["data_offsets"][0]
+
+
+def test_a_whole_tree(eplb, tree, case):
+    """Rows, other tensors and bytes are counted; nothing is changed."""
+    before = fingerprint(case.home)
+    result = eplb("verify", tree)
+    assert result.code == 0
+    assert result.out.startswith("verified: 11 of 11 rows proved\n")
+    assert eplb("verify", tree, "--against", case.src).code == 0
+    assert fingerprint(case.home) == before
+
+
+def test_json(eplb, tree, case):
+    """The same numbers, for scripts."""
+    result = eplb("verify", tree, "--against", case.src, "--format", "json")
+    found = dict(result.json)
+    assert found.pop("seconds") > 0
+    assert found == {
+        "format": "eplb-verification/1",
+        "dst": str(tree),
+        "against": str(case.src),
+        "ok": True,
+        "rows_proved": 11,
+        "rows_total": 11,
+        "others_proved": 10,
+        "files": 2,
+        "bytes": sum(file.stat().st_size for file in tree.glob("*.safetensors")),
+        "warnings": [],
+    }
+
+
+class TestDamage:
+    def expect(self, eplb, tree, case, code, *says):
+        """The place is named, whether SRC is there to compare with or not."""
+        assert_error(eplb("verify", tree), code, *says, exit_code=5)
+        result = eplb("verify", tree, "--against", case.src, "--format", "json")
+        assert_error(result, code, *says, exit_code=5)
+        assert result.out == ""
+
+    def test_a_row(self, eplb, tree, case):
+        """EP501 names file, layer, slot, rank, row and tensor."""
+        file = tree / "model-rank-1-part-0.safetensors"
+        key = "model.layers.4.mlp.experts.w2_weight"
+        flip(file, offset_of(file, key) + 2 * 12 + 5)
+        says = (str(file), "layer 4, slot 5 (rank 1, row 2)", "w2_weight")
+        self.expect(eplb, tree, case, "EP501", *says)
+
+    def test_an_empty_row(self, eplb, tree, case):
+        """EP502: an empty slot holds zeros."""
+        file = tree / "model-rank-1-part-0.safetensors"
+        flip(file, offset_of(file, "model.layers.3.mlp.experts.w13_weight") + 2 * 24 + 23)
+        self.expect(eplb, tree, case, "EP502", str(file), "layer 3, slot 5 (rank 1, row 2)", "w13_weight")
+
+    def test_another_tensor(self, eplb, tree, case):
+        """EP504 names file and tensor."""
+        file = tree / "model-rank-0-part-0.safetensors"
+        flip(file, offset_of(file, "model.embed_tokens.weight") + 7)
+        self.expect(eplb, tree, case, "EP504", str(file), "model.embed_tokens.weight")
+
+    @pytest.mark.parametrize("offset", [0, 3, 8, 100, 4000])
+    def test_a_header(self, eplb, tree, case, offset):
+        """EP505 names the file, whatever byte of its header it is."""
+        file = tree / "model-rank-0-part-0.safetensors"
+        flip(file, offset)
+        self.expect(eplb, tree, case, "EP505", str(file), "header")
+
+    @pytest.mark.parametrize("name", ["config.json", "eplb-digests-rank-1.npy"])
+    @pytest.mark.parametrize("offset", [0, 9, -1])
+    def test_a_file_beside_the_shards(self, eplb, tree, case, name, offset):
+        """EP505 names the file: carried along, or of digests."""
+        flip(tree / name, offset)
+        self.expect(eplb, tree, case, "EP505", str(tree / name))
+
+    def test_any_byte_of_the_manifest(self, eplb, tree):
+        """EP505 names eplb.json, for a sample of all its bytes."""
+        file = tree / "eplb.json"
+        good = file.read_bytes()
+        for offset in range(0, len(good), len(good) // 40):
+            flip(file, offset)
+            assert_error(eplb("verify", tree), "EP505", str(file), exit_code=5)
+            file.write_bytes(good)
+        assert eplb("verify", tree).code == 0
+
+    @pytest.mark.parametrize(
+        "name", ["model-rank-0-part-0.safetensors", "config.json", "eplb-digests-rank-0.npy"]
+    )
+    def test_a_file_that_is_cut_short_or_gone(self, eplb, tree, case, name):
+        """EP505 names the file, and its size."""
+        size = (tree / name).stat().st_size
+        os.truncate(tree / name, size - 1)
+        self.expect(eplb, tree, case, "EP505", str(tree / name), f"has {size - 1} bytes instead of {size}")
+        (tree / name).unlink()
+        self.expect(eplb, tree, case, "EP505", str(tree / name), "is missing")
+        (tree / name).symlink_to("eplb.json")
+        self.expect(eplb, tree, case, "EP505", str(tree / name))
+
+    def test_an_extra_shard(self, eplb, tree, case):
+        """EP505: an engine would load it."""
+        file = tree / "model-rank-0-part-1.safetensors"
+        write_shard(file, {})
+        self.expect(eplb, tree, case, "EP505", str(file), "not in the manifest")
+
+
+class TestAgainst:
+    def test_another_source(self, eplb, tree, case):
+        """EP501 asks whether DST was made from it."""
+        rows = [[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 2, 0]]
+        other = write_tree(case.home / "other", stacked(placement(rows)))
+        result = eplb("verify", tree, "--against", other)
+        assert_error(result, "EP501", "layer 4", f"is {other} what it was made from?", exit_code=5)
+
+    def test_a_source_that_cannot_be_used(self, eplb, tree, case):
+        """The error of the shards, with exit code 3."""
+        case.file(1).unlink()
+        assert_error(eplb("verify", tree, "--against", case.src), "EP202")
+        assert_error(eplb("verify", tree, "--against", case.home / "nowhere"), "EP201")
+
+    def test_a_tree_without_digests(self, eplb, case):
+        """EP214 without SRC, a proof with it."""
+        case.reshard("--no-digest")
+        assert not list(case.dst.glob("*.npy"))
+        assert_error(eplb("verify", case.dst), "EP214", "--against SRC")
+        assert eplb("verify", case.dst, "--against", case.src).code == 0
+        flip(case.dst / "model-rank-0-part-0.safetensors", 4096)
+        assert_error(eplb("verify", case.dst, "--against", case.src), "EP501", exit_code=5)
+
+    def test_after_a_change_of_ranks(self, eplb, case):
+        """Other tensors of new ranks are compared with those they came from."""
+        case.new(placement([[3, 0, 0, 1, 2, 2], [0, 1, 2, 3, 3, 1]], 3))
+        case.reshard()
+        assert eplb("verify", case.dst, "--against", case.src).code == 0
+        file = case.dst / "model-rank-2-part-0.safetensors"
+        flip(file, offset_of(file, "model.norm.weight"))
+        result = eplb("verify", case.dst, "--against", case.src)
+        assert_error(result, "EP504", "model.norm.weight", exit_code=5)
+
+    def test_replicas_that_differ_in_the_source(self, eplb, case):
+        """A warning, trap 10 of the reference: they stay as different as they were."""
+        tensors = read_shard(case.file(1))
+        key = "model.layers.3.mlp.experts.w2_weight"
+        data = bytearray(tensors[key].data)
+        data[12 * 1] ^= 1
+        write_shard(case.file(1), {**tensors, key: tensors[key]._replace(data=bytes(data))})
+        warning = "warning: layer 3: the replicas of expert 0 differ in SRC"
+        assert warning in case.reshard().err
+        result = eplb("verify", case.dst, "--against", case.src)
+        assert (result.code, warning in result.err) == (0, True)
+        assert eplb("verify", case.dst).code == 0
+
+
+def test_what_is_no_tree_of_eplb(eplb, case):
+    """EP201 for no directory, EP214 for one without a manifest."""
+    assert_error(eplb("verify", case.home / "nowhere"), "EP201", "nowhere")
+    assert_error(eplb("verify", case.file(0)), "EP201")
+    assert_error(eplb("verify", case.src), "EP214", "has no eplb.json")
+
+
+def test_a_tree_that_moved(eplb, tree, case):
+    """Nothing in it says where it is."""
+    tree.rename(case.home / "elsewhere")
+    assert eplb("verify", case.home / "elsewhere").code == 0
+
+
+def test_a_tree_that_was_made_from_a_tree(eplb, case):
+    """Each is proved against the one before it."""
+    case.reshard()
+    case.reshard(src=case.dst, dst=case.home / "back", old=None, new=case.old(OLD))
+    assert eplb("verify", case.home / "back", "--against", case.dst).code == 0
+    assert_error(eplb("verify", case.home / "back", "--against", case.src), "EP501", exit_code=5)
+
+
+def test_progress_ends_at_the_whole(eplb, tree):
+    """The last line on stderr has read all there is."""
+    err = eplb("verify", tree).err
+    assert re.search(r"^verify: [0-9.]+ kB, .*$", err, re.MULTILINE), err

@@ -1,0 +1,77 @@
+"""Runs that are ended in the middle: the root cause is told, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.runs import contents, processes_about, start, wait_until
+
+DATA = Path(__file__).parents[1] / "data" / "eplb-replicas"
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A run whose two workers exchange byte by byte, so that it is in the middle for long."""
+    placements = ("--old", DATA / "old.json", "--new", DATA / "new.json")
+    workers = ("--backend", "gloo", "--nproc-per-node", 2, "--buffer-size", 1)
+    before = contents(DATA / "src")
+    process = start("reshard", DATA / "src", tmp_path / "dst", *placements, *workers)
+    try:
+        wait_until(lambda: all_move(tmp_path), process)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+    assert contents(DATA / "src") == before
+
+
+def work_of(path: Path) -> Path:
+    return path / ".dst.eplb-staging" / ".eplb"
+
+
+def all_move(path: Path) -> bool:
+    """Whether every worker has written bytes."""
+    try:
+        counters = np.frombuffer((work_of(path) / "progress").read_bytes(), np.int64)
+    except OSError:
+        return False
+    return len(counters) == 2 and bool((counters > 0).all())
+
+
+def require_nothing_left(path: Path, process: subprocess.Popen[str]) -> str:
+    """No DST, no staging, no process, nothing on stdout; what was said on stderr."""
+    out, err = process.communicate()
+    assert out == ""
+    assert list(path.iterdir()) == []
+    wait_until(lambda: not processes_about(path))
+    return err
+
+
+def test_a_killed_worker_is_named(tmp_path, running):
+    """Exit 4 and EP402 with the worker and the signal, not the complaints of the worker that survived."""
+    os.kill(int((work_of(tmp_path) / "pid-1").read_text()), signal.SIGKILL)
+    running.wait()
+    err = require_nothing_left(tmp_path, running)
+    assert running.returncode == 4
+    assert "error[EP402]: worker 1 " in err
+    assert "SIGKILL" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT])
+def test_an_interrupted_run_leaves_nothing(tmp_path, running, number):
+    """Ctrl-C, which only the command itself gets: exit 130, and its workers end with it."""
+    running.send_signal(number)
+    running.wait()
+    err = require_nothing_left(tmp_path, running)
+    assert running.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err

@@ -1,0 +1,186 @@
+"""Whole transfers of whole trees, through a loopback: the output is what the weight function says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eplb_cli import output, rows
+from eplb_cli.checkpoint import open_shards
+from eplb_cli.plan import REMOTE, Senders
+from eplb_cli.prepare import Prepared, prepare
+from eplb_cli.prove import prove, row_view
+from eplb_cli.shards import Staging, create_files
+from eplb_cli.transfer import TransferOptions, TransferResult, transfer
+from tests.support.checkpoints import Model, Style, assert_tree, write_tree
+from tests.support.loopback import Loopback
+from tests.support.models import models
+from tests.support.pairs import Pair, pairs
+from tests.support.scratch import scratch
+from tests.support.weights import expert_row
+
+
+class Way(NamedTuple):
+    """One way to move the bytes; the result must not depend on it.
+
+    Attributes:
+        buffer_nbytes: down to 1, where a row travels in as many chunks as it has bytes.
+        block_nbytes, task_nbytes: what a thread reads at once, and does as one task.
+    """
+
+    num_workers: int
+    buffer_nbytes: int
+    digests: bool
+    verify: bool
+    lazy: bool
+    block_nbytes: int
+    task_nbytes: int
+
+
+class Case(NamedTuple):
+    """A checkpoint, a pair of placements for it, and the ways to go from one to the other."""
+
+    pair: Pair
+    model: Model
+    num_parts: int
+    senders: Senders
+    ranks_per_node: int | None
+    part_nbytes: int
+    ways: list[Way]
+
+
+SENDERS: st.SearchStrategy[Senders] = st.sampled_from(("balanced", "vllm"))
+BUFFERS = (150, 300, 500, 1000, 2000, 1 << 20)
+MAX_SINGLE_BYTES = 150
+"""Bytes of one row of everything up to which a buffer of 1 byte does not take too many chunks."""
+
+
+@st.composite
+def cases(draw: st.DrawFn, style: Style) -> Case:
+    pair = draw(pairs(max_layers=2, max_experts=5, max_ranks=4, max_slots=3, once_per_rank=style == "expert"))
+    model = draw(models(pair, style))
+    sizes = st.sampled_from(BUFFERS)
+    if sum(model.expert_nbytes(layer) for layer in model.layers) <= MAX_SINGLE_BYTES:
+        sizes = st.integers(1, 64) | sizes
+    tiny = st.sampled_from((5, 17, 64, 1 << 20))
+    way = st.builds(Way, st.integers(1, 6), sizes, *[st.booleans()] * 3, tiny, tiny)
+    return Case(
+        pair,
+        model,
+        draw(st.integers(1, 3)),
+        draw(SENDERS),
+        draw(st.none() | st.integers(1, 3)),
+        draw(st.sampled_from([1, 200, 5 << 30])),
+        draw(st.lists(way, min_size=2, max_size=6)),
+    )
+
+
+def prepared_in(path: Path, case: Case) -> Prepared:
+    """SRC, written and planned for."""
+    path.mkdir()
+    write_tree(path, case.model, case.pair[0], case.num_parts)
+    return prepare(open_shards(path), *case.pair, case.senders, case.ranks_per_node)
+
+
+def moved(prepared: Prepared, staging: Path, way: Way) -> list[TransferResult]:
+    """Carry a plan out in one of the ways, and check what the workers say they did."""
+    staging.mkdir()
+    create_files(Staging(staging, staging, -1), prepared.output)
+    options = TransferOptions(way.num_workers, way.buffer_nbytes, way.digests, way.verify, durable=False)
+    loopback = Loopback(way.num_workers, lazy=way.lazy)
+    advances: list[int] = []
+    results = loopback.run(
+        lambda worker: transfer(prepared, staging, options, worker, loopback.link, advances.append)
+    )
+    passes = way.digests and way.verify
+    read_back = int(prepared.new_places.nbytes.sum()) if passes else 0
+    assert sum(advances) == int(prepared.pieces.nbytes.sum()) + read_back
+    wire_nbytes = sum(result.wire_nbytes for result in results)
+    assert wire_nbytes == expected_wire_nbytes(prepared, way.num_workers) <= loopback.num_bytes
+    return results
+
+
+def expected_wire_nbytes(prepared: Prepared, num_workers: int) -> int:
+    """REMOTE rows and other tensors whose two ranks are on different workers."""
+    plan, sizes = prepared.plan, prepared.checkpoint.expert_nbytes
+    rows_nbytes = sum(
+        int(sizes[layer])
+        for layer, src, dst, kind in zip(
+            plan.moves.layer, plan.src_rank, plan.dst_rank, plan.moves.kind, strict=True
+        )
+        if kind == REMOTE and src % num_workers != dst % num_workers
+    )
+    return rows_nbytes + sum(
+        copy.source.entry.nbytes
+        for copy in prepared.output.others
+        if copy.src_rank % num_workers != copy.dst_rank % num_workers
+    )
+
+
+def require_digests(prepared: Prepared, model: Model, results: list[TransferResult], way: Way) -> None:
+    """Every filled row of SRC, moved or not, has the digest of its bytes; and the proof holds."""
+    old_digests = np.bitwise_or.reduce([result.old_digests for result in results])
+    new_digests = np.bitwise_or.reduce([result.new_digests for result in results])
+    if not way.digests:
+        assert not old_digests.any()
+        return
+    checkpoint, old = prepared.checkpoint, prepared.plan.old
+    found = row_view(old_digests, checkpoint.row_nbytes.shape, old.num_slots)
+    for index, slot in np.argwhere(old.physical_to_logical >= 0).tolist():
+        layer, expert = old.layer_name(index), int(old.physical_to_logical[index, slot])
+        for tensor in model.layers[layer]:
+            row = expert_row(layer, expert, tensor.name, tensor.row_nbytes)
+            names = [name for _, name in checkpoint.expert_tensors]
+            expected = xxhash.xxh3_128_digest(row) if row else bytes(16)
+            assert found[index, names.index(tensor.name), slot].tobytes() == expected
+    if way.verify:
+        new = prepared.plan.new
+        prove(checkpoint, new, prepared.pieces, prepared.new_places, old_digests, new_digests, str)
+
+
+def require_transfers(case: Case) -> None:
+    """Every byte of every file is the same whatever the way, and right; SRC is as it was."""
+    with scratch() as path, mock.patch.object(output, "MAX_PART_NBYTES", case.part_nbytes):
+        prepared = prepared_in(path / "src", case)
+        before = contents(path / "src")
+        trees = []
+        for number, way in enumerate(case.ways):
+            staging = path / f"dst-{number}"
+            with mock.patch.multiple(rows, BLOCK_NBYTES=way.block_nbytes, TASK_NBYTES=way.task_nbytes):
+                results = moved(prepared, staging, way)
+            require_digests(prepared, case.model, results, way)
+            trees.append(contents(staging))
+        assert_tree(path / "dst-0", case.model, case.pair[1])
+        assert all(tree == trees[0] for tree in trees)
+        assert contents(path / "src") == before
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@settings(max_examples=150)
+@given(cases("stacked"))
+def test_stacked_rows_arrive(case):
+    """Keys that carry the layer only: dim 0 is the row, and empty rows are zeros."""
+    require_transfers(case)
+
+
+@settings(max_examples=70)
+@given(cases("row"))
+def test_one_tensor_per_row_arrives(case):
+    """Keys that carry the row on its rank: empty rows are there, as zeros."""
+    require_transfers(case)
+
+
+@settings(max_examples=80)
+@given(cases("expert"))
+def test_one_tensor_per_expert_arrives(case):
+    """Keys that carry the expert's number are renamed to what NEW says; an empty row has no key."""
+    require_transfers(case)

@@ -1,0 +1,167 @@
+"""Telling expert tensors from others, and what must come together."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from eplb_cli.checkpoint import TensorAt
+from eplb_cli.classify import Cell, check_scales, lacking_others, looks_sharded, split_tensors
+from eplb_cli.errors import CheckpointError
+from eplb_cli.header import TensorEntry
+from eplb_cli.layout import presets
+
+VLLM = next(layout for layout in presets() if layout.name == "sharded-state")
+PREFIX = "model.layers.{}.mlp.experts."
+
+
+def at(*shape: int, dtype: str = "F32") -> TensorAt:
+    return TensorAt(0, 0, TensorEntry(dtype, shape, 0, 0))
+
+
+def split(
+    *ranks: dict[str, TensorAt], layers: tuple[int, ...] = (3,), slots: tuple[int, ...] = (2, 2)
+) -> Any:
+    return split_tensors(VLLM, ranks, layers, slots)
+
+
+def key(name: str, layer: int = 3) -> str:
+    return PREFIX.format(layer) + name
+
+
+def test_expert_tensors_are_sorted_by_layer_name_and_rank():
+    """Everything else is another tensor of its rank."""
+    tensors = {key("w2_weight"): at(2, 5), "model.norm.weight": at(5), key("e_score_correction_bias"): at(2)}
+    found = split(tensors, tensors)
+    assert list(found.experts) == [(3, PREFIX.format("{layer}") + "w2_weight", "w2_weight")]
+    assert [set(rank) for rank in next(iter(found.experts.values())).values()] == [{None}, {None}]
+    assert [set(rank) for rank in found.others] == [{"model.norm.weight", key("e_score_correction_bias")}] * 2
+
+
+def test_layers_outside_the_placement_are_others():
+    """Whatever they hold, also where it would be refused inside."""
+    tensors = {key("w2_weight", 61): at(7, 5), key("w2_weight_scale_inv", 61): at()}
+    found = split({**tensors, key("w2_weight"): at(2, 5)}, {key("w2_weight"): at(2, 5)})
+    assert set(found.others[0]) == set(tensors)
+
+
+def test_unknown_numbers_stay():
+    """A tensor without a dimension is nobody's row, unless its name says that it has rows."""
+    tensors = {key("w2_weight"): at(2, 5), key("something_new"): at(), key("w2_input_scale"): at()}
+    assert set(split(tensors, tensors).others[0]) == {key("something_new"), key("w2_input_scale")}
+
+
+@pytest.mark.parametrize(
+    ("code", "first", "second"),
+    [
+        ("EP207", {key("w2_new"): at(2, 5)}, {}),
+        ("EP207", {"model.w13_weight": at(2, 5)}, {}),
+        ("EP208", {key("w2_weight"): at()}, {}),
+        ("EP208", {key("w2_weight"): at(3, 5)}, {key("w2_weight"): at(2, 5)}),
+        ("EP208", {key("w2_weight"): at(2, 5)}, {key("w2_weight"): at(5, 2)}),
+        ("EP209", {key("w2_weight"): at(2, 5)}, {}),
+        ("EP210", {key("w2_weight_scale"): at(2)}, {}),
+        ("EP211", {key("w2_input_scale"): at(2)}, {key("w2_input_scale"): at()}),
+        ("EP211", {key("w2_input_scale"): at(3)}, {key("w2_input_scale"): at(3)}),
+    ],
+)
+def test_what_is_neither(code, first, second):
+    """A code for each way, with the key and the rank."""
+    with pytest.raises(CheckpointError) as caught:
+        split(first, second)
+    assert caught.value.code == code
+    assert next(iter(first)) in caught.value.message
+    assert "rank " in caught.value.message
+
+
+def test_a_rank_without_slots_may_lack_a_tensor():
+    """Its tensor would have no rows."""
+    found = split({key("w2_weight"): at(4, 5)}, {}, slots=(4, 0))
+    assert len(found.experts) == 1
+
+
+class TestScales:
+    def check(self, **dtypes: str) -> None:
+        """Check a checkpoint whose tensors are named `w13_weight_3` for layer 3."""
+        experts: dict[Cell, dict[int, dict[int | None, TensorAt]]] = {}
+        for name, dtype in dtypes.items():
+            tensor, layer = name.rsplit("_", 1)
+            experts[int(layer), PREFIX.format("{layer}") + tensor, tensor] = {
+                0: {None: at(2, 5, dtype=dtype)}
+            }
+        check_scales(VLLM, experts)
+
+    def refused(self, **dtypes: str) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            self.check(**dtypes)
+        assert caught.value.code == "EP210"
+        return caught.value.message
+
+    def test_weights_with_and_without(self):
+        """A layer in fp8 with scales, another in bf16 without: both are whole."""
+        self.check(
+            w13_weight_3="F8_E4M3",
+            w13_weight_scale_inv_3="F32",
+            w2_weight_3="F8_E4M3",
+            w2_weight_scale_inv_3="F32",
+            w13_weight_4="BF16",
+            w2_weight_4="BF16",
+        )
+        self.check(w13_weight_3="BF16", w2_weight_3="BF16")
+
+    def test_packed_weights(self):
+        """A scale may belong to either of two weights."""
+        self.check(
+            w13_weight_packed_3="I32",
+            w13_weight_scale_3="BF16",
+            w2_weight_packed_3="I32",
+            w2_weight_scale_3="BF16",
+        )
+
+    def test_another_layer_has_it(self):
+        """The weight of layer 4 is of the same dtype as that of layer 3, which has a scale."""
+        said = self.refused(w13_weight_3="F8_E4M3", w13_weight_scale_inv_3="F32", w13_weight_4="F8_E4M3")
+        assert "layer 4" in said
+        assert "w13_weight is there without w13_weight_scale_inv" in said
+
+    def test_the_other_weight_has_it(self):
+        """w13 and w2 of one dtype are quantised alike."""
+        said = self.refused(w13_weight_3="F8_E4M3", w13_weight_scale_inv_3="F32", w2_weight_3="F8_E4M3")
+        assert "w2_weight is there without w2_weight_scale_inv" in said
+
+    def test_a_scale_alone(self):
+        """Refused, even where no weight is of its kind."""
+        assert "w2_scales is there without w2_qweight" in self.refused(w2_scales_3="F16", w13_weight_3="BF16")
+
+
+class TestSharded:
+    def test_shapes_that_differ(self, tmp_path):
+        """Between ranks, or not there on one of them."""
+        shapes = [{"a": (2,), "b": (3,), "c": (1,)}, {"a": (2,), "b": (2,)}]
+        assert looks_sharded(shapes, tmp_path) == ["b", "c"]
+        assert looks_sharded(shapes[:1], tmp_path) == []
+
+    def test_parts_of_a_vocabulary(self, tmp_path):
+        """Equal parts, of which config.json says the sum; padding at the end is no harm."""
+        shapes = [{"model.embed_tokens.weight": (50, 3), "lm_head.weight": (100, 3), "x": (50, 3)}] * 2
+        (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 99}))
+        assert looks_sharded(shapes, tmp_path) == ["model.embed_tokens.weight"]
+        assert looks_sharded([{"lm_head.weight": ()}] * 2, tmp_path) == []
+
+    @pytest.mark.parametrize(
+        "text", ["{", "[]", "3", '{"vocab_size": "x"}', '{"vocab_size": null}', "[" * 10**5]
+    )
+    def test_a_config_that_says_nothing(self, tmp_path, text):
+        """It is someone else's file: what cannot be read is not asked."""
+        (tmp_path / "config.json").write_text(text)
+        assert looks_sharded([{"lm_head.weight": (50, 3)}] * 2, tmp_path) == []
+
+    def test_tensors_that_a_rank_lacks(self):
+        """One sentence for all of them."""
+        assert lacking_others([{"a": at()}, {"a": at()}]) == []
+        (said,) = lacking_others([{"a": at(), "b": at()}, {"b": at()}, {}])
+        assert (
+            said == "rank 1 lacks 'a', which another rank has (and 2 more): are all parts of its shard there?"
+        )
