@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-not-found]
+import triton.language as tl  # type: ignore[import-not-found]
 
 TILE_WORDS = 8192
 NUM_WARPS = 32
@@ -11,8 +11,8 @@ BLOCK_NBYTES = 1 << 18
 """Bytes that one program copies before it takes the next block."""
 
 
-@triton.jit
-def copy_blocks(  # noqa: PLR0913, PLR0917 - a kernel has no other way of being told
+@triton.jit  # type: ignore[untyped-decorator]
+def copy_blocks(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917 - a kernel has no other way of being told
     source,  # noqa: ANN001 - pointers to (N,) int64
     destination,  # noqa: ANN001
     nbytes,  # noqa: ANN001

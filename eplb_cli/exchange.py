@@ -33,8 +33,12 @@ tensors are gathered and scattered in wide words, whatever was packed before the
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Columns of shape (U,) in the order of the wire: the byte columns `start` to `start + nbytes` of
-    the rows of a cell, a (layer, tensor), and the chunk they travel in.
+    """Columns of shape (U,) in the order of the wire.
+
+    Attributes:
+        cell: a (layer, tensor), as one number.
+        start, nbytes: the byte columns of its rows.
+        chunk: what they travel in.
     """
 
     cell: Int

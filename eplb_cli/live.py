@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from eplb_cli.transport import Done, post
 
 Int = NDArray[np.int64]
 Layers = Sequence[Sequence[torch.Tensor]]
+Chunk = TypeVar("Chunk", int, Int)
 
 CHUNKS_PER_BUFFER = 4
 
@@ -315,7 +316,7 @@ class LiveRows:
         for step in steps:
             self._mover.run(step)
 
-    def _first_step(self, chunk: int | Int) -> Any:
+    def _first_step(self, chunk: Chunk) -> Chunk:
         return self._levels + chunk * (self._levels + 3)
 
     def _copies(self, source: Layers, sink: Layers) -> Copies:

@@ -110,7 +110,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _to_device(array: NDArray[np.integer], device: torch.device) -> torch.Tensor:
-    """An array on the device. Not through pinned memory: that is dearer to get than this copy is to wait for."""
+    """An array on the device; not through pinned memory, which takes longer to get than the copy takes."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
 

@@ -74,8 +74,13 @@ class ReshardPlan:
             for placement in (self.old, self.new)
         ]
         part = slice(*np.searchsorted(self.moves.layer, [layers.start, layers.stop]).tolist())
-        layer, *columns = (column[part] for column in self.moves.columns)
-        moves = MoveTable(layer - layers.start, *columns)
+        moves = MoveTable(
+            self.moves.layer[part] - layers.start,
+            self.moves.expert[part],
+            self.moves.src_slot[part],
+            self.moves.dst_slot[part],
+            self.moves.kind[part],
+        )
         return ReshardPlan(placements[0], placements[1], moves, self.senders, self.ranks_per_node)
 
     @cached_property
@@ -148,7 +153,7 @@ def plan_reshard(
         chosen = balanced_senders(holders, requests, weights, ranks_per_node)
     src_slot[away] = holders.slot[chosen][request_of]
 
-    moves = _in_wire_order(old, num_experts, layer, expert, src_slot, dst_slot, dst_rank, kind)
+    moves = _in_wire_order(old, new, MoveTable(layer, expert, src_slot, dst_slot, kind))
     return ReshardPlan(old, new, moves, senders, ranks_per_node)
 
 
@@ -186,25 +191,24 @@ def _refuse_without_source(
         layer, expert = divmod(int(requests.group[first]), holders.num_experts)
         raise PlacementError(
             "EP106",
-            f"layer {new.layer_name(layer)}, slot {slot[first]}: expert {expert} is in NEW but nowhere in OLD",
+            f"layer {new.layer_name(layer)}, slot {slot[first]}: "
+            f"expert {expert} is in NEW but nowhere in OLD",
             "was OLD written for another checkpoint? `eplb inspect SRC` shows what the shards hold",
         )
 
 
-def _in_wire_order(
-    old: Placement,
-    num_experts: int,
-    layer: NDArray[np.int64],
-    expert: NDArray[np.int64],
-    src_slot: NDArray[np.int64],
-    dst_slot: NDArray[np.int64],
-    dst_rank: NDArray[np.int64],
-    kind: NDArray[np.uint8],
-) -> MoveTable:
-    """Sort by (layer, src_rank, dst_rank, expert, dst_slot); the input is in order of dst_slot."""
-    src_rank = old.rank_of_slot[src_slot]
-    order = np.lexsort((dst_rank * num_experts + expert, layer * old.num_ranks + src_rank))
-    return MoveTable(layer[order], expert[order], src_slot[order], dst_slot[order], kind[order])
+def _in_wire_order(old: Placement, new: Placement, moves: MoveTable) -> MoveTable:
+    """Sort by (layer, src_rank, dst_rank, expert, dst_slot) what is sorted by (layer, dst_slot)."""
+    receiver = new.rank_of_slot[moves.dst_slot] * new.num_logical_experts + moves.expert
+    sender = moves.layer * old.num_ranks + old.rank_of_slot[moves.src_slot]
+    order = np.lexsort((receiver, sender))
+    return MoveTable(
+        moves.layer[order],
+        moves.expert[order],
+        moves.src_slot[order],
+        moves.dst_slot[order],
+        moves.kind[order],
+    )
 
 
 def verify_plan(plan: ReshardPlan) -> None:
@@ -266,7 +270,7 @@ def _verify_one_transfer(plan: ReshardPlan) -> None:
     _require(same_source.all(), "a duplicate names another source than its transfer", plan)
 
 
-def _require(holds: NDArray[np.bool_] | bool, complaint: str, plan: ReshardPlan) -> None:
+def _require(holds: object, complaint: str, plan: ReshardPlan) -> None:
     holds = np.asarray(holds)
     if holds.all():
         return

@@ -17,6 +17,8 @@ from eplb_cli.placement import EMPTY, Placement
 
 Digests = NDArray[np.uint8]
 
+MAX_WARNINGS = 5
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -76,7 +78,7 @@ def prove(
         BytesError: EP501 to EP504, naming the first place that differs.
     """
     wrong = (new_digests[pieces.destination] != old_digests[pieces.source]).any(axis=1)
-    _require_same(pieces.destination[wrong], new_places, checkpoint, new, name_of)
+    _require_same(pieces.destination[wrong], checkpoint.row_nbytes.size * new.num_slots, name_of)
     _require_zero(pieces, new_places, new_digests, name_of)
     shape = checkpoint.row_nbytes.shape
     exists = checkpoint.row_nbytes > 0
@@ -94,34 +96,26 @@ def prove(
 
 
 def replica_warnings(checkpoint: ShardedCheckpoint, odd: Iterable[tuple[int, int, int]]) -> list[str]:
-    """A sentence for each (layer, expert) whose replicas differ in SRC, five at most."""
+    """A sentence for each (layer, expert) whose replicas differ in SRC, `MAX_WARNINGS` at most."""
     pairs = sorted({(layer, expert) for layer, expert, _ in odd})
     texts = [
         f"layer {checkpoint.placement.layer_name(layer)}: the replicas of expert {expert} differ in SRC"
         for layer, expert in pairs
     ]
-    return [
-        *texts[:5],
-        *([f"replicas of {len(texts) - 5} more experts differ in SRC"] if len(texts) > 5 else []),
-    ]
+    more = len(texts) - MAX_WARNINGS
+    rest = [f"the replicas of {more} more experts differ in SRC"] if more > 0 else []
+    return [*texts[:MAX_WARNINGS], *rest]
 
 
-def _require_same(
-    wrong: NDArray[np.int64],
-    new_places: Places,
-    checkpoint: ShardedCheckpoint,
-    new: Placement,
-    name_of: Callable[[int], str],
-) -> None:
+def _require_same(wrong: NDArray[np.int64], num_rows: int, name_of: Callable[[int], str]) -> None:
+    """EP501 or EP504 where there are wrong places; the first `num_rows` places are rows."""
     if len(wrong):
-        num_rows = checkpoint.row_nbytes.size * new.num_slots
-        code = "EP501" if wrong.min() < num_rows else "EP504"
+        first = int(wrong.min())
         raise BytesError(
-            code,
-            f"{name_of(int(wrong.min()))} differs from its source; {len(wrong)} pieces differ in all",
+            "EP501" if first < num_rows else "EP504",
+            f"{name_of(first)} differs from its source; {len(wrong)} pieces differ in all",
             "memory or storage is failing: do not use this output, check the machine",
         )
-    del new_places
 
 
 def _require_zero(

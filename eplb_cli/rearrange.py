@@ -116,7 +116,7 @@ def _parts(num_layers: int, num_parts: int) -> Iterator[slice]:
     return (slice(begin, end) for begin, end in itertools.pairwise(ends) if begin < end)
 
 
-def rearrange_expert_weights_inplace(
+def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signature
     old_global_expert_indices: torch.Tensor,
     new_global_expert_indices: torch.Tensor,
     expert_weights: Sequence[Iterable[torch.Tensor]],
@@ -149,7 +149,7 @@ def rearrange_expert_weights_inplace(
         _rows_of(plan, part, layers, ep_group, buffer_size).run()
 
 
-async def transfer_layer(
+async def transfer_layer(  # noqa: PLR0913, PLR0917 - the reference's signature
     old_global_expert_indices: torch.Tensor,
     new_global_expert_indices: torch.Tensor,
     expert_weights: Sequence[Iterable[torch.Tensor]],
@@ -352,7 +352,7 @@ def _check_indices(old: NDArray[np.int64], new: NDArray[np.int64], layers: Layer
     if old.ndim != 2 or old.shape != new.shape or len(old) != len(layers):  # noqa: PLR2004
         raise PlacementError(
             "EP109",
-            f"old indices {old.shape}, new indices {new.shape} and weights of {len(layers)} layers do not fit together",
+            f"old indices {old.shape}, new indices {new.shape} and weights of {len(layers)} layers do not fit",
         )
     if old.shape[1] % num_ranks:
         raise PlacementError("EP108", f"{old.shape[1]} slots do not divide over {num_ranks} ranks")
@@ -370,7 +370,8 @@ def _check_buffers(layers: Layers, buffers: Layers) -> EplbError | None:
         if buffer.shape != weight.shape or buffer.dtype != weight.dtype:
             return CheckpointError(
                 "EP222",
-                f"buffer {number} is {buffer.dtype} {list(buffer.shape)} and its weight {weight.dtype} {list(weight.shape)}",
+                f"buffer {number} is {buffer.dtype} {list(buffer.shape)}, "
+                f"and its weight {weight.dtype} {list(weight.shape)}",
             )
     if len(buffers[0]) < len(layers[0]):
         return CheckpointError("EP222", f"{len(buffers[0])} buffers for {len(layers[0])} weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +72,7 @@ def cut_tasks(nbytes: Int, boundary: NDArray[np.bool_] | None = None) -> Iterato
         starts = np.flatnonzero(boundary)
         number = np.repeat(number[starts], np.diff(np.r_[starts, len(nbytes)]))
     cuts = np.r_[0, np.flatnonzero(np.diff(number)) + 1, len(nbytes)]
-    yield from (slice(int(begin), int(end)) for begin, end in zip(cuts[:-1], cuts[1:], strict=True))
+    yield from (slice(int(begin), int(end)) for begin, end in itertools.pairwise(cuts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +246,7 @@ class StayingRows:
         starts = np.flatnonzero(np.diff(source, prepend=-1))
         bounds = np.r_[starts, len(source)].tolist()
         destinations = self._destination[task].tolist()
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in itertools.pairwise(bounds):
             self._copy_place(int(source[begin]), [place for place in destinations[begin:end] if place >= 0])
 
     def _copy_place(self, place: int, destinations: list[int]) -> None:

@@ -153,7 +153,7 @@ def _add_load(load: Int, rank: Int, nbytes: int) -> None:
 
 
 def _position_in_group(group: Int) -> tuple[Int, Int]:
-    """For a column in which equal values are neighbours: each one's place among its equals, and their number."""
+    """Where equal values are neighbours: each one's place among its equals, and how many they are."""
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]]) if len(group) else np.empty(0, np.int64)
     counts = np.diff(np.r_[starts, len(group)])
     return np.arange(len(group)) - np.repeat(starts, counts), np.repeat(counts, counts)

@@ -76,7 +76,7 @@ def run(job: Job, worker: int) -> TransferResult:
     num_workers = job.transfer.num_workers
     store = dist.FileStore(str(job.work / "store"), num_workers)  # type: ignore[attr-defined]
     dist.init_process_group(job.backend, store=store, rank=worker, world_size=num_workers, timeout=_LIFE)
-    group = dist.distributed_c10d._get_default_group()
+    group = dist.distributed_c10d._get_default_group()  # noqa: SLF001 - `group.WORLD` may be None to mypy
     prepared, error = _prepare(job)
     agree(job.digest if prepared is None else prepared.digest, group, device, error)
     if prepared is None:

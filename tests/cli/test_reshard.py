@@ -113,15 +113,8 @@ class TestPlacements:
         options = ("--num-redundant-experts", 2)
         case.reshard(*options, src=case.dst, dst=case.home / "again", old=None, new="linear")
         assert ranks_of(case.home / "again") == stacked(redundant)
-        case.reshard(
-            "--num-logical-experts",
-            4,
-            *options,
-            src=case.dst,
-            dst=case.home / "both",
-            old="linear",
-            new="linear",
-        )
+        both = ("--num-logical-experts", 4, *options)
+        case.reshard(*both, src=case.dst, dst=case.home / "both", old="linear", new="linear")
         assert ranks_of(case.home / "both") == stacked(redundant)
 
     def test_there_and_back(self, case):

@@ -197,12 +197,12 @@ def read_tree(path: Path) -> dict[str, Rank]:
     return ranks
 
 
-def fingerprint(path: Path) -> dict[str, object]:
+def fingerprint(path: Path) -> dict[str, tuple[int, int, str | None]]:
     """Kind, mode, time and content of everything below a directory; pipes are not opened."""
-    found: dict[str, object] = {}
+    found: dict[str, tuple[int, int, str | None]] = {}
     for file in sorted(path.rglob("*")):
         status = file.lstat()
-        content: object = None
+        content = None
         if stat.S_ISREG(status.st_mode):
             content = hashlib.sha256(file.read_bytes()).hexdigest()
         elif file.is_symlink():

@@ -191,13 +191,21 @@ def test_messages_are_the_chunk_without_overlap(job):
                     assert all(one <= two for one, two in zip(run_ends, begins[1:], strict=False))
 
 
+class Lazy(NamedTuple):
+    """Which steps are done only when somebody waits for them."""
+
+    fill: bool
+    exchange: bool
+    drain: bool
+
+
 class Memory:
     """Pieces in memory as source and sink, without any order but what the loop asks for.
 
     A message to oneself is filled into the receive buffer, once that is drained, as live tensors do.
     """
 
-    def __init__(self, job: Job, wire: Wire, schedule: Schedule, loopback: Loopback, *, lazy: bool) -> None:
+    def __init__(self, job: Job, wire: Wire, schedule: Schedule, loopback: Loopback, lazy: Lazy) -> None:
         self.arrived: dict[int, bytearray] = {}
         self.link = loopback.link(schedule)
         self._job, self._units, self._me, self._lazy = job, wire.units, schedule.worker, lazy
@@ -206,16 +214,11 @@ class Memory:
 
     def fill(self, chunk: int, after: Sequence[Pending]) -> Pending:
         earlier = self._drained[max(chunk - 2, 0) : max(chunk - 1, 0)]
-        return self._started(Later(lambda: self._fill(chunk), [*after, *earlier]))
+        return _started(Later(lambda: self._fill(chunk), [*after, *earlier]), lazy=self._lazy.fill)
 
     def drain(self, chunk: int, after: Sequence[Pending]) -> Pending:
-        self._drained.append(self._started(Later(lambda: self._drain(chunk), after)))
+        self._drained.append(_started(Later(lambda: self._drain(chunk), after), lazy=self._lazy.drain))
         return self._drained[-1]
-
-    def _started(self, later: Later) -> Pending:
-        if not self._lazy:
-            later.wait()
-        return later
 
     def _fill(self, chunk: int) -> None:
         for _, _, unit, piece, position, nbytes in self._sends[chunk]:
@@ -238,13 +241,19 @@ class Memory:
         buffer[:] = b"\xdd" * len(buffer)
 
 
-def exchanged(job: Job, *, lazy: bool) -> list[dict[int, bytearray]]:
+def _started(later: Later, *, lazy: bool) -> Pending:
+    if not lazy:
+        later.wait()
+    return later
+
+
+def exchanged(job: Job, lazy: Lazy) -> list[dict[int, bytearray]]:
     """What arrives at each worker."""
     wire = job.wire()
-    loopback = Loopback(job.num_workers, lazy=lazy)
+    loopback = Loopback(job.num_workers, lazy=lazy.exchange)
 
     def work(worker: int) -> dict[int, bytearray]:
-        memory = Memory(job, wire, schedule_for(wire, worker), loopback, lazy=lazy)
+        memory = Memory(job, wire, schedule_for(wire, worker), loopback, lazy)
         run_exchange(wire.units.num_chunks, memory, memory.link, memory)
         return memory.arrived
 
@@ -252,10 +261,10 @@ def exchanged(job: Job, *, lazy: bool) -> list[dict[int, bytearray]]:
 
 
 @settings(max_examples=1200)
-@given(jobs(20), st.booleans())
+@given(jobs(20), st.builds(Lazy, st.booleans(), st.booleans(), st.booleans()))
 def test_pieces_arrive_whole(job, lazy):
-    """Whatever the chunks, and whether work is done at once or when somebody waits for it."""
-    arrived = exchanged(job, lazy=lazy)
+    """Whatever the chunks, and whether a step is done at once or only when somebody waits for it."""
+    arrived = exchanged(job, lazy)
     for worker, rows in enumerate(arrived):
         assert rows == {
             number * 3 + 5: stream(str(number * 3 + 5), job.cell_nbytes[cell])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from eplb_cli import output, rows
 from eplb_cli.checkpoint import open_shards
+from eplb_cli.digests import DigestTable
 from eplb_cli.plan import REMOTE, Senders
 from eplb_cli.prepare import Prepared, prepare
 from eplb_cli.prove import prove, row_view
@@ -31,6 +35,8 @@ class Way(NamedTuple):
 
     Attributes:
         buffer_nbytes: down to 1, where a row travels in as many chunks as it has bytes.
+        lazy: messages travel only when somebody waits for them.
+        backwards: a pool does what it is given last first.
         block_nbytes, task_nbytes: what a thread reads at once, and does as one task.
     """
 
@@ -39,6 +45,7 @@ class Way(NamedTuple):
     digests: bool
     verify: bool
     lazy: bool
+    backwards: bool
     block_nbytes: int
     task_nbytes: int
 
@@ -56,20 +63,23 @@ class Case(NamedTuple):
 
 
 SENDERS: st.SearchStrategy[Senders] = st.sampled_from(("balanced", "vllm"))
-BUFFERS = (150, 300, 500, 1000, 2000, 1 << 20)
-MAX_SINGLE_BYTES = 150
-"""Bytes of one row of everything up to which a buffer of 1 byte does not take too many chunks."""
+BUFFERS = (1, 7, 64, 150, 300, 500, 1000, 2000, 4000, 9000, 1 << 20)
+MAX_CHUNKS = 150
+
+
+def buffers(model: Model) -> list[int]:
+    """Sizes that do not take too many chunks: down to 1 byte where rows are small."""
+    nbytes = sum(model.expert_nbytes(layer) for layer in model.layers)
+    return [size for size in BUFFERS if nbytes <= MAX_CHUNKS * max(size // 4 // 4 - 15, 1)]
 
 
 @st.composite
 def cases(draw: st.DrawFn, style: Style) -> Case:
     pair = draw(pairs(max_layers=2, max_experts=5, max_ranks=4, max_slots=3, once_per_rank=style == "expert"))
     model = draw(models(pair, style))
-    sizes = st.sampled_from(BUFFERS)
-    if sum(model.expert_nbytes(layer) for layer in model.layers) <= MAX_SINGLE_BYTES:
-        sizes = st.integers(1, 64) | sizes
     tiny = st.sampled_from((5, 17, 64, 1 << 20))
-    way = st.builds(Way, st.integers(1, 6), sizes, *[st.booleans()] * 3, tiny, tiny)
+    sizes = st.sampled_from(buffers(model))
+    way = st.builds(Way, st.integers(1, 6), sizes, *[st.booleans()] * 4, tiny, tiny)
     return Case(
         pair,
         model,
@@ -95,15 +105,44 @@ def moved(prepared: Prepared, staging: Path, way: Way) -> list[TransferResult]:
     options = TransferOptions(way.num_workers, way.buffer_nbytes, way.digests, way.verify, durable=False)
     loopback = Loopback(way.num_workers, lazy=way.lazy)
     advances: list[int] = []
-    results = loopback.run(
-        lambda worker: transfer(prepared, staging, options, worker, loopback.link, advances.append)
-    )
+    with adversary(way) as fed:
+        results = loopback.run(
+            lambda worker: transfer(prepared, staging, options, worker, loopback.link, advances.append)
+        )
+    assert set(fed.values()) <= {1}
     passes = way.digests and way.verify
     read_back = int(prepared.new_places.nbytes.sum()) if passes else 0
     assert sum(advances) == int(prepared.pieces.nbytes.sum()) + read_back
     wire_nbytes = sum(result.wire_nbytes for result in results)
     assert wire_nbytes == expected_wire_nbytes(prepared, way.num_workers) <= loopback.num_bytes
     return results
+
+
+@contextlib.contextmanager
+def adversary(way: Way) -> Iterator[Counter[tuple[int, int]]]:
+    """Small blocks and tasks, done in an order nobody may rely on.
+
+    Yields how often the digest of each place was begun, by (table, place): twice would be a race.
+    """
+    begun: Counter[tuple[int, int]] = Counter()
+    tables: list[DigestTable] = []  # kept, so that no two of them have one id
+    feed, submit = DigestTable.feed, rows.FileEnds.submit
+
+    def counting_feed(table: DigestTable, place: int, view: memoryview, *, first: bool, last: bool) -> None:
+        if first:
+            tables.append(table)
+            begun[id(table), place] += 1
+        feed(table, place, view, first=first, last=last)
+
+    def backwards(ends: rows.FileEnds, call: Callable[[slice], None], tasks: Iterator[slice]) -> rows.Tasks:
+        return submit(ends, call, iter(list(tasks)[::-1]))
+
+    with (
+        mock.patch.multiple(rows, BLOCK_NBYTES=way.block_nbytes, TASK_NBYTES=way.task_nbytes),
+        mock.patch.object(DigestTable, "feed", counting_feed),
+        mock.patch.object(rows.FileEnds, "submit", backwards if way.backwards else submit),
+    ):
+        yield begun
 
 
 def expected_wire_nbytes(prepared: Prepared, num_workers: int) -> int:
@@ -152,8 +191,7 @@ def require_transfers(case: Case) -> None:
         trees = []
         for number, way in enumerate(case.ways):
             staging = path / f"dst-{number}"
-            with mock.patch.multiple(rows, BLOCK_NBYTES=way.block_nbytes, TASK_NBYTES=way.task_nbytes):
-                results = moved(prepared, staging, way)
+            results = moved(prepared, staging, way)
             require_digests(prepared, case.model, results, way)
             trees.append(contents(staging))
         assert_tree(path / "dst-0", case.model, case.pair[1])

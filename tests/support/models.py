@@ -75,7 +75,7 @@ EXPERT_FAMILIES: tuple[tuple[tuple[str, str], ...], ...] = (
     (("w1.weight", "F4"), ("w1.scale", "F32")),
 )
 
-ROW_SHAPES = ((), (1,), (2,), (3,), (2, 3), (7, 1), (1, 2, 8), (61,), (0,))
+ROW_SHAPES = ((), (1,), (2,), (3,), (2, 3), (7, 1), (1, 2, 8), (61,), (700,), (0,))
 
 
 @st.composite
