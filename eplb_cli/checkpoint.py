@@ -276,9 +276,9 @@ def with_layers(placement: Placement, shards: Shards) -> Placement:
     if placement.layer_ids is None:
         raise CheckpointError(
             "EP212",
-            f"the placement has {placement.num_layers} layers without numbers and "
-            f"{shards.path} has {len(shards.moe_layers)} MoE layers",
-            "add layer_ids to the placement",
+            f"the placement has {placement.num_layers} of the {len(shards.moe_layers)} MoE layers in "
+            f"{shards.path}, and does not say which",
+            "add layer_ids to the placement: `eplb inspect SRC` lists the numbers",
         )
     missing = sorted(set(placement.layer_ids.tolist()) - set(shards.moe_layers))
     if missing:

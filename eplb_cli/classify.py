@@ -206,11 +206,18 @@ def lacking_others(others: Sequence[Mapping[str, TensorAt]]) -> list[str]:
 
 def _vocabulary(path: Path) -> int:
     """vocab_size of the config.json beside the shards, 0 where there is none to be read."""
+    return config_number(path, "vocab_size") or 0
+
+
+def config_number(path: Path, *names: str) -> int | None:
+    """The first of these numbers that the config.json beside the shards says, of all or of its text model."""
     if not (path / "config.json").is_file():
-        return 0
+        return None
     try:
         config = json.loads(read_small_file(path / "config.json", MAX_CONFIG_NBYTES))
-        size = config.get("vocab_size", 0)
-    except (ValueError, AttributeError, RecursionError, CheckpointError):
-        return 0
-    return size if isinstance(size, int) else 0
+        values = [
+            part[name] for part in (config, config.get("text_config", {})) for name in names if name in part
+        ]
+    except (ValueError, AttributeError, TypeError, RecursionError, CheckpointError):
+        return None
+    return next((value for value in values if type(value) is int and value > 0), None)

@@ -414,8 +414,9 @@ def _with_checkpoint(
 
 
 def _print_report(report: Report, output_format: Format, *, full: bool) -> None:
-    for warning in report.warnings:
-        render.print_warning(warning)
+    if output_format is Format.json or not sys.stdout.isatty():  # on a terminal the page has them
+        for warning in report.warnings:
+            render.print_warning(warning)
     if output_format is Format.json:
         render.print_json(report_json(report))
     else:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from eplb_cli.checkpoint import Shards
 
 
+_CONFIG_NAMES = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+"""How the config.json of a model calls E."""
+
+
 @dataclass(frozen=True)
 class PlacementOptions:
     """What the command line says of placements that leave it out."""
@@ -99,8 +103,11 @@ def read_old(
     known = None if manifest is None else manifest.read_placement(shards.path)
     if old is None:
         return _require(known), []
-    given, warnings = read_placement(old, _old_hints(old, shards, options))
+    hints = _old_hints(old, shards, options)
+    given, warnings = read_placement(old, hints)
     given = with_layers(given, shards)
+    if old in NAMED_MAPS and options.num_logical_experts is None:
+        warnings = [*warnings, *_guessed(old, given, shards, options)]
     if known is not None and given.digest != known.digest:
         raise CheckpointError(
             "EP215",
@@ -118,6 +125,29 @@ def _refuse_unclear(options: PlacementOptions) -> None:
             "--num-redundant-experts with a named map as OLD and as NEW leaves open which of them has those",
             "add --num-logical-experts E: the slots in SRC beyond E are the redundant ones of OLD",
         )
+
+
+def _guessed(old: str, given: Placement, shards: Shards, options: PlacementOptions) -> list[Finding]:
+    """EP111 where only the slots of the shards say how many experts a named OLD has.
+
+    Raises:
+        PlacementError: EP109, the config.json beside the shards says another number.
+    """
+    from eplb_cli.classify import config_number
+
+    experts = given.num_logical_experts
+    said = config_number(shards.path, *_CONFIG_NAMES)
+    if said not in (None, experts):
+        raise PlacementError(
+            "EP109",
+            f"OLD is {old} with {experts:,} experts in {given.num_slots:,} slots a layer, "
+            f"and {shards.path / 'config.json'} says {said:,} experts",
+            f"add --num-logical-experts {said}: slots beyond that hold replicas",
+        )
+    if said or options.num_redundant_experts:
+        return []
+    message = f"OLD is taken to have {experts:,} experts, one in each slot of a layer"
+    return [Finding("EP111", "warning", message, "say it: --num-logical-experts E")]
 
 
 def _require(placement: Placement | None) -> Placement:

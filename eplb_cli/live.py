@@ -40,7 +40,7 @@ Chunk = TypeVar("Chunk", int, Int)
 CHUNKS_PER_BUFFER = 4
 
 MAX_LEVELS = 3
-"""Steps of direct copies in a chunk. Each is a kernel of its own, and three of them reach nine in ten of
+"""Steps of direct copies in a chunk. Each is a kernel of its own, and three of them reach six in seven of
 the rows that stay on their rank; the rest goes through a buffer."""
 
 

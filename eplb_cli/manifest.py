@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Manifest:
 
     Attributes:
         placement, source_placement: NEW and OLD in the `eplb-placement/1` form.
+        senders, ranks_per_node: with both placements, all that the plan follows from.
         layout: the layout, as `Layout.as_json` gives it.
         expert_tensors: the templates of the K expert tensors.
         files: per shard file, its bytes, the sha256 of its header, and xxh3-128 of its other tensors.
@@ -47,6 +49,7 @@ class Manifest:
     placement: Mapping[str, Any]
     source_placement: Mapping[str, Any]
     senders: str
+    ranks_per_node: int | None
     layout: Mapping[str, Any]
     plan_digest: str
     expert_tensors: list[str]
@@ -113,11 +116,14 @@ def read_manifest(path: Path) -> Manifest | None:
 
 def _check(raw: Mapping[str, Any], where: Path) -> None:
     """EP214 unless every key is there and of the right form."""
-    strings = dict.fromkeys(("tool", "senders", "plan_digest"), (str, "a string"))
-    lists = dict.fromkeys(("expert_tensors", "serving"), (list, "a list"))
+    kinds: dict[str, tuple[type | UnionType, str]] = {
+        **dict.fromkeys(("tool", "senders", "plan_digest"), (str, "a string")),
+        **dict.fromkeys(("expert_tensors", "serving"), (list, "a list")),
+        "ranks_per_node": (int | None, "a number"),
+    }
     for field in fields(Manifest):
-        kind, name = {**strings, **lists}.get(field.name, (dict, "an object"))
-        if not isinstance(raw.get(field.name), kind):
+        kind, name = kinds.get(field.name, (dict, "an object"))
+        if field.name not in raw or not isinstance(raw[field.name], kind):
             raise _malformed(where, f'"{field.name}" is not there, or not {name}')
     if not all(isinstance(name, str) for name in raw["expert_tensors"]):
         raise _malformed(where, "expert_tensors is not a list of strings")

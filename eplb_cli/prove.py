@@ -96,7 +96,7 @@ def prove(
 
 
 def replica_warnings(checkpoint: ShardedCheckpoint, odd: Iterable[tuple[int, int, int]]) -> list[str]:
-    """A sentence for each (layer, expert) whose replicas differ in SRC, `MAX_WARNINGS` at most."""
+    """A sentence for each (layer, expert) whose replicas differ in SRC, at most `MAX_WARNINGS`, and a hint"""
     pairs = sorted({(layer, expert) for layer, expert, _ in odd})
     texts = [
         f"layer {checkpoint.placement.layer_name(layer)}: the replicas of expert {expert} differ in SRC"
@@ -104,7 +104,8 @@ def replica_warnings(checkpoint: ShardedCheckpoint, odd: Iterable[tuple[int, int
     ]
     more = len(texts) - MAX_WARNINGS
     rest = [f"the replicas of {more} more experts differ in SRC"] if more > 0 else []
-    return [*texts[:MAX_WARNINGS], *rest]
+    advice = ["replicas should be alike: is OLD the placement that SRC was written under?"] if texts else []
+    return [*texts[:MAX_WARNINGS], *rest, *advice]
 
 
 def _require_same(wrong: NDArray[np.int64], num_rows: int, name_of: Callable[[int], str]) -> None:

@@ -352,7 +352,7 @@ def _check_indices(old: NDArray[np.int64], new: NDArray[np.int64], layers: Layer
     if old.ndim != 2 or old.shape != new.shape or len(old) != len(layers):  # noqa: PLR2004
         raise PlacementError(
             "EP109",
-            f"old indices {old.shape}, new indices {new.shape} and weights of {len(layers)} layers do not fit",
+            f"old indices {old.shape}, new indices {new.shape} and {len(layers)} layers do not fit",
         )
     if old.shape[1] % num_ranks:
         raise PlacementError("EP108", f"{old.shape[1]} slots do not divide over {num_ranks} ranks")

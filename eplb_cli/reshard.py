@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def choose_backend(request: Request, num_ranks: int) -> tuple[str, int]:
     """The backend and number of workers, found from the machine where they are left open.
 
     Raises:
-        UsageError: EP001, workers for `file`, which has none.
+        UsageError: EP001, workers for `file`, which has none, or more of them for `nccl` than devices.
     """
     devices = count_devices()
     wanted = request.num_workers
@@ -112,7 +113,10 @@ def choose_backend(request: Request, num_ranks: int) -> tuple[str, int]:
     if backend == "auto":
         backend = "nccl" if devices and (wanted or devices) <= devices else "gloo"
     if backend == "nccl":
-        return backend, wanted or max(devices, 1)
+        if not 0 < (wanted or 1) <= devices:
+            problem = f"--backend nccl needs a CUDA device for each worker; {devices} are visible"
+            raise UsageError("EP001", problem, "--backend gloo and --backend file need none")
+        return backend, wanted or devices
     return backend, wanted or min(num_ranks, len(os.sched_getaffinity(0)))
 
 
@@ -120,7 +124,8 @@ def count_devices() -> int:
     """CUDA devices of this machine, told without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip()])
+        named = [device.strip() for device in visible.split(",")]
+        return len(list(takewhile(lambda device: device and not device.startswith("-"), named)))
     return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
 
 
@@ -368,6 +373,7 @@ def _write_manifest(
         placement=placement_to_json(new),
         source_placement=placement_to_json(prepared.plan.old),
         senders=request.senders,
+        ranks_per_node=request.ranks_per_node,
         layout=checkpoint.shards.layout.as_json(),
         plan_digest=prepared.plan.digest,
         expert_tensors=[tensor.template for tensor in checkpoint.expert_tensors],

@@ -226,7 +226,8 @@ def _prove_against(
     """Derive the plan anew from SRC and both placements, and prove what it says of every place."""
     source = manifest.read_source_placement(checkpoint.shards.path)
     senders: Senders = "vllm" if manifest.senders == "vllm" else "balanced"
-    prepared = prepare(open_shards(against, layout), source, checkpoint.placement, senders, None)
+    nodes = manifest.ranks_per_node
+    prepared = prepare(open_shards(against, layout), source, checkpoint.placement, senders, nodes)
     old_digests = digest_tree(prepared.checkpoint, advance)
     new_digests = _as_new_places(prepared, checkpoint, digests)
 

@@ -40,8 +40,9 @@ class Progress:
         self._done_bytes = done_bytes
         self._show(final=False)
 
-    def __exit__(self, *_: object) -> None:
-        self._show(final=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or self._done_bytes or self._bar:  # an error before the first byte speaks for itself
+            self._show(final=True)
         if self._bar:
             self._bar.stop()
 

@@ -110,6 +110,8 @@ def _peer(bench: Bench) -> Iterator[Line]:
     """Gloo workers against loading all, the reference's exchange, and saving all."""
     if bench.peer is None:
         raise UnavailableError("the reference implementation is named with --peer")
+    if not bench.peer.is_file():
+        raise UnavailableError(f"{bench.peer} is no file")
     tree = bench.trees.get(bench.largest)
     against = f"reference, {tree.shape.num_ranks} workers"
     gloo = {

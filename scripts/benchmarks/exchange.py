@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch  # noqa: TID251 - the exchange is measured where it runs
 import torch.distributed as dist  # noqa: TID251 - as above
-import torch.multiprocessing as mp  # noqa: TID251 - as above
+from torch.multiprocessing.spawn import spawn  # noqa: TID251 - as above
 
 from eplb_cli import rearrange
 from eplb_cli.plan import REMOTE
@@ -34,7 +35,7 @@ RAW_ALL_PAIRS_NBYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Case:
-    """A model's expert tensors: shapes of one row and dtypes; `experts` of `slots` slots a rank are distinct."""
+    """A model's expert tensors: shapes of one row and dtypes; `distinct` of all slots hold other experts."""
 
     name: str
     layers: int
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--shrink", type=int, default=1, help="divide every row's first dimension")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory:
-        mp.spawn(_rank, (options, shlex.join(arguments), f"{directory}/store"), nprocs=options.ranks)
+        spawn(_rank, (options, shlex.join(arguments), f"{directory}/store"), nprocs=options.ranks)  # type: ignore[no-untyped-call]
     return 0
 
 
@@ -97,9 +98,8 @@ def _rank(rank: int, options: argparse.Namespace, command: str, store: str) -> N
     bench = Bench(options, device)
     if rank == 0:
         kind = torch.cuda.get_device_name(device) if on_devices else f"CPU, {os.cpu_count()} cores"
-        print(
-            f"command: scripts/bench exchange {command}\nmachine: {options.ranks} x {kind}, torch {torch.__version__}"
-        )
+        print(f"command: scripts/bench exchange {command}")
+        print(f"machine: {options.ranks} x {kind}, torch {torch.__version__}")
     raw = bench.raw_rate()
     bench.say(f"raw: {raw / 1e9:.1f} GB/s a direction and rank")
     for name in options.cases.split(","):
@@ -113,7 +113,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self.options, self.device = options, device
-        self.group = dist.group.WORLD
+        self.group = dist.distributed_c10d._get_default_group()  # noqa: SLF001 - WORLD may be None to mypy
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
         synchronize = torch.cuda.synchronize
         self.reference: ModuleType | None = None if options.peer is None else load_reference(options.peer)
@@ -135,7 +135,7 @@ class Bench:
         self.settle()
         seconds = torch.tensor([time.perf_counter() - started], dtype=torch.float64, device=self.device)
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
-        return float(seconds.item())
+        return float(seconds[0])
 
     def settle(self) -> None:
         """Wait for the device."""
@@ -163,7 +163,7 @@ class Bench:
                 work.wait()
 
         seconds = [self.timed(exchange) for _ in range(8)][3:]
-        return nbytes * len(peers) / median(seconds)
+        return float(nbytes * len(peers) / median(seconds))
 
     def run_case(self, case: Case, raw: float) -> None:
         """Time every way of doing one case, check each run, and print the lines."""
@@ -204,7 +204,7 @@ class Bench:
         extra = 0
         for _ in range(self.options.runs + 1):
             work.fill(work.old)
-            with counting(dist) as counted:
+            with counting() as counted:
                 before = self._memory(reset=True)
                 seconds.append(self.timed(call))
                 extra = max(extra, self._memory() - before)
@@ -213,8 +213,9 @@ class Bench:
         rate = work.moved / self.num_ranks / median(seconds[1:])
         spread = " ".join(f"{1e3 * one:.1f}" for one in sorted(seconds[1:]))
         self.say(
-            f"  {way:22} {1e3 * median(seconds[1:]):8.1f} ms  {rate / 1e9:6.1f} GB/s  {rate / raw:5.2f} of raw  "
-            f"{messages:6d} operations on rank 0  {extra / GIB:5.2f} GiB extra   [{spread}] ms"
+            f"  {way:22} {1e3 * median(seconds[1:]):8.1f} ms  {rate / 1e9:6.1f} GB/s  "
+            f"{rate / raw:5.2f} of raw  {messages:6d} operations on rank 0  "
+            f"{extra / GIB:5.2f} GiB extra   [{spread}] ms"
         )
         return rate
 
@@ -229,9 +230,8 @@ class Bench:
     def _judge(self, case: Case, rates: dict[str, float], raw: float) -> None:
         share, times = case.to_reach
         got = rates["eplb, vllm"]
-        self.say(
-            f"  share of raw {got / raw:.2f}, to reach {share}: {'reached' if got >= share * raw else 'MISSED'}"
-        )
+        verdict = "reached" if got >= share * raw else "MISSED"
+        self.say(f"  share of raw {got / raw:.2f}, to reach {share}: {verdict}")
         if reference := rates.get("reference"):
             verdict = "reached" if got >= times * reference else "MISSED"
             self.say(f"  times the reference {got / reference:.1f}, to reach {times}: {verdict}")
@@ -302,29 +302,22 @@ def _random_row(
 
 
 class counting:  # noqa: N801 - reads as a word
-    """Counts the operations given to `batch_isend_irecv`."""
-
-    def __init__(self, module: Any) -> None:
-        self.module, self.count = module, [0]
-        self.users = [module, *([user] if (user := _reference_module()) else [])]
+    """Counts the operations given to `batch_isend_irecv`, by `eplb` or by the reference."""
 
     def __enter__(self) -> list[int]:
-        self.original = self.module.batch_isend_irecv
+        self.original, count = dist.batch_isend_irecv, [0]
 
-        def counted(operations: list[Any]) -> Any:
-            self.count[0] += len(operations)
+        def counted(operations: list[dist.P2POp]) -> list[dist.Work]:
+            count[0] += len(operations)
             return self.original(operations)
 
-        for user in self.users:
-            user.batch_isend_irecv = counted
-        return self.count
+        self._put(counted)
+        return count
 
     def __exit__(self, *_: object) -> None:
-        for user in self.users:
-            user.batch_isend_irecv = self.original
+        self._put(self.original)
 
-
-def _reference_module() -> Any:
-    import sys
-
-    return sys.modules.get("reference")
+    def _put(self, function: Callable[[list[dist.P2POp]], list[dist.Work]]) -> None:
+        for user in (dist, sys.modules.get("reference")):
+            if user is not None:
+                user.__dict__["batch_isend_irecv"] = function

@@ -87,4 +87,4 @@ def _measure(group: str, bench: Bench) -> Iterator[Line]:
         yield Line(group, note=f"skipped: {error}")
     except (BenchError, OSError) as error:
         print(error, file=sys.stderr)
-        yield Line(group, note=f"{FAILED}: {str(error).splitlines()[-1]}")
+        yield Line(group, note=f"{FAILED}, see stderr")

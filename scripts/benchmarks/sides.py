@@ -110,7 +110,7 @@ def reference(tree: Tree, out: Path, peer: Path) -> Side:
 
 @contextlib.contextmanager
 def _alike(tree: Tree, out: Path) -> Iterator[None]:
-    """The same start for every run: a quiet disk, a warm cache, and as much memory just freed as it will fill.
+    """The same start for every run: a quiet disk, a warm cache, and enough memory just freed.
 
     Memory that a virtual machine has given back to its host is several times slower to fill than memory
     that was in use a moment ago, so that without this a run pays for what ran before it.

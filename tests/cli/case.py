@@ -58,9 +58,13 @@ class Case:
         return ["reshard", said["src"], said["dst"], *named, "--backend", "file", *options]
 
     def reshard(self, *options: object, **changes: object) -> Result:
-        """A run that has to succeed."""
+        """A run that has to succeed, and to be proved again by `verify` unless it was a dry one."""
         result = self.eplb(*self.arguments(*options, **changes))
         assert result.code == 0, result.err
+        if "--dry-run" not in options:
+            src, dst = changes.get("src", self.src), changes.get("dst", self.dst)
+            again = self.eplb("verify", dst, "--against", src)
+            assert again.code == 0, again.err
         return result
 
     def refuse(

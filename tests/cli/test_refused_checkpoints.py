@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 
 import pytest
 
+from eplb_cli import files
+from tests.cli.case import assert_error
 from tests.cli.tree import (
     NEW,
     OLD,
     Tensor,
     file_bytes,
+    fingerprint,
     header_of,
     others,
     placement,
@@ -384,9 +388,36 @@ class TestManifest:
         case.refuse("EP506", "rank 1, row 0", exit_code=5, **back)
 
 
+@pytest.mark.parametrize(
+    ("operation", "number", "after"),
+    [
+        ("open", errno.EACCES, 0),
+        ("open", errno.EACCES, 2),
+        ("read", errno.EIO, 0),
+        ("read", errno.EIO, 3),
+        ("read", errno.EIO, 10),
+    ],
+)
+def test_a_file_that_cannot_be_read(case, monkeypatch, operation, number, after):
+    """EP201 with the file and the system's words, whether it is a header or a row that cannot be read."""
+    left = after
+
+    def attempt(name, call, *args):
+        nonlocal left
+        is_source = name == operation and (name == "read" or str(case.src) in str(args[0]))
+        if is_source and (left := left - 1) < 0:
+            raise OSError(number, os.strerror(number))
+        return call(*args)
+
+    before = fingerprint(case.home)
+    monkeypatch.setattr(files, "attempt", attempt)
+    result = case.eplb(*case.arguments())
+    assert_error(result, "EP201", str(case.src), os.strerror(number))
+    assert fingerprint(case.home) == before
+
+
 def test_a_file_that_changes_while_it_is_read(case, monkeypatch):
     """EP220: rows of two writes are never mixed."""
-    from eplb_cli import files
 
     def touch_when_created(operation, call, *args):
         if operation == "allocate":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 
 import pytest
 
@@ -185,6 +186,25 @@ def test_a_kernel_that_does_not_copy(case, monkeypatch, number):
     case.reshard("--no-digest")
     monkeypatch.undo()
     assert case.eplb("verify", case.dst, "--against", case.src).code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("operation", ["mkdir", "allocate", "write", "sync"])
+def test_an_interruption(case, monkeypatch, number, operation):
+    """Exit code 130 whenever it comes, once or again; nothing stays behind."""
+
+    def attempt(name, call, *args):
+        if name == operation:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+        return call(*args)
+
+    before = fingerprint(case.home)
+    monkeypatch.setattr(files, "attempt", attempt)
+    result = case.eplb(*case.arguments())
+    assert (result.code, result.out) == (130, "")
+    assert "interrupted" in result.err
+    assert fingerprint(case.home) == before
 
 
 def test_an_error_without_a_code(case, monkeypatch):

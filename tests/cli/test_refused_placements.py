@@ -82,7 +82,7 @@ def test_more_layers_in_the_shards_than_in_placements_without_numbers(case):
     """EP212: one row for two layers, and nothing says which it is."""
     case.old(placement([[0, 1, 2, 3, 0, 1]], layer_ids=None))
     case.new(placement([[3, 0, 0, 1, 2, 2]], layer_ids=None))
-    case.refuse("EP212", "1 layer", "layer_ids")
+    case.refuse("EP212", "1 of the 2 MoE layers", "layer_ids")
 
 
 def test_a_placement_that_is_not_there(case):
@@ -132,6 +132,16 @@ def test_old_contradicts_the_manifest_of_src(case, tmp_path):
 def test_a_named_map_that_does_not_fit_the_shards(case, code, says, options):
     """More experts than slots, as far as OLD goes."""
     case.refuse(code, says, old="linear", options=options)
+
+
+def test_a_named_map_and_the_config_of_the_model(case):
+    """EP109: six slots a layer, and config.json says four experts; a guess is a warning, a number none."""
+    assert "OLD is taken to have 6 experts" in case.reshard(old="linear", new="round_robin").err
+    (case.src / "config.json").write_text(json.dumps({"n_routed_experts": 4}))
+    says = ("6 experts in 6 slots", "config.json says 4", "--num-logical-experts 4")
+    case.refuse("EP109", *says, dst=case.home / "other", old="linear", new="round_robin")
+    result = case.reshard("--num-logical-experts", 4, dst=case.home / "other", old="linear")
+    assert "OLD is taken" not in result.err
 
 
 def test_redundant_experts_of_old_or_of_new(case):

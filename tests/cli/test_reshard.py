@@ -375,7 +375,7 @@ class TestManifest:
         design = (
             "format tool placement source_placement senders layout plan_digest expert_tensors files serving"
         )
-        assert set(content) == {*design.split(), "carried", "digests", "options", "digest"}
+        assert set(content) == {*design.split(), "ranks_per_node", "carried", "digests", "options", "digest"}
         assert content["format"] == "eplb-checkpoint/1"
         assert content["placement"]["physical_to_logical_map"] == NEW["physical_to_logical_map"]
         assert content["source_placement"]["physical_to_logical_map"] == OLD["physical_to_logical_map"]

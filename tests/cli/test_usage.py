@@ -60,6 +60,19 @@ def test_options_that_exclude_each_other(case):
     assert "error[EP001]" in result.err
 
 
+@pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
+def test_nccl_without_a_device(case, monkeypatch, visible):
+    """EP001 before a worker is started; with one device there is no place for two workers."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    options = ("--dry-run", "--backend", "nccl")
+    result = case.eplb(*case.arguments(*options))
+    assert result.code == 2
+    assert "0 are visible" in result.err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert case.eplb(*case.arguments(*options)).code == 0
+    assert case.eplb(*case.arguments(*options, "--nproc-per-node", 2)).code == 2
+
+
 def test_no_command(eplb):
     """The help says what there is."""
     result = eplb()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 
 import pytest
@@ -180,6 +181,27 @@ class TestAgainst:
         result = eplb("verify", case.dst, "--against", case.src)
         assert (result.code, warning in result.err) == (0, True)
         assert eplb("verify", case.dst).code == 0
+
+
+@pytest.mark.parametrize("senders", ["balanced", "vllm"])
+def test_replicas_that_differ_and_nodes(case, senders):
+    """The plan is made again as it was, so that the same replica is the source of each row."""
+    rng = random.Random(7)  # nodes change who sends what
+
+    def rows() -> list[list[int]]:
+        return [rng.sample([0, 1, 2, 3, *rng.choices(range(4), k=4)], 8) for _ in range(2)]
+
+    old, new = placement(rows(), 8), placement(rows(), 8)
+    kinds = {"w13_weight": ("U8", (16,))}
+    ranks = stacked(old, kinds)
+    for rank, tensors in enumerate(ranks):
+        for key in (f"model.layers.{layer}.mlp.experts.w13_weight" for layer in (3, 4)):
+            tensors[key] = tensors[key]._replace(data=bytes([rank]) * 16)
+    case.write(ranks)
+    case.old(old)
+    case.new(new)
+    for nodes in (1, 2, 4):
+        case.reshard("--ranks-per-node", nodes, "--senders", senders, dst=case.home / f"{nodes}")
 
 
 def test_what_is_no_tree_of_eplb(eplb, case):

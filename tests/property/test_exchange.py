@@ -213,7 +213,8 @@ class Memory:
         self._drained: list[Pending] = []
 
     def fill(self, chunk: int, after: Sequence[Pending]) -> Pending:
-        earlier = self._drained[max(chunk - 2, 0) : max(chunk - 1, 0)]
+        has_own = any(peer == self._me for _, peer, *_ in self._receives[chunk])
+        earlier = self._drained[chunk - 2 : chunk - 1] if has_own and chunk >= 2 else []
         return _started(Later(lambda: self._fill(chunk), [*after, *earlier]), lazy=self._lazy.fill)
 
     def drain(self, chunk: int, after: Sequence[Pending]) -> Pending:

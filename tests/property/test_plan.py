@@ -184,22 +184,35 @@ def test_an_expert_without_a_source_is_refused(pair, data):
     assert f"layer {new.layer_name(layer)}, slot {first}: expert {expert} " in raised.value.message
 
 
+HOW = ("change", "kind", "source", "send", "drop", "double", "swap", "sort")
 COLUMNS = ("layer", "expert", "src_slot", "dst_slot", "kind")
 
 
 @st.composite
 def tampered(draw: st.DrawFn) -> ReshardPlan:
-    """A plan of which one entry was changed, doubled, dropped or put elsewhere, once or several times."""
+    """A plan of which an entry was changed, dropped, doubled or put elsewhere, up to three times.
+
+    The changes that are hardest to see take the expert from another slot that holds it, or send it to a rank
+    that has it.
+    """
     plan = draw(plans())
     table = np.stack([column.astype(np.int64) for column in plan.moves.columns], axis=1)
     for _ in range(draw(st.integers(1, 3))):
         if not len(table):
             break
         at = draw(st.integers(0, len(table) - 1))
-        how = draw(st.sampled_from(["change", "change", "change", "drop", "double", "swap", "sort"]))
+        how = draw(st.sampled_from(HOW))
         if how == "change":
             column = draw(st.sampled_from(range(5)))
             table[at, column] = draw(st.integers(*_range_of(plan, COLUMNS[column])))
+        elif how == "kind":
+            table[at, 4] = draw(st.integers(0, 3))
+        elif how in ("source", "send"):
+            table[at, 4] = REMOTE if how == "send" else table[at, 4]
+            layer = int(table[at, 0]) % plan.old.num_layers
+            held = [slot for slot, expert in enumerate(slots(plan.old, layer)) if expert == table[at, 1]]
+            table[at, 2] = draw(st.sampled_from(held or [0]))
+            table = _sorted(plan, table)
         elif how == "drop":
             table = np.delete(table, at, axis=0)
         elif how == "double":

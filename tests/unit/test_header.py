@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -160,14 +159,12 @@ class TestBadHeaders:
         ids=["lists", "objects", "shape", "lists in a shape", "metadata", "name", "digits"],
     )
     def test_bombs(self, text):
-        """Refused in little time and in memory of the order of the header."""
-        started = time.perf_counter()
+        """Refused, in memory of the order of the header."""
         tracemalloc.start()
         refused(text)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 200_000_000
-        assert time.perf_counter() - started < 20
 
 
 class TestFiles:

@@ -89,7 +89,9 @@ def page_of(report, *, stream=None, **options):
 def test_a_plan_at_80_columns():
     """Bytes and rows of each rank, who sends to whom, and the totals."""
     report = report_of([[0, 8, 0], [4, 0, 2], [3, 1, 0]], local=5, unchanged=40)
-    assert page_of(report) == """\
+    assert (
+        page_of(report)
+        == """\
 plan for 3 ranks: 18 of 153 rows come from another rank
 
 per rank
@@ -121,12 +123,15 @@ whole output    165 MB               all shard files
 busiest sender 8.00 MB
 between nodes 0 B
 """
+    )
 
 
 def test_a_plan_without_sizes_has_rows_and_says_how_to_get_bytes():
     """Duplicates get a column because there are some."""
     report = report_of([[0, 8, 0], [4, 0, 2], [3, 1, 0]], duplicate=1, unchanged=40, row_nbytes=None)
-    assert page_of(report) == """\
+    assert (
+        page_of(report)
+        == """\
 plan for 3 ranks: 18 of 141 rows come from another rank
 
 per rank
@@ -156,6 +161,7 @@ empty         0     0%  no expert in NEW
 busiest sender 8 rows
 bytes are unknown: give `--checkpoint`, `--model` or `--expert-bytes`
 """
+    )
 
 
 def test_a_run_adds_what_it_took_and_what_it_proved():
@@ -163,7 +169,9 @@ def test_a_run_adds_what_it_took_and_what_it_proved():
     report = dataclasses.replace(report_of(ring(2)), run=RUN, warnings=["layer 3: replicas differ"])
     lines = page_of(report).splitlines()
     assert lines[0] == "resharded 2 ranks with gloo, 2 workers, in 12.3 s: /out"
-    assert "\n".join(lines[lines.index("stages") :]) == """\
+    assert (
+        "\n".join(lines[lines.index("stages") :])
+        == """\
 stages
             time    bytes      rate
 ───────────────────────────────────
@@ -180,6 +188,7 @@ how an engine loads it
 
 warnings
 - layer 3: replicas differ"""
+    )
 
 
 def test_a_run_without_proof_says_so():
@@ -359,7 +368,9 @@ def test_an_inspection_at_80_columns():
     """Names fold, numbers do not."""
     stream = io.StringIO()
     print_inspection(INSPECTION, stream)
-    assert stream.getvalue() == r"""stacked: 4 ranks, 16 files, 51.2 GB
+    assert (
+        stream.getvalue()
+        == r"""stacked: 4 ranks, 16 files, 51.2 GB
 
 slots per rank  3, 3, 2, 2
 MoE layers      4 (0, 3-5)
@@ -381,6 +392,7 @@ other tensors that look sharded
 findings
 - warning[EP112]: expert 1 twice (hint: run x)
 """
+    )
 
 
 def test_an_inspection_without_a_placement_or_oddities_is_short():
@@ -410,7 +422,9 @@ def test_a_verification_says_what_was_proved_against_what():
     """The verdict comes first."""
     stream = io.StringIO()
     print_verification(VERIFICATION, stream)
-    assert stream.getvalue() == """\
+    assert (
+        stream.getvalue()
+        == """\
 verified: 480 of 480 rows proved
 
 checked        /out
@@ -419,6 +433,7 @@ other tensors  12 proved
 read           8 files, 51.2 GB
 took           12.3 s, 4.15 GB/s
 """
+    )
 
 
 def test_a_failed_verification_says_so():
