@@ -13,8 +13,7 @@ from eplb_cli.errors import WorkerError
 
 Int = NDArray[np.int64]
 
-NCCL_PROGRAMS = 36
-NUM_LANES = 2
+PROGRAMS_SHARE = 4
 
 _WORDS = (16, 4, 1)
 
@@ -59,8 +58,8 @@ class HostMover:
 class DeviceMover:
     """Copies in the memory of a CUDA device, a kernel for each step and width of words.
 
-    The table is on the device before the first step. A step leaves multiprocessors free: one of NCCL's
-    programs needs a whole one, and a step of each of two lanes may be running when it starts.
+    The table is on the device before the first step. A step takes a quarter of the multiprocessors, so
+    that two lanes leave half of them free: a program of NCCL needs a whole one to start at all.
     """
 
     def __init__(self, copies: Copies, device: torch.device) -> None:
@@ -82,7 +81,8 @@ class DeviceMover:
         columns = np.stack([copies.source[order], copies.destination[order], copies.nbytes[order], first])
         self._columns = list(_to_device(columns, device))
         self._row_of_block = _to_device(np.repeat(np.arange(len(order), dtype=np.int32), blocks), device)
-        self._programs = max((_multiprocessors(device) - NCCL_PROGRAMS) // NUM_LANES, 1)
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        self._programs = max(multiprocessors // PROGRAMS_SHARE, 1)
 
     def run(self, step: int) -> None:
         """Start one step on the current stream."""
@@ -103,10 +103,6 @@ class DeviceMover:
                 BLOCK=kernel.BLOCK_NBYTES,
                 num_warps=kernel.NUM_WARPS,
             )
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _to_device(array: NDArray[np.integer], device: torch.device) -> torch.Tensor:

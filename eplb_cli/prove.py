@@ -96,7 +96,7 @@ def prove(
 
 
 def replica_warnings(checkpoint: ShardedCheckpoint, odd: Iterable[tuple[int, int, int]]) -> list[str]:
-    """A sentence for each (layer, expert) whose replicas differ in SRC, at most `MAX_WARNINGS`, and a hint"""
+    """Sentences on the (layer, expert) whose replicas differ in SRC, at most `MAX_WARNINGS`, and a hint."""
     pairs = sorted({(layer, expert) for layer, expert, _ in odd})
     texts = [
         f"layer {checkpoint.placement.layer_name(layer)}: the replicas of expert {expert} differ in SRC"

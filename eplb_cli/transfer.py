@@ -60,7 +60,7 @@ class TransferResult:
 
     Attributes:
         old_digests, new_digests: (X, 16) by place; zero for places of other workers.
-        seconds, nbytes: per stage.
+        seconds, nbytes: per stage; "sync" is what the disk took after everything was read back.
         wire_nbytes: bytes sent to other workers.
     """
 
@@ -122,15 +122,7 @@ def transfer(
             copies.wait()
             _refuse_changed(prepared, source)
             seconds["transfer"] = time.perf_counter() - started
-            if options.durable:
-                _sync(prepared, destination, options.num_workers, worker)
-            seconds["sync"] = time.perf_counter() - started - seconds["transfer"]
-            before = time.perf_counter()
-            new_digests = DigestTable.empty(len(new.rank)).values
-            if options.digests and options.verify:
-                mine = (worker_of(new.rank, options.num_workers) == worker) & (new.nbytes > 0)
-                new_digests = digest_places(new, np.flatnonzero(mine), destination, pool, advance)
-            seconds["verify"] = time.perf_counter() - before
+            new_digests = _settle(prepared, destination, options, worker, pool, advance, seconds)
     finally:
         source.close()
         destination.close()
@@ -139,6 +131,30 @@ def transfer(
     nbytes = {"transfer": int(new.nbytes[mine].sum()), "verify": int(new.nbytes[mine].sum())}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return TransferResult(old_digests.values, new_digests, seconds, nbytes, wire_nbytes, peak)
+
+
+def _settle(
+    prepared: Prepared,
+    destination: Tree,
+    options: TransferOptions,
+    worker: int,
+    pool: ThreadPoolExecutor,
+    advance: Callable[[int], None],
+    seconds: dict[str, float],
+) -> NDArray[np.uint8]:
+    """Read the worker's ranks back while the disk takes them in; digests by place, zero for others."""
+    new = prepared.new_places
+    started = time.perf_counter()
+    with ThreadPoolExecutor(1) as syncer:
+        synced = syncer.submit(_sync, prepared, destination, options, worker)
+        digests = DigestTable.empty(len(new.rank)).values
+        if options.digests and options.verify:
+            mine = (worker_of(new.rank, options.num_workers) == worker) & (new.nbytes > 0)
+            digests = digest_places(new, np.flatnonzero(mine), destination, pool, advance)
+        seconds["verify"] = time.perf_counter() - started
+        synced.result()
+        seconds["sync"] = time.perf_counter() - started - seconds["verify"]
+    return digests
 
 
 def replace_pool(ends: FileEnds, pool: ThreadPoolExecutor) -> FileEnds:
@@ -180,7 +196,8 @@ def _refuse_changed(prepared: Prepared, source: Tree) -> None:
             )
 
 
-def _sync(prepared: Prepared, destination: Tree, num_workers: int, worker: int) -> None:
-    for number, file in enumerate(prepared.output.files):
-        if file.rank % num_workers == worker:
+def _sync(prepared: Prepared, destination: Tree, options: TransferOptions, worker: int) -> None:
+    """Wait until the disk has the worker's files, if that is wanted."""
+    for number, file in enumerate(prepared.output.files if options.durable else ()):
+        if file.rank % options.num_workers == worker:
             files.sync(destination.descriptor(number), destination.paths[number])

@@ -23,7 +23,6 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 GROUP_TIMEOUT_S = 12.0
@@ -44,7 +43,7 @@ class RankError(AssertionError):
 
 
 class Case(NamedTuple):
-    """What a rank is asked for: the function `work` of a module, in a new group."""
+    """What a rank is asked for: `work` names a function below `tests.support`, called in a new group."""
 
     backend: str
     store: str
@@ -65,14 +64,13 @@ class Ranks:
     """A pool of `size` ranks on which cases of up to as many are run, one after the other.
 
     Args:
-        module: what has the functions that ranks run; it is imported there, and not here.
         directory: for rendezvous and stacks.
         backend: "gloo", or "nccl" with a device for each rank.
     """
 
-    def __init__(self, module: str, directory: Path, size: int, backend: str) -> None:
+    def __init__(self, directory: Path, size: int, backend: str) -> None:
         self.size, self.backend = size, backend
-        self._module, self._directory = module, directory
+        self._directory = directory
         self._number = itertools.count()
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
@@ -81,7 +79,10 @@ class Ranks:
         self._start()
 
     def run(self, num_ranks: int, work: str, *arguments: Any) -> list[Any]:
-        """What the function `work(group, device, *arguments)` returns on each of `num_ranks` ranks.
+        """What `work(group, device, *arguments)` returns on each of `num_ranks` ranks.
+
+        Args:
+            work: "module.function" below `tests.support`, imported by the ranks only.
 
         Raises:
             RankError: some of them raised.
@@ -114,7 +115,7 @@ class Ranks:
         for rank in range(self.size):
             mine, theirs = self._context.Pipe()
             process = self._context.Process(
-                target=_serve, args=(theirs, self._module, rank, str(self._stacks(rank))), daemon=True
+                target=_serve, args=(theirs, rank, str(self._stacks(rank))), daemon=True
             )
             process.start()
             theirs.close()
@@ -164,11 +165,9 @@ def _answer(connection: Connection) -> Answer:
     return answer
 
 
-def _serve(connection: Connection, module: str, rank: int, stacks: str) -> None:
+def _serve(connection: Connection, rank: int, stacks: str) -> None:
     """Do cases until nobody asks any more."""
     import torch  # here: the process that collects the tests may not need it
-
-    functions = importlib.import_module(module)
 
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -176,13 +175,14 @@ def _serve(connection: Connection, module: str, rank: int, stacks: str) -> None:
         faulthandler.register(signal.SIGUSR1, file)
         connection.send(Answer())
         while True:
-            connection.send(_do(connection.recv(), functions, rank))
+            connection.send(_do(connection.recv(), rank))
 
 
-def _do(case: Case, functions: ModuleType, rank: int) -> Answer:
+def _do(case: Case, rank: int) -> Answer:
     import torch
     import torch.distributed as dist
 
+    module, _, function = case.work.rpartition(".")
     device = torch.device("cpu")
     if case.backend == "nccl":
         device = torch.device("cuda", rank)
@@ -195,7 +195,8 @@ def _do(case: Case, functions: ModuleType, rank: int) -> Answer:
             world_size=case.num_ranks,
             timeout=timedelta(seconds=GROUP_TIMEOUT_S),
         )
-        answer = Answer(getattr(functions, case.work)(dist.group.WORLD, device, *case.arguments))
+        work = getattr(importlib.import_module(f"tests.support.{module}"), function)
+        answer = Answer(work(dist.group.WORLD, device, *case.arguments))
         dist.destroy_process_group()
     except BaseException:  # noqa: BLE001 - whatever it is, it is for the test to see
         return Answer(error=traceback.format_exc())

@@ -152,7 +152,7 @@ class TestKeys:
             layout.is_known_other(key)
 
     def test_a_hostile_key_is_matched_in_time(self):
-        """Matching is no search through all ways to read a key: four times the key, not 100 times the work."""
+        """Matching does not try all ways to read a key: four times the key, not 100 times the work."""
         assert seconds_to_match(4096) < 100 * seconds_to_match(1024)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from tests.support.live_problems import DEFAULT_BUFFER_NBYTES, Problem, Rows, Table
+from tests.support.live.problems import DEFAULT_BUFFER_NBYTES, Problem, Rows, Table
 
 EMPTY = -1
 NUM_EXPERTS = 6
