@@ -19,10 +19,10 @@ import typer
 
 from eplb_cli import __version__, render
 from eplb_cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EplbError, UsageError, WorkerError
-from eplb_cli.report import Report, report_json
 
 if TYPE_CHECKING:
     from eplb_cli.placement import Hints
+    from eplb_cli.report import Report
 
 app = typer.Typer(
     add_completion=False,
@@ -418,6 +418,8 @@ def _print_report(report: Report, output_format: Format, *, full: bool) -> None:
         for warning in report.warnings:
             render.print_warning(warning)
     if output_format is Format.json:
+        from eplb_cli.report import report_json
+
         render.print_json(report_json(report))
     else:
         render.print_report(report, full=full)

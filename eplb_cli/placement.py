@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -84,6 +83,8 @@ class Placement:
     @cached_property
     def digest(self) -> str:
         """Hexadecimal sha256 of all that the placement says."""
+        import hashlib
+
         layers = [] if self.layer_ids is None else self.layer_ids.tolist()
         head = f"{self.num_logical_experts} {self.first_slot.tolist()} {layers} "
         table = np.ascontiguousarray(self.physical_to_logical, dtype="<i8").tobytes()

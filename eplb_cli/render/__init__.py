@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from eplb_cli.render.findings import print_findings
 from eplb_cli.render.messages import print_error, print_json, print_warning
 from eplb_cli.render.progress import Progress
-from eplb_cli.report import Report
+
+if TYPE_CHECKING:
+    from eplb_cli.report import Report
 
 __all__ = [
     "Progress",

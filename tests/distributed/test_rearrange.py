@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.live.problems import (
@@ -33,6 +34,9 @@ pytestmark = pytest.mark.distributed
 
 NUM_RANKS = 4
 """Of the pool on a CPU."""
+
+random = partial(settings, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
+"""Without the search for an explanation, which takes hundreds of cases more."""
 
 
 @pytest.fixture(scope="session")
@@ -84,30 +88,30 @@ def need(ranks: Ranks, num_ranks: int) -> None:
         pytest.skip(f"needs {num_ranks} ranks, and there are {ranks.size} devices")
 
 
+@pytest.mark.reference
+@pytest.mark.usefixtures("reference")
 class TestAgainstReference:
     """Bit for bit, wherever the reference is right."""
 
-    pytestmark = pytest.mark.reference
-
-    @settings(max_examples=40)
+    @random(max_examples=40)
     @given(data=st.data())
-    def test_in_place(self, reference, ranks, sizes, dtypes, data):
+    def test_in_place(self, ranks, sizes, dtypes, data):
         """All memory is as the reference leaves it: rows, gaps between rows, and rows nobody asked for."""
         case = data.draw(problems(sizes, dtypes))
         found = ranks.run(case.num_ranks, "live.against_reference.both", case)
         require_same([ours for ours, _ in found], [theirs for _, theirs in found])
 
     @pytest.mark.parametrize("function", ["transfer_layer", "move_to_buffer"])
-    @settings(max_examples=20)
+    @random(max_examples=20)
     @given(data=st.data())
-    def test_layer_by_layer(self, reference, ranks, sizes, dtypes, function, data):
+    def test_layer_by_layer(self, ranks, sizes, dtypes, function, data):
         """What is returned is the same in each field, and so are the buffers and, in the end, the weights."""
         case = data.draw(problems(sizes, dtypes))
         self.require_same_layers(ranks, case, function)
 
-    @settings(max_examples=30)
+    @random(max_examples=30)
     @given(data=st.data())
-    def test_rank_mapping(self, reference, ranks, sizes, dtypes, data):
+    def test_rank_mapping(self, ranks, sizes, dtypes, data):
         """Ranks that come, leave or change places: in place and layer by layer."""
         case = data.draw(mapped(sizes, dtypes))
         found = ranks.run(case.num_ranks, "live.against_reference.both", case)
@@ -184,21 +188,21 @@ class TestAgainstReference:
 class TestByDefinition:
     """What the reference gets wrong or cannot do: the result is compared with what NEW says."""
 
-    @settings(max_examples=40)
+    @random(max_examples=40)
     @given(data=st.data())
     def test_layers_that_differ(self, ranks, sizes, dtypes, data):
         """Number, shapes and dtypes of tensors are each layer's own; a layer or a row may be empty."""
         case = data.draw(problems(sizes, dtypes, layers_differ=True))
         require_new(case, ranks.run(case.num_ranks, "live.runs.inplace", case))
 
-    @settings(max_examples=20)
+    @random(max_examples=20)
     @given(data=st.data())
     def test_balanced_senders(self, ranks, sizes, dtypes, data):
         """Where replicas are equal, who sends makes no difference."""
         case = data.draw(problems(sizes, dtypes, layers_differ=True))
         require_new(case, ranks.run(case.num_ranks, "live.runs.inplace", case, "balanced"))
 
-    @settings(max_examples=20)
+    @random(max_examples=20)
     @given(data=st.data())
     def test_there_and_back(self, ranks, sizes, dtypes, data):
         """Two objects made once take the weights to NEW and back to OLD, again and again."""
@@ -218,7 +222,7 @@ class TestByDefinition:
         "dtype_pair", [("float16", "bfloat16"), ("uint8", "float32"), ("int32", "float8_e4m3fn")]
     )
     def test_another_dtype_in_a_later_layer(self, ranks, dtype_pair):
-        """Equal shapes of unequal dtypes, and a larger row, which the reference's buffers are not made for."""
+        """Equal shapes of unequal dtypes, and then a larger row: the reference's buffers fit layer 0."""
         first, second = dtype_pair
         layers = [[Rows(first, (6,))], [Rows(second, (6,))], [Rows(second, (600,))]]
         old, new = swap(2, 2)

@@ -96,8 +96,6 @@ class Ranks:
         store.unlink(missing_ok=True)
         errors = [f"rank {rank}: {answer.error}" for rank, answer in sorted(answers.items()) if answer.error]
         if errors:
-            self.stop()
-            self._start()
             raise RankError("\n".join(errors))
         return [answers[rank].value for rank in range(num_ranks)]
 
@@ -196,8 +194,9 @@ def _do(case: Case, rank: int) -> Answer:
             timeout=timedelta(seconds=GROUP_TIMEOUT_S),
         )
         work = getattr(importlib.import_module(f"tests.support.{module}"), function)
-        answer = Answer(work(dist.group.WORLD, device, *case.arguments))
-        dist.destroy_process_group()
+        return Answer(work(dist.group.WORLD, device, *case.arguments))
     except BaseException:  # noqa: BLE001 - whatever it is, it is for the test to see
         return Answer(error=traceback.format_exc())
-    return answer
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from eplb_cli import rearrange
 from tests.support.live.problems import Contents, Problem
+from tests.support.live.runs import rearrange_inplace
 from tests.support.live.weights import Group, buffers_of, live, tables
 from tests.support.reference import load_reference
 
@@ -41,7 +42,7 @@ def _reference_runs(group: Group, device: torch.device) -> AbstractContextManage
 def both(group: Group, device: torch.device, problem: Problem) -> tuple[Contents, Contents]:
     """All memory after `rearrange_expert_weights_inplace`: ours, and the reference's."""
     ours, theirs = (live(problem, group, device) for _ in range(2))
-    _inplace(problem, ours.weights, group)
+    rearrange_inplace(problem, ours.weights, group)
     with _reference_runs(group, device):
         reference().rearrange_expert_weights_inplace(
             *tables(problem), theirs.plain(), group, rank_mapping=problem.rank_mapping
@@ -60,7 +61,7 @@ class Transferred(NamedTuple):
 def both_by_layer(
     group: Group, device: torch.device, problem: Problem, function: str
 ) -> tuple[Transferred, Transferred]:
-    """Ours and the reference's `transfer_layer` or `move_to_buffer`, and what `move_from_buffer` makes of it."""
+    """Ours and the reference's `transfer_layer` or `move_to_buffer`, then `move_from_buffer`."""
     ours = _by_layer(group, device, problem, rearrange, function)
     with _reference_runs(group, device):
         theirs = _by_layer(group, device, problem, reference(), function)

@@ -14,7 +14,7 @@ from tests.support.live.problems import Contents, Problem
 from tests.support.live.weights import Group, Live, buffers_of, live, tables
 
 
-def _inplace(problem: Problem, weights: Any, group: Group, **options: Any) -> None:
+def rearrange_inplace(problem: Problem, weights: Any, group: Group, **options: Any) -> None:
     rearrange.rearrange_expert_weights_inplace(
         *tables(problem),
         weights,
@@ -28,7 +28,7 @@ def _inplace(problem: Problem, weights: Any, group: Group, **options: Any) -> No
 def inplace(group: Group, device: torch.device, problem: Problem, senders: str = "vllm") -> Contents:
     """All memory after a rearrangement."""
     mine = live(problem, group, device)
-    _inplace(problem, mine.weights, group, senders=senders)
+    rearrange_inplace(problem, mine.weights, group, senders=senders)
     return mine.contents()
 
 
@@ -47,11 +47,11 @@ def there_and_back(group: Group, device: torch.device, problem: Problem, rounds:
 def refilled(group: Group, device: torch.device, problem: Problem, rounds: int) -> list[Contents]:
     """All memory after each of several runs of one object, each from the weights as they were first."""
     mine = live(problem, group, device)
-    planned = planned(problem, mine, group)
+    way = planned(problem, mine, group)
     found = []
     for _ in range(rounds):
         mine.refill()
-        planned.run()
+        way.run()
         found.append(mine.contents())
     return found
 
@@ -64,7 +64,7 @@ def planned(problem: Problem, mine: Live, group: Group) -> rearrange.Rearrangeme
 def profiled(group: Group, device: torch.device, problem: Problem) -> Contents:
     """All memory after a rearrangement that only reserves memory."""
     mine = live(problem, group, device)
-    _inplace(problem, mine.weights, group, is_profile=True)
+    rearrange_inplace(problem, mine.weights, group, is_profile=True)
     return mine.contents()
 
 
