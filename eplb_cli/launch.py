@@ -140,7 +140,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _root_cause(job: Job, outcomes: Mapping[int, Outcome]) -> EplbError:
-    """The earliest error that is not just the echo of another worker's end."""
+    """The earliest error that is not just the echo of another worker's end, or who died without a word."""
     log = (job.work / "torchrun.log").read_text(errors="replace")
     failed = sorted(
         (outcome for outcome in outcomes.values() if outcome.error), key=lambda outcome: outcome.time_ns
@@ -150,11 +150,27 @@ def _root_cause(job: Job, outcomes: Mapping[int, Outcome]) -> EplbError:
         if os.environ.get("EPLB_DEBUG") == "1":
             sys.stderr.write(own[0].traceback)
         return error_of(*own[0].error)
-    if killed := re.search(r"exitcode: (-?\d+)\) local_rank: (\d+)", log):
-        code, worker = int(killed[1]), int(killed[2])
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        ranks = f"ranks {worker}, {worker + job.transfer.num_workers}, ..."
-        hint = "was memory short? a smaller --buffer-size needs less" if code == -signal.SIGKILL else ""
-        return WorkerError("EP402", f"worker {worker} (of {ranks}) ended {how}", hint)
+    codes = {worker: code for worker, code in exit_codes(log).items() if worker not in outcomes}
+    if codes:
+        # SIGTERM is what torchrun ends all others with.
+        worker = min(codes, key=lambda worker: codes[worker] == -signal.SIGTERM)
+        return _died(worker, job.transfer.num_workers, codes[worker])
+    if failed and failed[0].error:
+        return error_of(*failed[0].error)
     tail = log.strip()[-_LOG_TAIL:]
     return WorkerError("EP404", f"the workers could not be started: {tail or 'torchrun said nothing'}")
+
+
+def exit_codes(log: str) -> dict[int, int]:
+    """Worker to exit code as torchrun tells them: the first failure that it saw, then its summary."""
+    first = re.findall(r"exitcode: (-?\d+)\) local_rank: (\d+)", log)
+    rest = re.findall(r"\(local_rank: (\d+)\)\s*exitcode\s*: (-?\d+)", log)
+    codes = {int(worker): int(code) for code, worker in first}
+    return codes | {int(worker): int(code) for worker, code in rest}
+
+
+def _died(worker: int, num_workers: int, code: int) -> WorkerError:
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    hint = "was memory short? a smaller --buffer-size needs less" if code == -signal.SIGKILL else ""
+    ranks = f"ranks {worker}, {worker + num_workers}, ..."
+    return WorkerError("EP402", f"worker {worker} (of {ranks}) ended {how}", hint)

@@ -67,3 +67,19 @@ def prepare(
     )
     verify_plan(plan)
     return Prepared(checkpoint, plan, plan_output(checkpoint, new))
+
+
+def place_name(prepared: Prepared, place: int) -> str:
+    """A new place in words: file, layer, slot and tensor."""
+    new, checkpoint = prepared.plan.new, prepared.checkpoint
+    num_rows = checkpoint.row_nbytes.size * new.num_slots
+    if place >= num_rows:
+        copy = prepared.output.others[place - num_rows]
+        return f"{prepared.output.files[copy.dst_file].name}: {copy.key!r}"
+    cell, slot = divmod(place, new.num_slots)
+    layer, tensor = divmod(cell, checkpoint.row_nbytes.shape[1])
+    file = prepared.output.files[int(prepared.new_places.file[place])].name
+    return (
+        f"{file}: layer {new.layer_name(layer)}, slot {slot} (rank {new.rank_of_slot[slot]}, "
+        f"row {new.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}"
+    )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from eplb_cli.checkpoint import ShardedCheckpoint
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError
+from eplb_cli.manifest import read_digests
 from eplb_cli.output import sharded_error
 from eplb_cli.pieces import Pieces, Places, other_numbers
 from eplb_cli.placement import EMPTY, Placement
@@ -175,3 +176,27 @@ def require_unsharded(checkpoint: ShardedCheckpoint, new: Placement, old_digests
             different.add(key)
     if different:
         raise sharded_error(sorted(different), checkpoint.placement.num_ranks, new.num_ranks)
+
+
+def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) -> None:
+    """EP506 where a row of SRC is not what its own manifest says; it says nothing of empty rows."""
+    shards, old = checkpoint.shards, checkpoint.placement
+    if shards.manifest is None:
+        return
+    num_layers, num_tensors = checkpoint.row_nbytes.shape
+    found = row_view(old_digests, (num_layers, num_tensors), old.num_slots)
+    for rank in range(old.num_ranks):
+        first, last = int(old.first_slot[rank]), int(old.first_slot[rank + 1])
+        known = read_digests(shards.path, rank, (num_layers, num_tensors, last - first))
+        if known is None:
+            continue
+        filled = old.physical_to_logical[:, None, first:last] != EMPTY
+        wrong = np.argwhere((known != found[:, :, first:last]).any(axis=-1) & filled)
+        if len(wrong):
+            layer, tensor, row = (int(number) for number in wrong[0])
+            raise BytesError(
+                "EP506",
+                f"{shards.path}: layer {old.layer_name(layer)}, slot {first + row} (rank {rank}, row {row}) "
+                f"of {checkpoint.expert_tensors[tensor].template!r} is not what eplb.json says",
+                "SRC was changed or is damaged: `eplb verify SRC` names the first place",
+            )

@@ -24,6 +24,11 @@ from eplb_cli.live import Layers, LiveRows, check_rows, plan_live, row_nbytes
 from eplb_cli.mover import Copies, make_mover
 from eplb_cli.placement import EMPTY, Placement
 from eplb_cli.plan import ReshardPlan, Senders, plan_reshard
+from eplb_cli.rank_mapping import (
+    _map_new_expert_indices_with_rank_mapping,  # noqa: F401 - the reference has it here
+    _map_old_expert_indices_with_rank_mapping,  # noqa: F401 - the reference has it here
+    mapped,
+)
 from eplb_cli.transport import agree
 
 __all__ = [
@@ -311,7 +316,7 @@ def _agreed_plan(
     plan: ReshardPlan | None = None
     error: EplbError | None = None
     try:
-        old, new = _mapped(old, new, rank_mapping, group.size())
+        old, new = mapped(old, new, rank_mapping, group.size())
         _check(old, new, layers, group.size(), buffers)
         plan = plan_of(old, new, layers, group.size(), senders)
     except EplbError as raised:
@@ -404,63 +409,3 @@ def _profile(expert_weights: Sequence[Iterable[torch.Tensor]], ep_group: dist.Pr
         mine = weight.contiguous().view(torch.uint8).view(-1)
         buffer = torch.empty_like(mine)
         dist.all_gather([buffer] * ep_group.size(), mine, group=ep_group)
-
-
-def _mapped(
-    old: NDArray[np.int64], new: NDArray[np.int64], rank_mapping: Mapping[int, int] | None, num_ranks: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Both maps over the ranks of the group: with a mapping, one of them is expanded with -1."""
-    if rank_mapping is None:
-        return old, new
-    mapping = dict(rank_mapping)
-    if len(mapping) == num_ranks:
-        return old, _map_new_expert_indices_with_rank_mapping(torch.from_numpy(new), mapping).numpy()
-    return _map_old_expert_indices_with_rank_mapping(torch.from_numpy(old), mapping, num_ranks).numpy(), new
-
-
-def _map_old_expert_indices_with_rank_mapping(
-    old_global_expert_indices: torch.Tensor, rank_mapping: dict[int, int], new_ep_size: int
-) -> torch.Tensor:
-    """Scale up: OLD over the new ranks, -1 where a rank is new; (L, old P) to (L, new P)."""
-    stays = _injection(rank_mapping, new_ep_size)
-    rows = old_global_expert_indices.shape[1] // len(rank_mapping)
-    return _place_ranks(old_global_expert_indices, list(stays), list(stays.values()), rows, new_ep_size)
-
-
-def _map_new_expert_indices_with_rank_mapping(
-    new_global_expert_indices: torch.Tensor, rank_mapping: dict[int, int]
-) -> torch.Tensor:
-    """Scale down: NEW over the old ranks, -1 where a rank leaves; (L, new P) to (L, old P)."""
-    new_ep_size = sum(new_rank != EMPTY for new_rank in rank_mapping.values())
-    stays = _injection(rank_mapping, new_ep_size)
-    rows = new_global_expert_indices.shape[1] // max(new_ep_size, 1)
-    return _place_ranks(new_global_expert_indices, list(stays.values()), list(stays), rows, len(rank_mapping))
-
-
-def _injection(rank_mapping: dict[int, int], num_targets: int) -> dict[int, int]:
-    """The ranks that stay, old to new.
-
-    Raises:
-        PlacementError: EP115, two old ranks become one, or one becomes a rank that is not there.
-    """
-    stays = {old: new for old, new in rank_mapping.items() if new != EMPTY}
-    outside = [
-        old for old, new in stays.items() if not (0 <= new < num_targets and 0 <= old < len(rank_mapping))
-    ]
-    if not stays or outside or len(set(stays.values())) != len(stays):
-        raise PlacementError(
-            "EP115",
-            f"{rank_mapping} does not map ranks one to one to ranks 0 to {num_targets - 1}",
-            "each new rank is the target of at most one old rank; -1 for a rank that leaves",
-        )
-    return stays
-
-
-def _place_ranks(
-    indices: torch.Tensor, sources: list[int], targets: list[int], rows: int, num_ranks: int
-) -> torch.Tensor:
-    """Rank sources[i] of `indices` becomes rank targets[i] of `num_ranks`; all other slots are empty."""
-    num_layers = indices.shape[0]
-    result = indices.new_full((num_layers, num_ranks, rows), EMPTY)
-    result[:, targets] = indices.view(num_layers, -1, rows)[:, sources]
-    return result.view(num_layers, -1)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 GROUP_TIMEOUT_S = 12.0
-CASE_TIMEOUT_S = 16.0
+CASE_TIMEOUT_S = 15.0
 ERROR_TIMEOUT_S = 4.0
 """No result depends on these: they only end what hangs, the last where a rank has raised already."""
 

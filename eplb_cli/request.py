@@ -1,0 +1,110 @@
+"""What `reshard` is asked for, and the plan for it: all that is known before a byte moves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+
+from eplb_cli.checkpoint import open_shards
+from eplb_cli.errors import UsageError
+from eplb_cli.inputs import PlacementOptions, read_new, read_old
+from eplb_cli.plan import Senders
+from eplb_cli.prepare import Prepared, prepare
+from eplb_cli.report import Report
+from eplb_cli.shards import check_destination
+from eplb_cli.tally import plan_report
+
+DEFAULT_BUFFER_NBYTES = 256 << 20
+DEFAULT_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; see the design for each option."""
+
+    source: Path
+    destination: Path
+    new: str
+    old: str | None = None
+    layout: str = "auto"
+    backend: str = "auto"
+    num_workers: int | None = None
+    senders: Senders = "balanced"
+    ranks_per_node: int | None = None
+    buffer_nbytes: int = DEFAULT_BUFFER_NBYTES
+    verify: bool = True
+    digests: bool = True
+    durable: bool = True
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    placements: PlacementOptions = field(default_factory=PlacementOptions)
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A request whose inputs have been read and found good."""
+
+    request: Request
+    prepared: Prepared
+    report: Report
+    backend: str
+    num_workers: int
+
+
+def plan_request(request: Request, *, full: bool = False) -> Planned:
+    """Read all inputs and plan, without touching the disk otherwise.
+
+    Raises:
+        EplbError: the inputs cannot be used, or DST is not free.
+    """
+    check_destination(request.source, request.destination)
+    shards = open_shards(request.source, request.layout)
+    old, old_warnings = read_old(shards, request.old, request.new, request.placements)
+    new, new_warnings = read_new(request.new, old, request.placements)
+    prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)
+    report = plan_report(
+        prepared.plan,
+        prepared.checkpoint.expert_nbytes,
+        other_nbytes=prepared.output.other_nbytes,
+        output_nbytes=prepared.output.nbytes,
+        full=full,
+        warnings=[
+            *(finding.message for finding in [*old_warnings, *new_warnings]),
+            *prepared.checkpoint.warnings,
+        ],
+    )
+    backend, num_workers = choose_backend(request, prepared.plan.num_ranks)
+    return Planned(request, prepared, report, backend, num_workers)
+
+
+def choose_backend(request: Request, num_ranks: int) -> tuple[str, int]:
+    """The backend and number of workers, found from the machine where they are left open.
+
+    Raises:
+        UsageError: EP001, workers for `file`, which has none, or more of them for `nccl` than devices.
+    """
+    devices = count_devices()
+    wanted = request.num_workers
+    backend = request.backend
+    if backend == "file":
+        if wanted not in (None, 1):
+            raise UsageError("EP001", "--backend file has one process", "leave out --nproc-per-node")
+        return backend, 1
+    if backend == "auto":
+        backend = "nccl" if devices and (wanted or devices) <= devices else "gloo"
+    if backend == "nccl":
+        if not 0 < (wanted or 1) <= devices:
+            problem = f"--backend nccl needs a CUDA device for each worker; {devices} are visible"
+            raise UsageError("EP001", problem, "--backend gloo and --backend file need none")
+        return backend, wanted or devices
+    return backend, wanted or min(num_ranks, len(os.sched_getaffinity(0)))
+
+
+def count_devices() -> int:
+    """CUDA devices of this machine, told without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = [device.strip() for device in visible.split(",")]
+        return len(list(takewhile(lambda device: device and not device.startswith("-"), named)))
+    return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
