@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ COPY_BLOCK_NBYTES = 1 << 20
 """Bytes moved at a time where the kernel cannot copy by itself: small enough for a core's cache."""
 
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+_NO_CLONE = {*_NO_KERNEL_COPY, errno.ENOTTY, errno.EACCES, errno.ETXTBSY}
+_FICLONERANGE = 0x4020940D
 _NO_ALLOCATE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -138,6 +141,20 @@ def copy_range(
         done += count
     if done < nbytes:
         _copy_by_hand(source, destination, nbytes - done, src_offset + done, dst_offset + done, paths)
+
+
+def clone_range(
+    source: int, destination: int, nbytes: int, src_offset: int, dst_offset: int, path: object
+) -> bool:
+    """Let two files share blocks; False where their file systems cannot, and nothing has changed then."""
+    request = struct.pack("qQQQ", source, src_offset, nbytes, dst_offset)
+    try:
+        attempt("clone", fcntl.ioctl, destination, _FICLONERANGE, request)
+    except OSError as error:
+        if error.errno in _NO_CLONE:
+            return False
+        raise output_error(error, path) from error
+    return True
 
 
 def _copy_by_hand(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eplb_cli.checkpoint import ShardedCheckpoint
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError
-from eplb_cli.manifest import read_digests
+from eplb_cli.manifest import DIGEST_NBYTES, read_digests
 from eplb_cli.output import sharded_error
 from eplb_cli.pieces import Pieces, Places, other_numbers
 from eplb_cli.placement import EMPTY, Placement
@@ -200,3 +200,29 @@ def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) 
                 f"of {checkpoint.expert_tensors[tensor].template!r} is not what eplb.json says",
                 "SRC was changed or is damaged: `eplb verify SRC` names the first place",
             )
+
+
+def known_digests(checkpoint: ShardedCheckpoint) -> Digests | None:
+    """(X, 16) digests of the places of SRC that its manifest has, zero for the others; None without one.
+
+    Raises:
+        CheckpointError: EP214, the digests beside the shards cannot be used.
+    """
+    shards, placement = checkpoint.shards, checkpoint.placement
+    if shards.manifest is None:
+        return None
+    shape = checkpoint.row_nbytes.shape
+    rows = np.zeros((shape[0], shape[1], placement.num_slots, DIGEST_NBYTES), np.uint8)
+    for rank, slots in enumerate(placement.slots_per_rank.tolist()):
+        found = read_digests(shards.path, rank, (shape[0], shape[1], slots))
+        if found is not None:
+            first = int(placement.first_slot[rank])
+            rows[:, :, first : first + slots] = found
+    numbers = other_numbers(checkpoint.others)
+    others = np.zeros((len(numbers), DIGEST_NBYTES), np.uint8)
+    for (rank, key), number in numbers.items():
+        name = shards.files[checkpoint.others[rank][key].file].path.name
+        digest = shards.manifest.files.get(name, {}).get("others", {}).get(key, "")
+        if len(digest) == 2 * DIGEST_NBYTES:
+            others[number] = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    return np.concatenate([rows.reshape(-1, DIGEST_NBYTES), others])

@@ -81,6 +81,7 @@ class FileEnds:
 
     Attributes:
         digests: of old places; None where none are wanted.
+        known: (X, 16) digests of old places from the manifest of SRC, zero where it has none.
         advance: called with the number of bytes written.
     """
 
@@ -92,6 +93,7 @@ class FileEnds:
     pool: ThreadPoolExecutor
     digests: DigestTable | None
     advance: Callable[[int], None]
+    known: NDArray[np.uint8] | None = None
 
     def submit(self, call: Callable[[slice], None], tasks: Iterator[slice]) -> Tasks:
         """Run `call` on every slice in the pool."""
@@ -214,107 +216,7 @@ def _landings(pieces: Pieces, parcels: Parcels) -> tuple[Int, Int]:
 
 
 BLOCK_NBYTES = 1 << 20
-
-
-class StayingRows:
-    """Pieces whose two ends are on one worker: they go from file to file.
-
-    With digests every old place is read once, hashed, and written to all its destinations; places
-    that go nowhere are only hashed. Without, adjacent pieces are copied as one, inside the kernel.
-    """
-
-    def __init__(self, ends: FileEnds, staying: NDArray[np.bool_], only_digest: Int) -> None:
-        self._ends = ends
-        self._buffers = ThreadBuffers(BLOCK_NBYTES)
-        source, destination = ends.pieces.source[staying], ends.pieces.destination[staying]
-        if ends.digests is not None:
-            source = np.r_[source, only_digest]
-            destination = np.r_[destination, np.full(len(only_digest), -1)]
-        order = np.lexsort((ends.old.offset[source], ends.old.file[source]))
-        self._source, self._destination = source[order], destination[order]
-
-    def start(self) -> Tasks:
-        """Start copying."""
-        if self._ends.digests is None:
-            return self._start_copies()
-        nbytes = self._ends.old.nbytes[self._source]
-        new_place = np.diff(self._source, prepend=-1) != 0
-        return self._ends.submit(self._copy_and_digest, cut_tasks(nbytes, new_place))
-
-    def _copy_and_digest(self, task: slice) -> None:
-        source = self._source[task]
-        starts = np.flatnonzero(np.diff(source, prepend=-1))
-        bounds = np.r_[starts, len(source)].tolist()
-        destinations = self._destination[task].tolist()
-        for begin, end in itertools.pairwise(bounds):
-            self._copy_place(int(source[begin]), [place for place in destinations[begin:end] if place >= 0])
-
-    def _copy_place(self, place: int, destinations: list[int]) -> None:
-        ends, digests = self._ends, self._ends.digests
-        nbytes, offset, file = (
-            int(ends.old.nbytes[place]),
-            int(ends.old.offset[place]),
-            int(ends.old.file[place]),
-        )
-        descriptor, path = ends.source.descriptor(file), ends.source.paths[file]
-        for begin in range(0, nbytes, BLOCK_NBYTES):
-            view = self._buffers.view[: min(BLOCK_NBYTES, nbytes - begin)]
-            files.read_into(descriptor, view, offset + begin, path)
-            if digests is not None:
-                digests.feed(place, view, first=begin == 0, last=begin + len(view) == nbytes)
-            for destination in destinations:
-                number = int(ends.new.file[destination])
-                files.write_from(
-                    ends.destination.descriptor(number),
-                    view,
-                    int(ends.new.offset[destination]) + begin,
-                    ends.destination.paths[number],
-                )
-                ends.advance(len(view))
-
-    def _start_copies(self) -> Tasks:
-        """Copy without digests: runs of pieces that are neighbours at both ends go as one."""
-        old, new = self._ends.old, self._ends.new
-        order = np.lexsort((new.offset[self._destination], new.file[self._destination]))
-        source, destination = self._source[order], self._destination[order]
-        end = old.offset[source] + old.nbytes[source]
-        joined = (
-            (old.file[source][1:] == old.file[source][:-1])
-            & (new.file[destination][1:] == new.file[destination][:-1])
-            & (old.offset[source][1:] == end[:-1])
-            & (new.offset[destination][1:] == new.offset[destination][:-1] + old.nbytes[source][:-1])
-        )
-        starts = np.flatnonzero(np.r_[True, ~joined]) if len(source) else np.empty(0, np.int64)
-        nbytes = np.add.reduceat(old.nbytes[source], starts) if len(starts) else starts
-        runs = [
-            (int(old.file[s]), int(old.offset[s]), int(new.file[d]), int(new.offset[d]), int(size))
-            for s, d, size in zip(source[starts], destination[starts], nbytes, strict=True)
-        ]
-        cuts = [cut for run in runs for cut in _cut_run(*run)]
-        sizes = np.array([cut[-1] for cut in cuts], np.int64)
-        return self._ends.submit(lambda task: self._copy_runs(cuts[task]), cut_tasks(sizes))
-
-    def _copy_runs(self, runs: list[tuple[int, int, int, int, int]]) -> None:
-        ends = self._ends
-        for src_file, src_offset, dst_file, dst_offset, nbytes in runs:
-            files.copy_range(
-                ends.source.descriptor(src_file),
-                ends.destination.descriptor(dst_file),
-                nbytes,
-                src_offset,
-                dst_offset,
-                (ends.source.paths[src_file], ends.destination.paths[dst_file]),
-            )
-            ends.advance(nbytes)
-
-
-def _cut_run(
-    src_file: int, src_offset: int, dst_file: int, dst_offset: int, nbytes: int
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """A long run in parts of a task's size, so that several threads share it."""
-    for begin in range(0, nbytes, TASK_NBYTES):
-        size = min(TASK_NBYTES, nbytes - begin)
-        yield src_file, src_offset + begin, dst_file, dst_offset + begin, size
+"""What a thread reads, hashes and writes at a time: it stays in its core's cache."""
 
 
 def digest_places(

@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,9 @@ from eplb_cli.errors import CheckpointError
 from eplb_cli.exchange import Schedule, Transport, Wire, plan_wire, run_exchange, schedule_for
 from eplb_cli.pieces import Pieces
 from eplb_cli.prepare import Prepared
-from eplb_cli.rows import FileEnds, FileSink, FileSource, StayingRows, Tree, digest_places, worker_of
+from eplb_cli.prove import known_digests
+from eplb_cli.rows import FileEnds, FileSink, FileSource, Tree, digest_places, worker_of
+from eplb_cli.staying import StayingRows
 
 CHUNKS_PER_BUFFER = 4
 """`--buffer-size` is two send and two receive buffers, each of which holds a chunk."""
@@ -114,15 +116,20 @@ def transfer(
     try:
         with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as exchange_pool:
             digests = old_digests if options.digests else None
-            ends = FileEnds(pieces, old, new, source, destination, pool, digests, advance)
+            known = known_digests(prepared.checkpoint) if options.digests else None
+            ends = FileEnds(pieces, old, new, source, destination, pool, digests, advance, known)
             staying, only_digest = _staying(prepared, wire, options.num_workers, worker)
-            copies = StayingRows(ends, staying, only_digest).start()
+            staying_rows = StayingRows(ends, staying, only_digest)
+            copies = staying_rows.start()
             if connect is not None:
                 _exchange(replace_pool(ends, exchange_pool), wire, schedule, connect(schedule), staying)
             copies.wait()
             _refuse_changed(prepared, source)
             seconds["transfer"] = time.perf_counter() - started
-            new_digests = _settle(prepared, destination, options, worker, pool, advance, seconds)
+            mine = (worker_of(new.rank, options.num_workers) == worker) & (new.nbytes > 0)
+            mine[staying_rows.shared] = False
+            new_digests = _settle(prepared, destination, options, worker, mine, pool, advance, seconds)
+            _take_over(pieces, staying_rows.shared, old_digests.values, new_digests)
     finally:
         source.close()
         destination.close()
@@ -133,35 +140,42 @@ def transfer(
     return TransferResult(old_digests.values, new_digests, seconds, nbytes, wire_nbytes, peak)
 
 
-def _settle(
+def _settle(  # noqa: PLR0913, PLR0917 - one stage of transfer, with all that it works on
     prepared: Prepared,
     destination: Tree,
     options: TransferOptions,
     worker: int,
+    wanted: NDArray[np.bool_],
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
     seconds: dict[str, float],
 ) -> NDArray[np.uint8]:
-    """Read the worker's ranks back while the disk takes them in; digests by place, zero for others."""
+    """Read places back while the disk takes them in; digests by place, zero for those not wanted."""
     new = prepared.new_places
     started = time.perf_counter()
     with ThreadPoolExecutor(1) as syncer:
         synced = syncer.submit(_sync, prepared, destination, options, worker)
         digests = DigestTable.empty(len(new.rank)).values
         if options.digests and options.verify:
-            mine = (worker_of(new.rank, options.num_workers) == worker) & (new.nbytes > 0)
-            digests = digest_places(new, np.flatnonzero(mine), destination, pool, advance)
+            digests = digest_places(new, np.flatnonzero(wanted), destination, pool, advance)
         seconds["verify"] = time.perf_counter() - started
         synced.result()
         seconds["sync"] = time.perf_counter() - started - seconds["verify"]
     return digests
 
 
+def _take_over(
+    pieces: Pieces, shared: NDArray[np.int64], old_digests: NDArray[np.uint8], new_digests: NDArray[np.uint8]
+) -> None:
+    """What shares its blocks with SRC has the digest of SRC."""
+    source = np.full(len(new_digests), -1)
+    source[pieces.destination] = pieces.source
+    new_digests[shared] = old_digests[source[shared]]
+
+
 def replace_pool(ends: FileEnds, pool: ThreadPoolExecutor) -> FileEnds:
     """The same ends, working in another pool, so that the exchange never queues behind the rest."""
-    return FileEnds(
-        ends.pieces, ends.old, ends.new, ends.source, ends.destination, pool, ends.digests, ends.advance
-    )
+    return replace(ends, pool=pool)
 
 
 def _exchange(ends: FileEnds, wire: Wire, schedule: Schedule, link: Link, staying: NDArray[np.bool_]) -> None:

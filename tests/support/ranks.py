@@ -185,14 +185,13 @@ def _do(case: Case, rank: int) -> Answer:
     if case.backend == "nccl":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
+    store, timeout = dist.FileStore(case.store, case.num_ranks), timedelta(seconds=GROUP_TIMEOUT_S)
     try:
         dist.init_process_group(
-            case.backend,
-            store=dist.FileStore(case.store, case.num_ranks),
-            rank=rank,
-            world_size=case.num_ranks,
-            timeout=timedelta(seconds=GROUP_TIMEOUT_S),
+            case.backend, store=store, rank=rank, world_size=case.num_ranks, timeout=timeout
         )
+        store.set(f"connected {rank}", "")  # none may fail, and leave, while another still connects
+        store.wait([f"connected {peer}" for peer in range(case.num_ranks)], timeout)
         work = getattr(importlib.import_module(f"tests.support.{module}"), function)
         return Answer(work(dist.group.WORLD, device, *case.arguments))
     except BaseException:  # noqa: BLE001 - whatever it is, it is for the test to see

@@ -59,7 +59,7 @@ def _tensor(raw: torch.Tensor, rows: Rows, num_rows: int) -> torch.Tensor:
     """The tensor that lies in the memory."""
     strides = torch.empty(rows.shape, device="meta").stride()
     stride = max(rows.numel + rows.gap, 1)
-    typed = raw.view(getattr(torch, rows.dtype))
+    typed = raw.as_strided((raw.numel(),), (1,)).view(getattr(torch, rows.dtype))
     return typed.as_strided((num_rows, *rows.shape), (stride, *strides), rows.offset)
 
 
