@@ -33,7 +33,7 @@ def _map_old_expert_indices_with_rank_mapping(
 ) -> torch.Tensor:
     """Scale up: OLD over the new ranks, -1 where a rank is new; (L, old P) to (L, new P)."""
     stays = _injection(rank_mapping, new_ep_size)
-    rows = old_global_expert_indices.shape[1] // len(rank_mapping)
+    rows = _rows_per_rank(old_global_expert_indices, len(rank_mapping))
     return _place_ranks(old_global_expert_indices, list(stays), list(stays.values()), rows, new_ep_size)
 
 
@@ -43,8 +43,16 @@ def _map_new_expert_indices_with_rank_mapping(
     """Scale down: NEW over the old ranks, -1 where a rank leaves; (L, new P) to (L, old P)."""
     new_ep_size = sum(new_rank != EMPTY for new_rank in rank_mapping.values())
     stays = _injection(rank_mapping, new_ep_size)
-    rows = new_global_expert_indices.shape[1] // max(new_ep_size, 1)
+    rows = _rows_per_rank(new_global_expert_indices, new_ep_size)
     return _place_ranks(new_global_expert_indices, list(stays.values()), list(stays), rows, len(rank_mapping))
+
+
+def _rows_per_rank(indices: torch.Tensor, num_ranks: int) -> int:
+    """S of (L, P) indices. Raises EP108 where the slots do not divide."""
+    num_slots = indices.shape[1]
+    if num_slots % num_ranks:
+        raise PlacementError("EP108", f"{num_slots} slots do not divide over {num_ranks} mapped ranks")
+    return num_slots // num_ranks
 
 
 def _injection(rank_mapping: dict[int, int], num_targets: int) -> dict[int, int]:

@@ -97,7 +97,13 @@ class Rearrangement:
     ) -> None:
         layers = [list(tensors) for tensors in expert_weights]
         self.plan = _agreed_plan(
-            _array(old), _array(new), layers, ep_group, senders=senders, rank_mapping=rank_mapping
+            _array(old),
+            _array(new),
+            layers,
+            ep_group,
+            senders=senders,
+            rank_mapping=rank_mapping,
+            buffer_size=buffer_size,
         )
         self._rows = _rows_of(self.plan, slice(0, len(layers)), layers, ep_group, buffer_size)
 
@@ -148,7 +154,9 @@ def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signatu
         return
     old, new = _array(old_global_expert_indices), _array(new_global_expert_indices)
     layers = [list(tensors) for tensors in expert_weights]
-    plan = _agreed_plan(old, new, layers, ep_group, senders=senders, rank_mapping=rank_mapping)
+    plan = _agreed_plan(
+        old, new, layers, ep_group, senders=senders, rank_mapping=rank_mapping, buffer_size=buffer_size
+    )
     num_parts = 1 if _device_of(layers).type == "cpu" else PARTS
     for part in _parts(len(layers), num_parts):
         _rows_of(plan, part, layers, ep_group, buffer_size).run()
@@ -302,7 +310,7 @@ def get_ep_ranks_with_experts_batch(
     return senders, receivers
 
 
-def _agreed_plan(
+def _agreed_plan(  # noqa: PLR0913 - all that ranks have to agree on
     old: NDArray[np.int64],
     new: NDArray[np.int64],
     layers: Layers,
@@ -311,6 +319,7 @@ def _agreed_plan(
     senders: Senders = "vllm",
     buffers: Layers | None = None,
     rank_mapping: Mapping[int, int] | None = None,
+    buffer_size: int = DEFAULT_BUFFER_NBYTES,
 ) -> ReshardPlan:
     """The plan that all ranks have; an error that one of them has, all of them raise."""
     plan: ReshardPlan | None = None
@@ -321,7 +330,7 @@ def _agreed_plan(
         plan = plan_of(old, new, layers, group.size(), senders)
     except EplbError as raised:
         error = raised
-    agree(_digest(plan, layers), group, _device_of(layers), error)
+    agree(_digest(plan, layers, buffer_size), group, _device_of(layers), error)
     if plan is None:
         raise error or PlacementError("EP109", "there is no plan")
     return plan
@@ -383,11 +392,11 @@ def _check_buffers(layers: Layers, buffers: Layers) -> EplbError | None:
     return check_rows(buffers, layers[0][0].shape[0] if layers[0] else 0)
 
 
-def _digest(plan: ReshardPlan | None, layers: Layers) -> str:
-    """What all ranks must have alike: the plan's inputs, and kinds and sizes of rows."""
+def _digest(plan: ReshardPlan | None, layers: Layers, buffer_size: int) -> str:
+    """What all ranks must have alike: the plan's inputs, the size of chunks, and kinds and sizes of rows."""
     sha = hashlib.sha256()
     if plan is not None:
-        sha.update(f"{plan.senders} {plan.old.digest} {plan.new.digest}".encode())
+        sha.update(f"{buffer_size} {plan.senders} {plan.old.digest} {plan.new.digest}".encode())
         rows = [[(str(tensor.dtype), list(tensor.shape[1:])) for tensor in tensors] for tensors in layers]
         sha.update(repr(rows).encode())
     return sha.hexdigest()

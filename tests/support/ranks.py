@@ -185,7 +185,7 @@ def _do(case: Case, rank: int) -> Answer:
     if case.backend == "nccl":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
-    store, timeout = dist.FileStore(case.store, case.num_ranks), timedelta(seconds=GROUP_TIMEOUT_S)
+    store, timeout = dist.FileStore(case.store, case.num_ranks), timedelta(seconds=GROUP_TIMEOUT_S)  # type: ignore[attr-defined]
     try:
         dist.init_process_group(
             case.backend, store=store, rank=rank, world_size=case.num_ranks, timeout=timeout

@@ -103,8 +103,8 @@ def problem(
     """A problem whose layers, if one is given or none, are all alike."""
     tensors = [tuple(layer) for layer in layers] or [(Rows(),)]
     tensors = tensors * len(old) if len(tensors) == 1 else tensors
-    tables = (tuple(tuple(row) for row in table) for table in (old, new))
-    return Problem(num_ranks, *tables, tuple(tensors), buffer_size, rank_mapping)
+    before, after = (tuple(tuple(row) for row in table) for table in (old, new))
+    return Problem(num_ranks, before, after, tuple(tensors), buffer_size, rank_mapping)
 
 
 def before(problem: Problem, rank: int) -> list[list[Bytes]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +16,19 @@ from tests.support.live.runs import inplace
 from tests.support.live.weights import Group, Live, buffers_of, live, tables
 
 
-class Given(NamedTuple):
+@dataclass
+class Given:
     """What a caller passes, before a flaw is put in."""
 
     old: torch.Tensor
     new: torch.Tensor
     weights: list[list[torch.Tensor]]
     options: dict[str, Any]
+
+
+def _clear(layers: Iterable[MutableSequence[torch.Tensor]]) -> None:
+    for tensors in layers:
+        tensors.clear()
 
 
 def _replace(
@@ -32,6 +39,10 @@ def _replace(
 
 def _set(table: torch.Tensor, layer: int, slot: int, value: int) -> None:
     table[layer, slot] = value
+
+
+def _shorten(given: Given) -> None:
+    given.old, given.new = given.old[:, :-1], given.new[:, :-1]
 
 
 FLAWS: dict[str, Callable[[Given], object]] = {
@@ -50,9 +61,12 @@ FLAWS: dict[str, Callable[[Given], object]] = {
     "another dtype": lambda given: _replace(given.weights[0], 1, lambda tensor: tensor.view(torch.int32)),
     "another shape": lambda given: _replace(given.weights[0], 0, lambda tensor: tensor.flatten(1)),
     "a tensor too few": lambda given: given.weights[0].pop(),
-    "no tensors": lambda given: [tensors.clear() for tensors in given.weights],
-    "another old": lambda given: _set(given.old, 0, 0, 1),
-    "another new": lambda given: _set(given.new, 0, 0, 1),
+    "no tensors": lambda given: _clear(given.weights),
+    "another old": lambda given: given.old[0, :2].copy_(given.old[0, :2].flip(0)),
+    "another new": lambda given: given.new[0, :2].copy_(given.new[0, :2].flip(0)),
+    "indices of one layer": lambda given: setattr(given, "new", given.new[:1]),
+    "indices of no layer": lambda given: setattr(given, "old", given.old[0]),
+    "a slot too few": _shorten,
     "a layer too few": lambda given: given.weights.pop(),
     "another buffer size": lambda given: given.options.update(buffer_size=1 << 10),
     "other senders": lambda given: given.options.update(senders="balanced"),
@@ -97,7 +111,7 @@ def _error_of(call: Callable[[], object]) -> tuple[str, str]:
 
 
 def _call(function: str, given: Given, buffers: list[torch.Tensor], group: Group) -> None:
-    old, new, weights, options = given
+    old, new, weights, options = given.old, given.new, given.weights, given.options
     if function == "rearrange_expert_weights_inplace":
         rearrange.rearrange_expert_weights_inplace(old, new, weights, group, **options)
     elif function == "transfer_layer":

@@ -85,7 +85,8 @@ def shuffles(draw: st.DrawFn, sizes: Sequence[int], dtypes: Sequence[str]) -> Pr
     """OLD and NEW without empty slots, of the same experts, so that there is a way back."""
     num_ranks, num_layers = draw(st.sampled_from(sizes)), draw(st.integers(1, 3))
     num_slots = num_ranks * draw(st.integers(1, 4))
-    old, new = [], []
+    old: list[tuple[int, ...]] = []
+    new: list[tuple[int, ...]] = []
     for _ in range(num_layers):
         present = range(draw(st.integers(1, min(num_slots, NUM_EXPERTS))))
         for side in (old, new):
