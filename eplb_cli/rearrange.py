@@ -157,7 +157,7 @@ def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signatu
     plan = _agreed_plan(
         old, new, layers, ep_group, senders=senders, rank_mapping=rank_mapping, buffer_size=buffer_size
     )
-    num_parts = 1 if _device_of(layers).type == "cpu" else PARTS
+    num_parts = 1 if _device_of(layers, ep_group).type == "cpu" else PARTS
     for part in _parts(len(layers), num_parts):
         _rows_of(plan, part, layers, ep_group, buffer_size).run()
 
@@ -179,12 +179,19 @@ async def transfer_layer(  # noqa: PLR0913, PLR0917 - the reference's signature
     stream, which itself goes on without waiting.
     """
     del is_profile
-    old, new = (
-        _array(indices)[layer : layer + 1]
-        for indices in (old_global_expert_indices, new_global_expert_indices)
-    )
+    num_layers = len(expert_weights)
+    number = layer + num_layers if layer < 0 else layer
+    there = 0 <= number < num_layers
+    chosen = slice(number, number + 1) if there else slice(0, 0)
+    old, new = (_array(indices)[chosen] for indices in (old_global_expert_indices, new_global_expert_indices))
     return _layer_to_buffer(
-        old, new, list(expert_weights[layer]), expert_weights_buffer, cuda_stream, ep_group, rank_mapping
+        old,
+        new,
+        list(expert_weights[number]) if there else [],
+        expert_weights_buffer,
+        cuda_stream,
+        ep_group,
+        rank_mapping,
     )
 
 
@@ -330,7 +337,7 @@ def _agreed_plan(  # noqa: PLR0913 - all that ranks have to agree on
         plan = plan_of(old, new, layers, group.size(), senders)
     except EplbError as raised:
         error = raised
-    agree(_digest(plan, layers, buffer_size), group, _device_of(layers), error)
+    agree(_digest(plan, layers, buffer_size), group, _device_of(layers, group), error)
     if plan is None:
         raise error or PlacementError("EP109", "there is no plan")
     return plan
@@ -408,8 +415,12 @@ def _array(indices: torch.Tensor | NDArray[np.integer]) -> NDArray[np.int64]:
     return np.array(array, np.int64)
 
 
-def _device_of(layers: Layers) -> torch.device:
-    return next((tensor.device for tensors in layers for tensor in tensors), torch.device("cpu"))
+def _device_of(layers: Layers, group: dist.ProcessGroup) -> torch.device:
+    """Where a group's collectives run: beside its tensors, or where its backend works."""
+    if "nccl" not in str(dist.get_backend(group)):
+        return torch.device("cpu")
+    devices = (tensor.device for tensors in layers for tensor in tensors if tensor.device.type == "cuda")
+    return next(devices, torch.device("cuda", torch.cuda.current_device()))
 
 
 def _profile(expert_weights: Sequence[Iterable[torch.Tensor]], ep_group: dist.ProcessGroup) -> None:

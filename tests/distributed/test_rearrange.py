@@ -91,7 +91,7 @@ def need(ranks: Ranks, num_ranks: int) -> None:
 class TestAgainstReference:
     """Bit for bit, wherever the reference is right."""
 
-    @random(max_examples=40)
+    @random(max_examples=30)
     @given(data=st.data())
     def test_in_place(self, ranks, sizes, dtypes, data):
         """All memory is as the reference leaves it: rows, gaps between rows, and rows nobody asked for."""
@@ -99,7 +99,7 @@ class TestAgainstReference:
         found = ranks.run(case.num_ranks, "live.against_reference.both", case)
         require_same([ours for ours, _ in found], [theirs for _, theirs in found])
 
-    @pytest.mark.parametrize("function", ["transfer_layer", "move_to_buffer"])
+    @pytest.mark.parametrize("function", ["transfer_layer", "transfer_layer_from_the_end", "move_to_buffer"])
     @random(max_examples=20)
     @given(data=st.data())
     def test_layer_by_layer(self, ranks, sizes, dtypes, function, data):
@@ -107,7 +107,7 @@ class TestAgainstReference:
         case = data.draw(problems(sizes, dtypes))
         self.require_same_layers(ranks, case, function)
 
-    @random(max_examples=30)
+    @random(max_examples=20)
     @given(data=st.data())
     def test_rank_mapping(self, ranks, sizes, dtypes, data):
         """Ranks that come, leave or change places: in place and layer by layer."""
@@ -186,7 +186,7 @@ class TestAgainstReference:
 class TestByDefinition:
     """What the reference gets wrong or cannot do: the result is compared with what NEW says."""
 
-    @random(max_examples=40)
+    @random(max_examples=30)
     @given(data=st.data())
     def test_layers_that_differ(self, ranks, sizes, dtypes, data):
         """Number, shapes and dtypes of tensors are each layer's own; a layer or a row may be empty."""
@@ -231,7 +231,7 @@ class TestByDefinition:
         """The first exchange of a group is complete although a rank neither sends nor receives."""
         need(ranks, 3)
         case = problem(3, [[0, 1, 2, 3, 4, 5]], [[2, 1, 0, 3, 4, 5]])
-        require_new(case, ranks.run(3, "live.runs.inplace", case))
+        require_new(case, ranks.run(3, "live.runs.inplace", case, fresh=True))
 
     def test_nothing_to_do_at_all(self, ranks):
         """OLD again as NEW, and a NEW without experts, leave every byte as it is."""
@@ -412,6 +412,9 @@ REFUSED = [
     ("a slot too few", "one", "EP108", ALL),
     ("a layer too few", "all", "EP109", (REARRANGE,)),
     ("a layer too few", "one", "EP109", (REARRANGE,)),
+    ("a layer that is not there", "all", "EP109", (TRANSFER,)),
+    ("a layer that is not there", "one", "EP109", (TRANSFER,)),
+    ("another layer", "one", "EP302", (TRANSFER,)),
     ("another buffer size", "one", "EP302", (REARRANGE,)),
     ("other senders", "one", "EP302", (REARRANGE,)),
 ]
@@ -527,11 +530,32 @@ class TestStreams:
 
 
 class TestPool:
-    """What the other tests stand on: an error is told, a hang ends, and the pool goes on."""
+    """What the other tests stand on: trouble is told, a hang ends, and the pool goes on."""
 
-    def test_errors_are_told(self, ranks):
-        """The traceback of the rank that raised; the other, which waits for it, does not stall the test."""
-        with pytest.raises((RankError, HungError), match="deliberate"):
-            ranks.run(2, "live.runs.raise_on_one")
+    @pytest.mark.parametrize(
+        ("what", "told"),
+        [
+            ("error", "a deliberate error"),
+            ("end", "rank 1: the process ended"),
+            ("message", "left on its way"),
+        ],
+    )
+    def test_trouble_is_told(self, ranks, what, told):
+        """An error, the end of a process, and a message that nobody received."""
+        with pytest.raises((RankError, HungError), match=told):
+            ranks.run(2, "live.runs.trouble", what)
+        self.require_that_it_goes_on(ranks)
+
+    def test_a_hang_ends(self, ranks, monkeypatch):
+        """The stack of a rank that does not come back is in the message."""
+        self.require_that_it_goes_on(ranks)
+        monkeypatch.setattr("tests.support.ranks.CASE_TIMEOUT_S", 1.0)
+        with pytest.raises(HungError, match=r"(?s)hangs on ranks .*rank 1: .*live/runs.py.* in trouble"):
+            ranks.run(2, "live.runs.trouble", "hang")
+        monkeypatch.undo()
+        self.require_that_it_goes_on(ranks)
+
+    @staticmethod
+    def require_that_it_goes_on(ranks: Ranks) -> None:
         case = problem(2, *swap(2, 1))
         require_new(case, ranks.run(2, "live.runs.inplace", case))

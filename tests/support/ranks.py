@@ -2,9 +2,10 @@
 
     tests ── a pipe each ──► rank 0, rank 1, ...      all forked from one server that has loaded torch
 
-Each case is a process group of its own, which the first ranks of the pool form through a file. Every
-wait ends: in the group after `GROUP_TIMEOUT_S`, in the pool after `CASE_TIMEOUT_S`, with the stacks of
-the ranks that have not come back.
+The first ranks of the pool form a process group through a file, which cases of as many ranks share until
+one of them fails. When a case has ended, no message of it is left on its way. Every wait ends: in the
+group after `GROUP_TIMEOUT_S`, in the pool after `CASE_TIMEOUT_S`, with the stacks of the ranks that have
+not come back.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
 
 GROUP_TIMEOUT_S = 12.0
 CASE_TIMEOUT_S = 15.0
@@ -54,10 +58,11 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rank returns, or the traceback of what it raised."""
+    """What a rank returns, or the traceback of what it raised; the last one when its process ended."""
 
     value: Any = None
     error: str = ""
+    is_last: bool = False
 
 
 class Ranks:
@@ -71,33 +76,46 @@ class Ranks:
     def __init__(self, directory: Path, size: int, backend: str) -> None:
         self.size, self.backend = size, backend
         self._directory = directory
-        self._number = itertools.count()
+        self._stores = (directory / f"store-{number}" for number in itertools.count())
+        self._joined: tuple[int, Path] | None = None
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
         self._start()
 
-    def run(self, num_ranks: int, work: str, *arguments: Any) -> list[Any]:
+    def run(self, num_ranks: int, work: str, *arguments: Any, fresh: bool = False) -> list[Any]:
         """What `work(group, device, *arguments)` returns on each of `num_ranks` ranks.
 
         Args:
             work: "module.function" below `tests.support`, imported by the ranks only.
+            fresh: in a group that has not been used.
 
         Raises:
             RankError: some of them raised.
             HungError: some of them did not come back.
         """
-        store = self._directory / f"store-{next(self._number)}"
-        case = Case(self.backend, str(store), num_ranks, work, arguments)
+        case = Case(self.backend, str(self._store(num_ranks, fresh=fresh)), num_ranks, work, arguments)
         for connection in self._connections[:num_ranks]:
             connection.send(case)
-        answers = self._receive(num_ranks, CASE_TIMEOUT_S, case)
-        store.unlink(missing_ok=True)
+        try:
+            answers = self._receive(num_ranks, CASE_TIMEOUT_S, case)
+        except HungError:
+            self._restart()
+            raise
         errors = [f"rank {rank}: {answer.error}" for rank, answer in sorted(answers.items()) if answer.error]
         if errors:
+            self._joined = None
+            if any(answer.is_last for answer in answers.values()):
+                self._restart()
             raise RankError("\n".join(errors))
         return [answers[rank].value for rank in range(num_ranks)]
+
+    def _store(self, num_ranks: int, *, fresh: bool) -> Path:
+        """Where a group meets: a new file, or that of the group which is there already."""
+        if self._joined is None or self._joined[0] != num_ranks or fresh:
+            self._joined = (num_ranks, next(self._stores))
+        return self._joined[1]
 
     def stop(self) -> None:
         """End all processes, whatever they do."""
@@ -108,6 +126,7 @@ class Ranks:
             process.join()
             process.close()
         self._connections, self._processes = [], []
+        self._joined = None
 
     def _start(self) -> None:
         for rank in range(self.size):
@@ -119,10 +138,16 @@ class Ranks:
             theirs.close()
             self._connections.append(mine)
             self._processes.append(process)
-        self._receive(self.size, _START_TIMEOUT_S, "the start of the processes")
+        answers = self._receive(self.size, _START_TIMEOUT_S, "the start of the processes")
+        if any(answer.error for answer in answers.values()):
+            raise RankError("the processes do not start")
+
+    def _restart(self) -> None:
+        self.stop()
+        self._start()
 
     def _receive(self, num_ranks: int, timeout_s: float, what: object) -> dict[int, Answer]:
-        """An answer from each of the first ranks; the pool is made anew if one does not come back."""
+        """An answer from each of the first ranks."""
         deadline = time.monotonic() + timeout_s
         rank_of = {id(connection): rank for rank, connection in enumerate(self._connections)}
         missing = self._connections[:num_ranks]
@@ -137,8 +162,6 @@ class Ranks:
         if missing:
             stuck = [rank_of[id(connection)] for connection in missing]
             message = f"{what}\nhangs on ranks {stuck}\n{self._told(stuck, answers)}"
-            self.stop()
-            self._start()
             raise HungError(message)
         return answers
 
@@ -159,43 +182,83 @@ def _answer(connection: Connection) -> Answer:
     try:
         answer: Answer = connection.recv()
     except (EOFError, ConnectionError):
-        return Answer(error="the process ended")
+        return Answer(error="the process ended", is_last=True)
     return answer
 
 
 def _serve(connection: Connection, rank: int, stacks: str) -> None:
     """Do cases until nobody asks any more."""
-    import torch  # here: the process that collects the tests may not need it
+    import torch  # here, as below: the process that collects the tests may not need it
 
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with Path(stacks).open("w", encoding="utf-8") as file, suppress(EOFError, ConnectionError):
         faulthandler.register(signal.SIGUSR1, file)
         connection.send(Answer())
+        joined = ""
         while True:
-            connection.send(_do(connection.recv(), rank))
+            case = connection.recv()
+            answer = _do(case, rank, is_member=case.store == joined)
+            joined = "" if answer.error else case.store
+            connection.send(answer)
 
 
-def _do(case: Case, rank: int) -> Answer:
+def _do(case: Case, rank: int, *, is_member: bool) -> Answer:
+    """Do a case; a member of its group need not join."""
     import torch
     import torch.distributed as dist
 
+    device = torch.device("cuda", rank) if case.backend == "nccl" else torch.device("cpu")
     module, _, function = case.work.rpartition(".")
-    device = torch.device("cpu")
-    if case.backend == "nccl":
-        device = torch.device("cuda", rank)
-        torch.cuda.set_device(device)
-    store, timeout = dist.FileStore(case.store, case.num_ranks), timedelta(seconds=GROUP_TIMEOUT_S)  # type: ignore[attr-defined]
     try:
-        dist.init_process_group(
-            case.backend, store=store, rank=rank, world_size=case.num_ranks, timeout=timeout
-        )
-        store.set(f"connected {rank}", "")  # none may fail, and leave, while another still connects
-        store.wait([f"connected {peer}" for peer in range(case.num_ranks)], timeout)
+        if not is_member:
+            _join(case, rank, device)
         work = getattr(importlib.import_module(f"tests.support.{module}"), function)
-        return Answer(work(dist.group.WORLD, device, *case.arguments))
+        value = work(dist.group.WORLD, device, *case.arguments)
+        _require_silence(rank, case.num_ranks, device)
+        return Answer(value)
     except BaseException:  # noqa: BLE001 - whatever it is, it is for the test to see
-        return Answer(error=traceback.format_exc())
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        error = traceback.format_exc()
+    _leave()
+    return Answer(error=error)
+
+
+def _join(case: Case, rank: int, device: torch.device) -> None:
+    """Form the group of a case, after leaving that of another."""
+    import torch
+    import torch.distributed as dist
+
+    _leave()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store = dist.FileStore(case.store, case.num_ranks)  # type: ignore[attr-defined]
+    timeout = timedelta(seconds=GROUP_TIMEOUT_S)
+    dist.init_process_group(case.backend, store=store, rank=rank, world_size=case.num_ranks, timeout=timeout)
+    store.set(f"connected {rank}", "")  # none may fail, and leave, while another still connects
+    store.wait([f"connected {peer}" for peer in range(case.num_ranks)], timeout)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _require_silence(rank: int, num_ranks: int, device: torch.device) -> None:
+    """Each rank's next message from the rank before it is the one that is sent now, and no older one."""
+    import torch
+    import torch.distributed as dist
+
+    if num_ranks == 1:
+        return
+    sent, received = torch.arange(2 * 11, dtype=torch.int32, device=device).view(2, 11) + 1000 * rank
+    operations = [
+        dist.P2POp(dist.isend, sent, (rank + 1) % num_ranks),
+        dist.P2POp(dist.irecv, received, (rank - 1) % num_ranks),
+    ]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    expected = [1000 * ((rank - 1) % num_ranks) + number for number in range(11)]
+    if received.tolist() != expected:
+        raise ValueError(f"a message was left on its way: {received.tolist()}")

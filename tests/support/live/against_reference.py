@@ -96,7 +96,7 @@ def _group_tables(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Layer(NamedTuple):
-    """The two functions that do one layer, called alike."""
+    """The functions that do one layer, called alike."""
 
     problem: Problem
     module: ModuleType
@@ -109,6 +109,9 @@ class _Layer(NamedTuple):
                 *tables(self.problem), layers, buffers, self.group, layer=layer, rank_mapping=mapping
             )
         )
+
+    def transfer_layer_from_the_end(self, layers: Any, buffers: Any, layer: int) -> Any:
+        return self.transfer_layer(layers, buffers, layer - len(layers))
 
     def move_to_buffer(self, layers: Any, buffers: Any, layer: int) -> Any:
         old, new = _group_tables(self.problem)

@@ -24,6 +24,7 @@ class Given:
     new: torch.Tensor
     weights: list[list[torch.Tensor]]
     options: dict[str, Any]
+    layer: int = 0
 
 
 def _clear(layers: Iterable[MutableSequence[torch.Tensor]]) -> None:
@@ -68,6 +69,8 @@ FLAWS: dict[str, Callable[[Given], object]] = {
     "indices of no layer": lambda given: setattr(given, "old", given.old[0]),
     "a slot too few": _shorten,
     "a layer too few": lambda given: given.weights.pop(),
+    "a layer that is not there": lambda given: setattr(given, "layer", len(given.weights)),
+    "another layer": lambda given: setattr(given, "layer", 1),
     "another buffer size": lambda given: given.options.update(buffer_size=1 << 10),
     "other senders": lambda given: given.options.update(senders="balanced"),
 }
@@ -115,7 +118,7 @@ def _call(function: str, given: Given, buffers: list[torch.Tensor], group: Group
     if function == "rearrange_expert_weights_inplace":
         rearrange.rearrange_expert_weights_inplace(old, new, weights, group, **options)
     elif function == "transfer_layer":
-        asyncio.run(rearrange.transfer_layer(old, new, weights, buffers, group))
+        asyncio.run(rearrange.transfer_layer(old, new, weights, buffers, group, layer=given.layer))
     else:
         tensors = weights[0]
         rearrange.move_to_buffer(

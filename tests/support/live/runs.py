@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -125,8 +127,19 @@ def in_subgroups(
     return found
 
 
-def raise_on_one(group: Group, device: torch.device) -> None:
-    """Rank 1 raises, and rank 0 waits for it."""
-    if group.rank() == 1:
+# what tests of the pool itself ask for
+
+
+def trouble(group: Group, device: torch.device, what: str) -> None:
+    """One rank does what it must not do, and the other waits for it."""
+    if group.rank() == 1 and what == "error":
         raise ValueError("a deliberate error")
+    if group.rank() == 1 and what == "end":
+        os._exit(3)
+    if group.rank() == 1 and what == "hang":
+        time.sleep(3600)
+    if what == "message":
+        if group.rank() == 1:
+            dist.send(torch.zeros(11, dtype=torch.int32, device=device), 0)
+        return
     dist.barrier()

@@ -30,7 +30,7 @@ def _arrive_late(mine: Live) -> None:
             raw.copy_(content)
 
 
-def read_at_once(group: Group, device: torch.device, problem: Problem, *, on_side_stream: bool) -> Contents:
+def read_at_once(group: Group, device: torch.device, problem: Problem, on_side_stream: bool) -> Contents:
     """What the current stream reads right after a rearrangement of weights that it has just written.
 
     The memory that the rearrangement has given back is overwritten at once.
@@ -39,7 +39,9 @@ def read_at_once(group: Group, device: torch.device, problem: Problem, *, on_sid
     old, new = tables(problem)
     with torch.cuda.stream(torch.cuda.Stream(device)) if on_side_stream else nullcontext():
         _arrive_late(mine)
-        rearrange.rearrange_expert_weights_inplace(old, new, mine.weights, group)
+        rearrange.rearrange_expert_weights_inplace(
+            old, new, mine.weights, group, buffer_size=problem.buffer_size
+        )
         read = [[raw.clone() for raw in arrays] for arrays in mine.memory]
         nbytes = sum(raw.numel() for arrays in mine.memory for raw in arrays)
         spoiled = [torch.full((nbytes // 4,), 0x5A, dtype=torch.uint8, device=device) for _ in range(16)]
@@ -59,7 +61,7 @@ def to_and_fro(group: Group, device: torch.device, problem: Problem, rounds: int
     return mine.contents()
 
 
-def beside(group: Group, device: torch.device, problem: Problem, *, current: bool) -> tuple[bool, Contents]:
+def beside(group: Group, device: torch.device, problem: Problem, current: bool) -> tuple[bool, Contents]:
     """Whether a layer was transferred while the default stream computed, and all memory in the end.
 
     Args:
