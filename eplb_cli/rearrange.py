@@ -144,7 +144,7 @@ def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signatu
         old_global_expert_indices, new_global_expert_indices: (L, P) expert in each slot.
         expert_weights: per layer, tensors of (S, ...) rows.
         is_profile: move nothing; one all-gather of the first layer reserves communication memory.
-        rank_mapping: old rank to new rank, -1 or absent where it leaves; a partial injection.
+        rank_mapping: old rank to new rank, -1 where it leaves; a partial injection.
 
     Raises:
         EplbError: on all ranks alike, before anything is moved.
@@ -227,13 +227,14 @@ def _layer_to_buffer(
     rank_mapping: Mapping[int, int] | None,
 ) -> MoveToBufferResult:
     """Exchange one layer, (1, P) indices, from its weights into buffers of the same shape."""
+    targets = list(buffers)
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(stream.device))
     with torch.cuda.stream(stream) if stream is not None else nullcontext():
-        plan = _agreed_plan(old, new, [weights], group, buffers=[list(buffers)], rank_mapping=rank_mapping)
+        plan = _agreed_plan(old, new, [weights], group, buffers=[targets], rank_mapping=rank_mapping)
         sizes = row_nbytes([weights])
         live = plan_live(plan, sizes, group.rank(), DEFAULT_BUFFER_NBYTES, in_place=False)
-        LiveRows(live, [weights], [list(buffers)], group).run()
+        LiveRows(live, [weights], [targets], group).run()
     mine = plan.new.rank_of_slot == group.rank()
     return _masks(plan.old.physical_to_logical[0, mine], plan.new.physical_to_logical[0, mine])
 
