@@ -23,8 +23,17 @@ T = TypeVar("T")
 COPY_BLOCK_NBYTES = 1 << 20
 """Bytes moved at a time where the kernel cannot copy by itself: small enough for a core's cache."""
 
-_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
-_NO_CLONE = {*_NO_KERNEL_COPY, errno.ENOTTY, errno.EACCES, errno.ETXTBSY}
+_NO_CLONE = {
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTTY,
+    errno.EBADF,
+    errno.EPERM,
+    errno.EACCES,
+    errno.ETXTBSY,
+}
 _FICLONERANGE = 0x4020940D
 _NO_ALLOCATE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -116,33 +125,6 @@ def write_from(descriptor: int, buffer: memoryview, offset: int, path: object) -
             done += attempt("write", os.pwrite, descriptor, buffer[done:], offset + done)
 
 
-def copy_range(
-    source: int, destination: int, nbytes: int, src_offset: int, dst_offset: int, paths: tuple[object, object]
-) -> None:
-    """Copy bytes from file to file inside the kernel, or through a small buffer where it refuses."""
-    done = 0
-    while done < nbytes:
-        try:
-            count = attempt(
-                "copy",
-                os.copy_file_range,
-                source,
-                destination,
-                nbytes - done,
-                src_offset + done,
-                dst_offset + done,
-            )
-        except OSError as error:
-            if error.errno in _NO_KERNEL_COPY:
-                break
-            raise output_error(error, paths[1]) from error
-        if count == 0:
-            break
-        done += count
-    if done < nbytes:
-        _copy_by_hand(source, destination, nbytes - done, src_offset + done, dst_offset + done, paths)
-
-
 def clone_range(
     source: int, destination: int, nbytes: int, src_offset: int, dst_offset: int, path: object
 ) -> bool:
@@ -155,16 +137,6 @@ def clone_range(
             return False
         raise output_error(error, path) from error
     return True
-
-
-def _copy_by_hand(
-    source: int, destination: int, nbytes: int, src_offset: int, dst_offset: int, paths: tuple[object, object]
-) -> None:
-    buffer = memoryview(bytearray(min(nbytes, COPY_BLOCK_NBYTES)))
-    for begin in range(0, nbytes, COPY_BLOCK_NBYTES):
-        block = buffer[: min(nbytes - begin, COPY_BLOCK_NBYTES)]
-        read_into(source, block, src_offset + begin, paths[0])
-        write_from(destination, block, dst_offset + begin, paths[1])
 
 
 def create(path: Path, nbytes: int) -> int:

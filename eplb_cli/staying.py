@@ -12,7 +12,7 @@ from eplb_cli import files
 from eplb_cli.digests import ThreadBuffers
 from eplb_cli.header import DATA_ALIGNMENT
 from eplb_cli.pieces import Places
-from eplb_cli.rows import BLOCK_NBYTES, TASK_NBYTES, FileEnds, Tasks, cut_tasks
+from eplb_cli.rows import BLOCK_NBYTES, FileEnds, Tasks, cut_tasks
 
 Int = NDArray[np.int64]
 
@@ -31,20 +31,6 @@ class Runs:
     dst_offset: Int
     nbytes: Int
     first: Int
-
-    def cut(self, most_nbytes: int) -> Runs:
-        """The same ranges in parts of at most `most_nbytes`, so that several threads share a long one."""
-        parts = -(-self.nbytes // most_nbytes)
-        of_run = np.repeat(np.arange(len(parts)), parts)
-        begin = (np.arange(len(of_run)) - np.repeat(np.cumsum(parts) - parts, parts)) * most_nbytes
-        return Runs(
-            self.src_file[of_run],
-            self.src_offset[of_run] + begin,
-            self.dst_file[of_run],
-            self.dst_offset[of_run] + begin,
-            np.minimum(self.nbytes[of_run] - begin, most_nbytes),
-            self.first[of_run],
-        )
 
 
 def join_runs(old: Places, new: Places, source: Int, destination: Int) -> Runs:
@@ -66,8 +52,8 @@ class StayingRows:
     """The staying pieces of a worker, and its old places that are only to be digested.
 
     What the file system can share is shared, and takes its digest from the manifest of SRC where that
-    has one. With digests every other place is read once, hashed, and written to all its destinations;
-    without, runs of pieces are copied inside the kernel.
+    has one. Every other place is read once, hashed, and written to all its destinations, a block at a
+    time: two threads that let the kernel copy (`copy_file_range`) take more than twice as long on ext4.
     """
 
     def __init__(self, ends: FileEnds, staying: NDArray[np.bool_], only_digest: Int) -> None:
@@ -88,14 +74,13 @@ class StayingRows:
         """Share what can be, and start copying the rest."""
         self._shared = self._share()
         copied = ~self._shared
-        if self._ends.digests is None:
-            return self._start_copies(self._source[copied], self._destination[copied])
-        unread = np.setdiff1d(self._source[self._shared], self._source[copied])
-        unread = unread[~self._carry_over(unread)]
-        hashed = np.r_[unread, self._only_digest]
-        source = np.r_[self._source[copied], hashed]
-        destination = np.r_[self._destination[copied], np.full(len(hashed), -1)]
-        return self._start_digests(source, destination)
+        source, destination = self._source[copied], self._destination[copied]
+        if self._ends.digests is not None:
+            unread = np.setdiff1d(self._source[self._shared], source)
+            hashed = np.r_[unread[~self._carry_over(unread)], self._only_digest]
+            source = np.r_[source, hashed]
+            destination = np.r_[destination, np.full(len(hashed), -1)]
+        return self._start_copies(source, destination)
 
     def _share(self) -> NDArray[np.bool_]:
         """Clone runs of whole pages; which pieces share their blocks now.
@@ -134,8 +119,8 @@ class StayingRows:
         digests.values[places] = known[places]
         return np.asarray(known[places].any(axis=1))
 
-    def _start_digests(self, source: Int, destination: Int) -> Tasks:
-        """Read every place once; hash it, and write it to its destinations (-1 for none)."""
+    def _start_copies(self, source: Int, destination: Int) -> Tasks:
+        """Read every place once; hash it if wanted, and write it to its destinations (-1 for none)."""
         old = self._ends.old
         order = np.lexsort((old.offset[source], old.file[source]))
         source, destination = source[order], destination[order]
@@ -164,25 +149,6 @@ class StayingRows:
                 output, name = ends.destination.descriptor(number), ends.destination.paths[number]
                 files.write_from(output, view, goal + begin, name)
                 ends.advance(len(view))
-
-    def _start_copies(self, source: Int, destination: Int) -> Tasks:
-        """Copy runs of pieces inside the kernel."""
-        runs = join_runs(self._ends.old, self._ends.new, source, destination).cut(TASK_NBYTES)
-        ranges = _rows_of(runs)
-        return self._ends.submit(lambda task: self._copy_ranges(ranges[task]), cut_tasks(runs.nbytes))
-
-    def _copy_ranges(self, ranges: list[tuple[int, int, int, int, int]]) -> None:
-        ends = self._ends
-        for src_file, src_offset, dst_file, dst_offset, nbytes in ranges:
-            files.copy_range(
-                ends.source.descriptor(src_file),
-                ends.destination.descriptor(dst_file),
-                nbytes,
-                src_offset,
-                dst_offset,
-                (ends.source.paths[src_file], ends.destination.paths[dst_file]),
-            )
-            ends.advance(nbytes)
 
 
 def _rows_of(runs: Runs) -> list[tuple[int, int, int, int, int]]:

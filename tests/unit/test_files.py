@@ -68,34 +68,29 @@ def test_reads_and_writes_go_on_until_all_is_done(pair, stuttering, tmp_path):
     files.read_into(pair[0], buffer, 10, "a")
     assert bytes(buffer) == bytes(range(10, 50))
     files.write_from(pair[1], buffer, 5, "b")
-    files.copy_range(pair[0], pair[1], 5, 95, 0, ("a", "b"))
-    assert (tmp_path / "b").read_bytes() == bytes(range(95, 100)) + bytes(range(10, 50)) + bytes(5)
+    assert (tmp_path / "b").read_bytes() == bytes(5) + bytes(range(10, 50)) + bytes(5)
 
 
 def test_a_file_that_ends_early(pair):
-    """EP220 says where, for reads and for copies."""
+    """EP220 says where."""
     with pytest.raises(CheckpointError, match=r"a ends at byte 100, 20 bytes early") as caught:
         files.read_into(pair[0], memoryview(bytearray(40)), 80, "a")
     assert caught.value.code == "EP220"
-    with pytest.raises(CheckpointError) as caught:
-        files.copy_range(pair[0], pair[1], 40, 80, 0, ("a", "b"))
-    assert caught.value.code == "EP220"
 
 
-@pytest.mark.parametrize("number", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_copies_without_the_kernel(pair, failing, tmp_path, number, monkeypatch):
-    """Through a small buffer, whatever the size."""
-    monkeypatch.setattr(files, "COPY_BLOCK_NBYTES", 7)
-    failing("copy", number)
-    files.copy_range(pair[0], pair[1], 50, 25, 0, ("a", "b"))
-    assert (tmp_path / "b").read_bytes() == bytes(range(25, 75))
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EOPNOTSUPP])
+def test_a_file_system_that_shares_no_blocks(pair, failing, tmp_path, number):
+    """Says so, and nothing is changed."""
+    failing("clone", number)
+    assert not files.clone_range(pair[0], pair[1], 50, 0, 0, "b")
+    assert (tmp_path / "b").read_bytes() == bytes(50)
 
 
 @pytest.mark.parametrize(
     ("operation", "number", "code"),
     [
-        ("copy", errno.ENOSPC, "EP603"),
-        ("copy", errno.EIO, "EP604"),
+        ("clone", errno.ENOSPC, "EP603"),
+        ("clone", errno.EIO, "EP604"),
         ("write", errno.ENOSPC, "EP603"),
         ("write", errno.EDQUOT, "EP603"),
         ("write", errno.EROFS, "EP604"),
@@ -106,7 +101,7 @@ def test_errors_of_the_system(pair, failing, operation, number, code):
     """Each has the code of what was to be done, the path, and the system's own words."""
     failing(operation, number)
     calls = {
-        "copy": lambda: files.copy_range(pair[0], pair[1], 50, 0, 0, ("a", "b")),
+        "clone": lambda: files.clone_range(pair[0], pair[1], 50, 0, 0, "b"),
         "write": lambda: files.write_from(pair[1], memoryview(b"x"), 0, "b"),
         "read": lambda: files.read_into(pair[0], memoryview(bytearray(1)), 0, "a"),
     }

@@ -106,7 +106,3 @@ def test_neighbours_become_one_run():
     runs = join_runs(old, new, np.arange(4), np.arange(4))
     assert runs.first.tolist() == [0, 2, 3]
     assert runs.nbytes.tolist() == [20, 10, 10]
-    parts = runs.cut(15)
-    assert parts.nbytes.tolist() == [15, 5, 10, 10]
-    assert parts.src_offset.tolist() == [0, 15, 20, 40]
-    assert parts.dst_offset.tolist() == [100, 115, 130, 140]
