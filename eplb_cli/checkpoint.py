@@ -21,7 +21,7 @@ from eplb_cli.classify import check_scales, lacking_others, looks_sharded, split
 from eplb_cli.errors import CheckpointError
 from eplb_cli.files import not_regular, reading
 from eplb_cli.header import DTYPE_BITS, Header, TensorEntry, read_header
-from eplb_cli.layout import Layout, ShardName, find_layout, layout_from_json
+from eplb_cli.layout import Layout, ShardName, find_layout, has_parts, layout_from_json
 from eplb_cli.manifest import MANIFEST_NAME, Manifest, is_digest_file, read_manifest
 from eplb_cli.placement import EMPTY, MAX_ENTRIES, Placement
 
@@ -259,6 +259,11 @@ class ShardedCheckpoint:
         """Other tensors that look sharded over the ranks, by their shapes alone."""
         shapes = [{key: at.entry.shape for key, at in tensors.items()} for tensors in self.others]
         return looks_sharded(shapes, self.shards.path)
+
+    @property
+    def can_share(self) -> bool:
+        """Whether ranks can have files in common: each of them has several, and there are several ranks."""
+        return self.placement.num_ranks > 1 and any(has_parts(file.name.series) for file in self.shards.files)
 
     @cached_property
     def warnings(self) -> list[str]:

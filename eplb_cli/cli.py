@@ -182,10 +182,31 @@ def reshard(
     senders: SendersOption = Senders.balanced,
     ranks_per_node: RanksPerNode = None,
     buffer_size: Annotated[
-        str, typer.Option("--buffer-size", metavar="SIZE", help="All send and receive buffers of one worker.")
-    ] = "256MiB",
+        str | None,
+        typer.Option(
+            "--buffer-size",
+            metavar="SIZE",
+            help="All send and receive buffers of one worker; default: from the machine and the rows.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            max=1024,
+            metavar="N",
+            help="Threads of a worker for its files; its share of the cores, two at least.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all inputs, plan, report, and write nothing.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with what a run that was ended has left; what it wrote is read again."
+        ),
     ] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not read the result back.")] = False,
     no_digest: Annotated[
@@ -225,7 +246,9 @@ def reshard(
         num_workers=nproc_per_node,
         senders=senders.value,
         ranks_per_node=ranks_per_node,
-        buffer_nbytes=parse_size(buffer_size),
+        buffer_nbytes=None if buffer_size is None else parse_size(buffer_size),
+        threads=threads,
+        resume=resume,
         verify=not no_verify,
         digests=not no_digest,
         durable=not no_fsync,
@@ -358,11 +381,12 @@ def verify(
     Every byte of DST is read and compared with the digests taken while it was written; with --against, also
     with SRC. Exits with 5 where a byte differs.
     """
+    from eplb_cli.progress import accumulate
     from eplb_cli.verify import verify as run
 
     total_nbytes = _tree_nbytes(dst) + (_tree_nbytes(against) if against else 0)
     with _progress(total_nbytes, "verify") as show:
-        result = run(dst, against, _accumulate(show))
+        result = run(dst, against, accumulate(show))
         show(total_nbytes)  # headers are read, and not counted
     for warning in result["warnings"]:
         render.print_warning(warning)
@@ -386,10 +410,11 @@ def inspect(
 ) -> None:
     """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert."""
     from eplb_cli.inspection import inspect_shards
+    from eplb_cli.progress import accumulate
 
     total_nbytes = _tree_nbytes(src) if deep else 0
     with _progress(total_nbytes, "inspect") as show:
-        found = inspect_shards(src, layout, deep=deep, advance=_accumulate(show))
+        found = inspect_shards(src, layout, deep=deep, advance=accumulate(show))
         show(total_nbytes)
     if output_format is Format.json:
         render.print_json(found)
@@ -432,17 +457,6 @@ def _progress(total_nbytes: int, description: str) -> Iterator[Callable[[int], N
         return
     with render.Progress(total_nbytes, description) as bar:
         yield bar.update
-
-
-def _accumulate(show: Callable[[int], None]) -> Callable[[int], None]:
-    done = 0
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        show(done)
-
-    return advance
 
 
 def _tree_nbytes(path: Path) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from eplb_cli import __version__, files
 from eplb_cli.checkpoint import Shards
 from eplb_cli.errors import BytesError
 from eplb_cli.manifest import MANIFEST_NAME, Manifest, digest_file, file_entry, npy_bytes
 from eplb_cli.move import Moved
+from eplb_cli.output import OutputTree
 from eplb_cli.placement_file import placement_to_json
 from eplb_cli.prove import row_view
 from eplb_cli.request import Planned
@@ -21,20 +24,15 @@ from eplb_cli.shards import Staging
 
 def carry_files(shards: Shards, stage: Staging, *, durable: bool) -> dict[str, dict[str, object]]:
     """Copy the files that are no shards; their sizes and digests."""
-    import xxhash
-
     carried: dict[str, dict[str, object]] = {}
     for name in shards.carried:
         source = files.open_source(shards.path / name)
         try:
             nbytes = os.fstat(source).st_size
             destination = files.create(stage.path / name, nbytes)
-            state = xxhash.xxh3_128()
-            block = memoryview(bytearray(files.COPY_BLOCK_NBYTES))
             try:
-                for begin in range(0, nbytes, len(block)):
-                    view = block[: min(len(block), nbytes - begin)]
-                    files.read_into(source, view, begin, shards.path / name)
+                state = xxhash.xxh3_128()
+                for begin, view in _blocks(source, nbytes, shards.path / name):
                     files.write_from(destination, view, begin, stage.path / name)
                     state.update(view)
                 if durable:
@@ -47,12 +45,48 @@ def carry_files(shards: Shards, stage: Staging, *, durable: bool) -> dict[str, d
     return carried
 
 
+def _blocks(descriptor: int, nbytes: int, path: Path) -> Iterator[tuple[int, memoryview]]:
+    """The content of a file, in blocks that are valid until the next: where each begins, and its bytes."""
+    block = memoryview(bytearray(min(nbytes, files.COPY_BLOCK_NBYTES)))
+    for begin in range(0, nbytes, files.COPY_BLOCK_NBYTES):
+        view = block[: min(len(block), nbytes - begin)]
+        files.read_into(descriptor, view, begin, path)
+        yield begin, view
+
+
+def fill_unlinked(stage: Staging, output: OutputTree, unlinked: Sequence[int], *, durable: bool) -> None:
+    """Copy the files that are the same as another and could not be linked to it, and compare them with it.
+
+    Raises:
+        BytesError: EP504, a copy differs.
+    """
+    for number in unlinked:
+        file = output.files[number]
+        first = stage.path / output.files[file.same_as or 0].name
+        source, copy = files.open_source(first), files.open_output(stage.path / file.name)
+        try:
+            digest = xxhash.xxh3_128()
+            for begin, view in _blocks(source, file.nbytes, first):
+                files.write_from(copy, view, begin, stage.path / file.name)
+                digest.update(view)
+            if durable:
+                files.sync(copy, stage.path / file.name)
+            read_back = xxhash.xxh3_128()
+            for _, view in _blocks(copy, file.nbytes, stage.path / file.name):
+                read_back.update(view)
+        finally:
+            os.close(source)
+            os.close(copy)
+        if digest.digest() != read_back.digest():
+            raise BytesError("EP504", f"{file.name} differs from {first.name}, of which it is a copy")
+
+
 def write_manifest(
     planned: Planned, stage: Staging, moved: Moved, carried: Mapping[str, Mapping[str, object]]
 ) -> None:
     """Row digests beside the shards, and `eplb.json` last."""
     request, prepared = planned.request, planned.prepared
-    new, checkpoint = prepared.plan.new, prepared.checkpoint
+    new, checkpoint, outputs = prepared.plan.new, prepared.checkpoint, prepared.output.files
     destination_digests = np.zeros_like(moved.new_digests)
     destination_digests[prepared.pieces.destination] = moved.old_digests[prepared.pieces.source]
     digests: dict[str, dict[str, object]] = {}
@@ -67,6 +101,7 @@ def write_manifest(
     for number, copy in enumerate(prepared.output.others):
         digest = destination_digests[num_rows + number].tobytes().hex()
         others.setdefault(copy.dst_file, {})[copy.key] = digest if request.digests else ""
+    number_of = [number if file.same_as is None else file.same_as for number, file in enumerate(outputs)]
     manifest = Manifest(
         tool=f"eplb {__version__}",
         placement=placement_to_json(new),
@@ -82,7 +117,7 @@ def write_manifest(
                 "header_digest": file.header_digest,
                 "others": others.get(number, {}),
             }
-            for number, file in enumerate(prepared.output.files)
+            for number, file in zip(number_of, outputs, strict=True)
         },
         carried=carried,
         digests=digests,

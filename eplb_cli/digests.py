@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from eplb_cli.manifest import DIGEST_NBYTES
+from eplb_cli.meter import Meter
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,15 +22,19 @@ class DigestTable:
     """
 
     values: NDArray[np.uint8]
+    _meter: Meter
     _partial: dict[int, xxhash.xxh3_128] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, num_places: int) -> DigestTable:
+    def empty(cls, num_places: int, meter: Meter) -> DigestTable:
         """A table without any digest."""
-        return cls(np.zeros((num_places, DIGEST_NBYTES), np.uint8))
+        return cls(np.zeros((num_places, DIGEST_NBYTES), np.uint8), meter)
 
     def feed(self, place: int, view: memoryview, *, first: bool, last: bool) -> None:
         """Add the next bytes of a place."""
+        self._meter.timed("digest", len(view), self._feed, place, view, first, last)
+
+    def _feed(self, place: int, view: memoryview, first: bool, last: bool) -> None:  # noqa: FBT001 - as `feed`
         if first and last:
             self._set(place, xxhash.xxh3_128_digest(view))
             return
@@ -63,8 +67,3 @@ class ThreadBuffers(threading.local):
 
     def __init__(self, nbytes: int) -> None:
         self.view = memoryview(bytearray(nbytes))
-
-
-def default_threads(num_workers: int) -> int:
-    """Threads for the files of one worker: its share of the cores, two at least."""
-    return max(2, len(os.sched_getaffinity(0)) // num_workers)

@@ -35,6 +35,7 @@ _NO_CLONE = {
     errno.ETXTBSY,
 }
 _FICLONERANGE = 0x4020940D
+_NO_LINK = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EACCES}
 _NO_ALLOCATE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -117,6 +118,12 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: object) ->
         done += count
 
 
+def forget(descriptor: int, offset: int, nbytes: int) -> None:
+    """Let the page cache drop a range that will not be needed again; what is still to be written stays."""
+    with contextlib.suppress(OSError):
+        attempt("advise", os.posix_fadvise, descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
 def write_from(descriptor: int, buffer: memoryview, offset: int, path: object) -> None:
     """Write all of `buffer` at `offset`. Raises OutputError."""
     done = 0
@@ -136,6 +143,21 @@ def clone_range(
         if error.errno in _NO_CLONE:
             return False
         raise output_error(error, path) from error
+    return True
+
+
+def link(path: Path, name: Path) -> bool:
+    """Give a file a second name; False where the file system cannot, or not so often.
+
+    Raises:
+        OutputError: any other error.
+    """
+    try:
+        attempt("link", os.link, path, name)
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            return False
+        raise output_error(error, name) from error
     return True
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from eplb_cli.checkpoint import open_shards
 from eplb_cli.layout import layout_from_json
+from eplb_cli.meter import Activity
 from eplb_cli.placement_file import placement_from_json
 from eplb_cli.plan import Senders
 from eplb_cli.prepare import Prepared, prepare
@@ -32,6 +33,7 @@ class Job:
     layout: Mapping[str, Any]
     senders: Senders
     ranks_per_node: int | None
+    shared: list[str]
     backend: str
     digest: str
     transfer: TransferOptions
@@ -47,7 +49,7 @@ class Job:
         shards = open_shards(Path(self.source), layout_from_json(self.layout, JOB))
         old = placement_from_json(dict(self.old), "OLD")
         new = placement_from_json(dict(self.new), "NEW")
-        return prepare(shards, old, new, self.senders, self.ranks_per_node)
+        return prepare(shards, old, new, self.senders, self.ranks_per_node, frozenset(self.shared))
 
     def write(self) -> Path:
         """Write the job file."""
@@ -79,9 +81,10 @@ class Outcome:
     is_victim: bool = False
     traceback: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
-    nbytes: dict[str, int] = field(default_factory=dict)
+    activity: Activity | None = None
     wire_nbytes: int = 0
     peak_rss_nbytes: int = 0
+    peak_anonymous_nbytes: int = 0
 
     def write(self, work: Path) -> None:
         """Write the outcome, whole or not at all."""
@@ -97,7 +100,9 @@ def read_outcomes(work: Path, num_workers: int) -> dict[int, Outcome]:
     for worker in range(num_workers):
         path = work / f"outcome-{worker}.json"
         if path.exists():
-            found[worker] = Outcome(**json.loads(path.read_text()))
+            raw = json.loads(path.read_text())
+            activity = raw.pop("activity")
+            found[worker] = Outcome(**raw, activity=activity and Activity(**activity))
     return found
 
 

@@ -165,6 +165,11 @@ def file_name(series: str, rank: int, part: int, num_ranks: int) -> str:
     return series
 
 
+def has_parts(series: str) -> bool:
+    """Whether a rank can have several files of a series."""
+    return "{part}" in series
+
+
 def key_name(template: str, layer: int, number: int | None) -> str:
     """The key of an expert tensor; the inverse of `Layout.match_key`."""
     key = template.replace("{layer}", str(layer))

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.job import Job, digest_path
+from eplb_cli.errors import WorkerError
+from eplb_cli.job import Job, Outcome, digest_path
+from eplb_cli.journal import Journal, Known, write_known
 from eplb_cli.launch import launch
+from eplb_cli.machine import available_memory_nbytes, default_buffer_nbytes, default_threads
+from eplb_cli.meter import Summary, summarize
 from eplb_cli.placement_file import placement_to_json
 from eplb_cli.prepare import Prepared
+from eplb_cli.progress import ProgressBar, accumulate
 from eplb_cli.request import Planned
 from eplb_cli.shards import Staging
-from eplb_cli.transfer import TransferOptions, TransferResult, transfer
+from eplb_cli.transfer import TransferOptions, TransferResult, largest_chunk_nbytes, transfer
 
 Digests = NDArray[np.uint8]
-ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
-"""Given a number of bytes and a description: a context that yields what shows the bytes done."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,45 +31,57 @@ class Moved:
 
     old_digests: Digests
     new_digests: Digests
+    options: TransferOptions
     seconds: dict[str, float]
+    activity: Summary
     wire_nbytes: int
     peak_rss_nbytes: list[int]
+    peak_anonymous_nbytes: list[int]
 
 
-def move(planned: Planned, stage: Staging, progress: ProgressBar) -> Moved:
+def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) -> Moved:
     """Move the bytes with whichever backend was chosen."""
-    request, prepared = planned.request, planned.prepared
-    changes_ranks = prepared.plan.old.num_ranks != prepared.plan.new.num_ranks
-    options = TransferOptions(
-        planned.num_workers,
-        request.buffer_nbytes,
-        digests=request.digests or changes_ranks,
+    options = _options(planned)
+    pieces, new = planned.prepared.pieces, planned.prepared.new_places
+    total_nbytes = int(pieces.nbytes[~known.written[pieces.destination]].sum())
+    if options.digests:
+        write_known(stage.work, known, planned.prepared.digest)
+    if options.digests and options.verify:
+        total_nbytes += int(new.nbytes[~known.written].sum())
+    with progress(total_nbytes, planned.backend) as show:
+        if planned.backend == "file":
+            results = [_move_here(planned.prepared, stage, options, known, show)]
+        else:
+            results = _move_in_workers(planned, stage, options, show)
+    return _together(results, options)
+
+
+def _options(planned: Planned) -> TransferOptions:
+    """The options of the transfer, found from the machine and the rows where they are left open."""
+    request, prepared, workers = planned.request, planned.prepared, planned.num_workers
+    needed = largest_chunk_nbytes(prepared.pieces, workers)
+    return TransferOptions(
+        workers,
+        request.buffer_nbytes or default_buffer_nbytes(needed, workers),
+        request.threads or default_threads(workers),
+        digests=request.digests,
         verify=request.verify and request.digests,
         durable=request.durable,
+        keep_cache=prepared.checkpoint.shards.nbytes + prepared.output.own_nbytes
+        < available_memory_nbytes() // 2,
     )
-    passes = 2 if options.digests and options.verify else 1
-    with progress(int(prepared.new_places.nbytes.sum()) * passes, planned.backend) as show:
-        if planned.backend == "file":
-            return _moved([_move_here(prepared, stage, options, show)])
-        return _move_in_workers(planned, stage, options, show)
 
 
 def _move_here(
-    prepared: Prepared, stage: Staging, options: TransferOptions, show: Callable[[int], None]
+    prepared: Prepared, stage: Staging, options: TransferOptions, known: Known, show: Callable[[int], None]
 ) -> TransferResult:
-    done = 0
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        show(done)
-
-    return transfer(prepared, stage.path, options, 0, None, advance)
+    journal = Journal(stage.work, "0", prepared.digest) if options.digests else None
+    return transfer(prepared, stage.path, options, 0, None, accumulate(show), known, journal)
 
 
 def _move_in_workers(
     planned: Planned, stage: Staging, options: TransferOptions, show: Callable[[int], None]
-) -> Moved:
+) -> list[TransferResult]:
     request, prepared = planned.request, planned.prepared
     job = Job(
         source=str(request.source.absolute()),
@@ -77,35 +91,44 @@ def _move_in_workers(
         layout=prepared.checkpoint.shards.layout.as_json(),
         senders=request.senders,
         ranks_per_node=request.ranks_per_node,
+        shared=sorted(planned.shared),
         backend=planned.backend,
         digest=prepared.digest,
         transfer=options,
         launcher_pid=os.getpid(),
     )
     outcomes = launch(job, request.timeout_s, show)
-    results = []
-    for worker, outcome in sorted(outcomes.items()):
-        old_digests, new_digests = (np.load(digest_path(stage.work, side, worker)) for side in ("old", "new"))
-        results.append(
-            TransferResult(
-                old_digests,
-                new_digests,
-                outcome.seconds,
-                outcome.nbytes,
-                outcome.wire_nbytes,
-                outcome.peak_rss_nbytes,
-            )
-        )
-    return _moved(results)
+    return [_result(stage, outcome) for _, outcome in sorted(outcomes.items())]
 
 
-def _moved(results: list[TransferResult]) -> Moved:
-    """Put the workers' results together: each digest comes from one worker and is zero in the others."""
+def _result(stage: Staging, outcome: Outcome) -> TransferResult:
+    """What a worker has left, in its outcome and beside it."""
+    if outcome.activity is None:
+        raise WorkerError("EP401", f"worker {outcome.worker} has left no result")
+    old_digests, new_digests = (
+        np.load(digest_path(stage.work, side, outcome.worker), allow_pickle=False) for side in ("old", "new")
+    )
+    return TransferResult(
+        old_digests,
+        new_digests,
+        outcome.seconds,
+        outcome.activity,
+        outcome.wire_nbytes,
+        outcome.peak_rss_nbytes,
+        outcome.peak_anonymous_nbytes,
+    )
+
+
+def _together(results: list[TransferResult], options: TransferOptions) -> Moved:
+    """Put the workers' results together: each digest is the same in all that have it, else zero."""
     stages = results[0].seconds
     return Moved(
         np.bitwise_or.reduce([result.old_digests for result in results]),
         np.bitwise_or.reduce([result.new_digests for result in results]),
+        options,
         {stage: max(result.seconds[stage] for result in results) for stage in stages},
+        summarize([result.activity for result in results]),
         sum(result.wire_nbytes for result in results),
         [result.peak_rss_nbytes for result in results],
+        [result.peak_anonymous_nbytes for result in results],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from eplb_cli.checkpoint import Extents, ShardedCheckpoint, TensorAt, refuse_twice
 from eplb_cli.errors import CheckpointError
 from eplb_cli.header import DATA_ALIGNMENT, build_header
-from eplb_cli.layout import file_name, key_name
+from eplb_cli.layout import file_name, has_parts, key_name
 from eplb_cli.placement import EMPTY, Placement
 
 MAX_PART_NBYTES = 5 << 30
@@ -40,13 +40,19 @@ class OutputTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file of the output, of new rank `rank`; `others` maps keys of other tensors to (offset, nbytes)."""
+    """A file of the output, of new rank `rank`.
+
+    Attributes:
+        others: keys of other tensors to (offset, nbytes).
+        same_as: the number of an earlier rank's file that this one is the same as, under another name.
+    """
 
     name: str
     rank: int
     header: bytes
     nbytes: int
     others: dict[str, tuple[int, int]]
+    same_as: int | None = None
 
     @property
     def header_digest(self) -> str:
@@ -79,9 +85,14 @@ class OutputTree:
         return sum(file.nbytes for file in self.files)
 
     @property
+    def own_nbytes(self) -> int:
+        """Apparent bytes of the files that are not the same as another."""
+        return sum(file.nbytes for file in self.files if file.same_as is None)
+
+    @property
     def other_nbytes(self) -> int:
         """Bytes of other tensors, summed over new ranks."""
-        return sum(copy.source.entry.nbytes for copy in self.others)
+        return sum(nbytes for file in self.files for _, nbytes in file.others.values())
 
 
 def source_rank(rank: int, num_old_ranks: int) -> int:
@@ -89,8 +100,14 @@ def source_rank(rank: int, num_old_ranks: int) -> int:
     return rank % num_old_ranks
 
 
-def plan_output(checkpoint: ShardedCheckpoint, new: Placement) -> OutputTree:
+def plan_output(
+    checkpoint: ShardedCheckpoint, new: Placement, shared: frozenset[str] = frozenset()
+) -> OutputTree:
     """Lay out the files of NEW.
+
+    Args:
+        shared: other tensors that all ranks have alike. Where a rank can have several files they are in
+            files of their own, behind the others, which are written for rank 0 and linked by the rest.
 
     Raises:
         CheckpointError: EP213, another tensor is sharded and R changes; EP218, the layout cannot hold
@@ -101,19 +118,38 @@ def plan_output(checkpoint: ShardedCheckpoint, new: Placement) -> OutputTree:
     extents = Extents(np.full(shape, -1, np.int32), np.zeros(shape, np.int64))
     files: list[OutputFile] = []
     others: list[OtherCopy] = []
+    shareable = _shareable(checkpoint, shared) if new.num_ranks > 1 else frozenset()
+    common: dict[tuple[str, int], int] = {}
     for rank in range(new.num_ranks):
         for series, tensors in _tensors_by_series(checkpoint, new, rank).items():
-            ordered = sorted(
-                tensors,
-                key=lambda tensor: (tensor.row_nbytes % DATA_ALIGNMENT != 0, -tensor.nbytes, tensor.key),
-            )
-            parts = _parts(ordered) if "{part}" in series else [ordered]
+            own = [tensor for tensor in tensors if tensor.key not in shareable]
+            parts = _parts(own, series) if own or not tensors else []
             for part, members in enumerate(parts):
                 name = file_name(series, rank, part, new.num_ranks)
-                _add_file(checkpoint, new, rank, name, members, files, extents, others)
+                metadata = {"eplb.rank": str(rank), "eplb.placement_digest": new.digest}
+                _add_file(checkpoint, rank, name, metadata, members, files, extents, others)
+            in_common = [tensor for tensor in tensors if tensor.key in shareable]
+            for number, members in enumerate(_parts(in_common, series) if in_common else []):
+                name = file_name(series, rank, len(parts) + number, new.num_ranks)
+                first = common.setdefault((series, number), len(files))
+                if first < len(files):
+                    files.append(replace(files[first], name=name, rank=rank, same_as=first))
+                    continue
+                metadata = {"eplb.rank": "all", "eplb.placement_digest": new.digest}
+                _add_file(checkpoint, rank, name, metadata, members, files, extents, others)
     for array in (extents.file, extents.offset):
         array.setflags(write=False)
     return OutputTree(tuple(files), extents, tuple(others))
+
+
+def _shareable(checkpoint: ShardedCheckpoint, shared: frozenset[str]) -> frozenset[str]:
+    """The shared keys that are in files of one series on all ranks, of which a rank can have several."""
+    found = set()
+    for key in shared:
+        series = {checkpoint.shards.files[tensors[key].file].name.series for tensors in checkpoint.others}
+        if len(series) == 1 and has_parts(series.pop()):
+            found.add(key)
+    return frozenset(found)
 
 
 def _check_others(checkpoint: ShardedCheckpoint, new: Placement) -> None:
@@ -191,23 +227,27 @@ def _expert_tensors(
         yield OutputTensor(key, dtype, row_shape, row_nbytes, row_nbytes, (layer, tensor, slots), None)
 
 
-def _parts(tensors: list[OutputTensor]) -> Iterator[list[OutputTensor]]:
-    part: list[OutputTensor] = []
+def _parts(tensors: list[OutputTensor], series: str) -> list[list[OutputTensor]]:
+    """Tensors in the order of their bytes, cut into files where there can be several."""
+    ordered = sorted(
+        tensors, key=lambda tensor: (tensor.row_nbytes % DATA_ALIGNMENT != 0, -tensor.nbytes, tensor.key)
+    )
+    parts: list[list[OutputTensor]] = [[]]
     nbytes = 0
-    for tensor in tensors:
-        if part and nbytes + tensor.nbytes > MAX_PART_NBYTES:
-            yield part
-            part, nbytes = [], 0
-        part.append(tensor)
+    for tensor in ordered:
+        if parts[-1] and nbytes + tensor.nbytes > MAX_PART_NBYTES and has_parts(series):
+            parts.append([])
+            nbytes = 0
+        parts[-1].append(tensor)
         nbytes += tensor.nbytes
-    yield part
+    return parts
 
 
 def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
     checkpoint: ShardedCheckpoint,
-    new: Placement,
     rank: int,
     name: str,
+    metadata: dict[str, str],
     tensors: list[OutputTensor],
     files: list[OutputFile],
     extents: Extents,
@@ -215,13 +255,9 @@ def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
 ) -> None:
     """Append one file, and say where its rows and other tensors lie."""
     origin = source_rank(rank, checkpoint.placement.num_ranks)
-    metadata = {
-        **_source_metadata(checkpoint, origin),
-        "eplb.rank": str(rank),
-        "eplb.placement_digest": new.digest,
-    }
     header, offsets = build_header(
-        ((tensor.key, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in tensors), metadata
+        ((tensor.key, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in tensors),
+        {**_source_metadata(checkpoint, origin), **metadata},
     )
     number = len(files)
     other_extents = {}

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli import files
 from eplb_cli.checkpoint import Extents, ShardedCheckpoint, TensorAt
 from eplb_cli.output import OutputTree
 from eplb_cli.plan import DUPLICATE, REMOTE, ReshardPlan
@@ -102,6 +103,15 @@ def _places(extents: Extents, row_nbytes: Int, rank_of_slot: Int, rank: Int, oth
         np.r_[extents.offset.ravel(), others[:, 1]],
         np.r_[(exists * row_nbytes[:, :, None]).ravel(), others[:, 2]],
     )
+
+
+def file_identities(checkpoint: ShardedCheckpoint, places: Places) -> Int:
+    """(X,) a number for each place; the same where two ranks have one file under two names."""
+    with files.reading(checkpoint.shards.path):
+        status = [file.path.lstat() for file in checkpoint.shards.files]
+    inodes = {(one.st_dev, one.st_ino): number for number, one in reversed(list(enumerate(status)))}
+    file = np.array([inodes[one.st_dev, one.st_ino] for one in status], np.int64)[places.file]
+    return np.unique(np.stack([file, places.offset]), axis=1, return_inverse=True)[1].ravel()
 
 
 def other_numbers(others: tuple[Mapping[str, TensorAt], ...]) -> dict[tuple[int, str], int]:

@@ -51,9 +51,17 @@ class Prepared:
 
 
 def prepare(
-    shards: Shards, old: Placement, new: Placement, senders: Senders, ranks_per_node: int | None
+    shards: Shards,
+    old: Placement,
+    new: Placement,
+    senders: Senders,
+    ranks_per_node: int | None,
+    shared: frozenset[str] = frozenset(),
 ) -> Prepared:
     """Plan a reshard down to the last byte, without reading any data.
+
+    Args:
+        shared: other tensors that are known to be alike on all ranks.
 
     Raises:
         PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
@@ -66,7 +74,7 @@ def prepare(
         old, new, senders, expert_nbytes=checkpoint.expert_nbytes, ranks_per_node=ranks_per_node
     )
     verify_plan(plan)
-    return Prepared(checkpoint, plan, plan_output(checkpoint, new))
+    return Prepared(checkpoint, plan, plan_output(checkpoint, new, shared))
 
 
 def place_name(prepared: Prepared, place: int) -> str:

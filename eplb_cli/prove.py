@@ -12,7 +12,6 @@ from eplb_cli.checkpoint import ShardedCheckpoint
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError
 from eplb_cli.manifest import DIGEST_NBYTES, read_digests
-from eplb_cli.output import sharded_error
 from eplb_cli.pieces import Pieces, Places, other_numbers
 from eplb_cli.placement import EMPTY, Placement
 
@@ -161,21 +160,6 @@ def _by_expert(placement: Placement, layer: int, row_digests: Digests) -> Digest
     )
     result[row[filled]] = row_digests[layer][:, filled].swapaxes(0, 1)
     return result
-
-
-def require_unsharded(checkpoint: ShardedCheckpoint, new: Placement, old_digests: Digests) -> None:
-    """EP213 where R changes and another tensor is not the same on all old ranks."""
-    if checkpoint.placement.num_ranks == new.num_ranks:
-        return
-    base = checkpoint.row_nbytes.size * checkpoint.placement.num_slots
-    seen: dict[str, bytes] = {}
-    different = set()
-    for (_, key), number in other_numbers(checkpoint.others).items():
-        digest = old_digests[base + number].tobytes()
-        if seen.setdefault(key, digest) != digest:
-            different.add(key)
-    if different:
-        raise sharded_error(sorted(different), checkpoint.placement.num_ranks, new.num_ranks)
 
 
 def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) -> None:

@@ -65,9 +65,13 @@ class RunReport:
     """What `reshard` adds once it has run.
 
     Attributes:
-        seconds: per stage and "total".
-        stage_bytes: bytes that went through each stage that has a rate.
-        peak_rss_bytes: per worker.
+        seconds: per step and "total"; and per stage of moving, of the worker that took longest.
+        stage_bytes: bytes that went through each step and stage that has a rate.
+        bound_by, busy: the stage of moving that was busiest, and its share of the time, 0 to 1.
+        exchange_hidden: share of the exchange beside which files were at work; None without one.
+        buffer_bytes, threads: of each worker, as they were chosen.
+        peak_rss_bytes, peak_anonymous_bytes: per worker, with and without the pages of files.
+        linked_bytes: not written, because a file that ranks have alike is there under several names.
         rows_proved, rows_total: rows (an expert in a slot, with all its tensors) whose digests
             were read back and compared; rows_proved is 0 without the check.
         serving: how each engine loads the output.
@@ -78,7 +82,14 @@ class RunReport:
     wire_bytes: int
     seconds: dict[str, float]
     stage_bytes: dict[str, int]
+    bound_by: str
+    busy: float
+    exchange_hidden: float | None
+    buffer_bytes: int
+    threads: int
     peak_rss_bytes: list[int]
+    peak_anonymous_bytes: list[int]
+    linked_bytes: int
     verified: bool
     output: str
     rows_proved: int
@@ -98,7 +109,22 @@ _RANK_KEYS = (
     "sent_rows",
     "received_rows",
 )
-_RUN_KEYS = ("backend", "wire_bytes", "seconds", "peak_rss_bytes", "verified", "output")
+_RUN_KEYS = (
+    "backend",
+    "wire_bytes",
+    "seconds",
+    "stage_bytes",
+    "bound_by",
+    "busy",
+    "exchange_hidden",
+    "buffer_bytes",
+    "threads",
+    "peak_rss_bytes",
+    "peak_anonymous_bytes",
+    "linked_bytes",
+    "verified",
+    "output",
+)
 
 
 def report_json(report: Report) -> dict[str, Any]:

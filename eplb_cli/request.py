@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
-from itertools import takewhile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eplb_cli.checkpoint import open_shards
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs import PlacementOptions, read_new, read_old
+from eplb_cli.machine import count_cores, count_devices
+from eplb_cli.output import plan_output
 from eplb_cli.plan import Senders
 from eplb_cli.prepare import Prepared, prepare
 from eplb_cli.report import Report
 from eplb_cli.shards import check_destination
 from eplb_cli.tally import plan_report
 
-DEFAULT_BUFFER_NBYTES = 256 << 20
 DEFAULT_TIMEOUT_S = 600.0
 
 
@@ -33,7 +32,9 @@ class Request:
     num_workers: int | None = None
     senders: Senders = "balanced"
     ranks_per_node: int | None = None
-    buffer_nbytes: int = DEFAULT_BUFFER_NBYTES
+    buffer_nbytes: int | None = None
+    threads: int | None = None
+    resume: bool = False
     verify: bool = True
     digests: bool = True
     durable: bool = True
@@ -50,6 +51,19 @@ class Planned:
     report: Report
     backend: str
     num_workers: int
+    shared: frozenset[str] = frozenset()
+
+    def sharing(self, shared: frozenset[str]) -> Planned:
+        """The same, with an output in which other tensors that all ranks have alike are written once."""
+        prepared, new = self.prepared, self.prepared.plan.new
+        output = plan_output(prepared.checkpoint, new, shared)
+        totals = replace(self.report.totals, output_bytes=output.nbytes)
+        return replace(
+            self,
+            prepared=Prepared(prepared.checkpoint, prepared.plan, output),
+            report=replace(self.report, totals=totals),
+            shared=shared,
+        )
 
 
 def plan_request(request: Request, *, full: bool = False) -> Planned:
@@ -98,13 +112,4 @@ def choose_backend(request: Request, num_ranks: int) -> tuple[str, int]:
             problem = f"--backend nccl needs a CUDA device for each worker; {devices} are visible"
             raise UsageError("EP001", problem, "--backend gloo and --backend file need none")
         return backend, wanted or devices
-    return backend, wanted or min(num_ranks, len(os.sched_getaffinity(0)))
-
-
-def count_devices() -> int:
-    """CUDA devices of this machine, told without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        named = [device.strip() for device in visible.split(",")]
-        return len(list(takewhile(lambda device: device and not device.startswith("-"), named)))
-    return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
+    return backend, wanted or min(num_ranks, count_cores())

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import takewhile
 
-from eplb_cli.commit import carry_files, reopen, write_manifest
-from eplb_cli.move import Moved, ProgressBar, move
+from eplb_cli.alike import Digests, find_alike
+from eplb_cli.commit import carry_files, fill_unlinked, reopen, write_manifest
+from eplb_cli.machine import default_threads
+from eplb_cli.move import Moved, move
 from eplb_cli.prepare import place_name
-from eplb_cli.prove import Proof, prove, require_as_in_manifest, require_unsharded
+from eplb_cli.progress import ProgressBar
+from eplb_cli.prove import Proof, prove, require_as_in_manifest
 from eplb_cli.report import Report, RunReport
 from eplb_cli.request import Planned, Request, plan_request
+from eplb_cli.resume import known_before
 from eplb_cli.serving import serving_notes
 from eplb_cli.shards import check_space, create_files, publish, staging
 
@@ -25,14 +30,20 @@ def reshard(request: Request, progress: ProgressBar) -> Report:
     """
     clock = _Clock()
     planned = plan_request(request)
-    prepared, shards = planned.prepared, planned.prepared.checkpoint.shards
-    check_space(request.destination, prepared.output.nbytes)
     clock.lap("plan")
-    with staging(request.destination) as stage:
-        create_files(stage, prepared.output)
+    with staging(request.destination, resume=request.resume) as stage:
+        planned, digests = _compare_others(planned, progress)
+        clock.lap("compare")
+        prepared, shards = planned.prepared, planned.prepared.checkpoint.shards
+        check_space(stage, prepared.output)
+        unlinked = create_files(stage, prepared.output)
         carried = carry_files(shards, stage, durable=request.durable)
         clock.lap("create")
-        moved = move(planned, stage, progress)
+        known = known_before(prepared, stage, digests, progress)
+        if stage.resumes:
+            clock.lap("resume")
+        moved = move(planned, stage, known, progress)
+        fill_unlinked(stage, prepared.output, unlinked, durable=request.durable)
         clock.lap("move")
         proof = _check(planned, moved)
         clock.lap("prove")
@@ -40,7 +51,14 @@ def reshard(request: Request, progress: ProgressBar) -> Report:
         reopen(planned, stage)
         publish(stage, durable=request.durable)
         clock.lap("commit")
-    return _run_report(planned, moved, proof, clock.seconds)
+    return _run_report(planned, moved, proof, unlinked, clock.seconds)
+
+
+def _compare_others(planned: Planned, progress: ProgressBar) -> tuple[Planned, Digests]:
+    """Find the other tensors that are written once; the plan with them, and the digests of what was read."""
+    checkpoint, new = planned.prepared.checkpoint, planned.prepared.plan.new
+    alike = find_alike(checkpoint, new, planned.request.threads or default_threads(1), progress)
+    return planned.sharing(alike.keys), alike.digests
 
 
 class _Clock:
@@ -63,7 +81,6 @@ class _Clock:
 def _check(planned: Planned, moved: Moved) -> Proof | None:
     """Everything that the digests can prove; None without them."""
     request, prepared = planned.request, planned.prepared
-    require_unsharded(prepared.checkpoint, prepared.plan.new, moved.old_digests)
     if not request.digests:
         return None
     require_as_in_manifest(prepared.checkpoint, moved.old_digests)
@@ -80,7 +97,9 @@ def _check(planned: Planned, moved: Moved) -> Proof | None:
     )
 
 
-def _run_report(planned: Planned, moved: Moved, proof: Proof | None, seconds: dict[str, float]) -> Report:
+def _run_report(
+    planned: Planned, moved: Moved, proof: Proof | None, unlinked: list[int], seconds: dict[str, float]
+) -> Report:
     request, prepared = planned.request, planned.prepared
     rows_total = sum(
         getattr(planned.report.totals, f"{kind}_rows")
@@ -89,17 +108,30 @@ def _run_report(planned: Planned, moved: Moved, proof: Proof | None, seconds: di
     notes = []
     if planned.backend != "file":
         notes.append("one process can open SRC and DST here: --backend file needs no exchange")
+    linked = [
+        file.nbytes
+        for number, file in enumerate(prepared.output.files)
+        if file.same_as is not None and number not in unlinked
+    ]
+    before = dict(takewhile(lambda step: step[0] != "move", seconds.items()))
+    passes = int(prepared.new_places.nbytes.sum())
     run = RunReport(
         backend=planned.backend,
         num_workers=planned.num_workers,
         wire_bytes=moved.wire_nbytes,
-        seconds={**moved.seconds, **seconds},
+        seconds={**moved.activity.seconds, **before, **moved.seconds, **seconds},
         stage_bytes={
-            stage: int(prepared.new_places.nbytes.sum())
-            for stage in ("transfer", "verify")
-            if moved.seconds[stage]
+            **{stage: passes for stage in ("transfer", "verify") if moved.seconds[stage]},
+            **moved.activity.nbytes,
         },
+        bound_by=moved.activity.bound_by,
+        busy=moved.activity.busy,
+        exchange_hidden=moved.activity.exchange_hidden,
+        buffer_bytes=moved.options.buffer_nbytes,
+        threads=moved.options.threads,
         peak_rss_bytes=moved.peak_rss_nbytes,
+        peak_anonymous_bytes=moved.peak_anonymous_nbytes,
+        linked_bytes=sum(linked),
         verified=proof is not None,
         output=str(request.destination),
         rows_proved=0 if proof is None else proof.rows_proved,

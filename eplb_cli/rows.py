@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.digests import DigestTable, ThreadBuffers
-from eplb_cli.exchange import Parcels, Pending, Schedule, Units
+from eplb_cli.exchange import Parcels, Pending, Units
+from eplb_cli.meter import Meter
 from eplb_cli.pieces import Pieces, Places
 
 Int = NDArray[np.int64]
@@ -25,11 +26,17 @@ TASK_NBYTES = 16 << 20
 
 
 class Tree:
-    """The files of one tree, by number, each opened on first use."""
+    """The files of one tree, by number, each opened on first use; every byte of them goes through `meter`.
 
-    def __init__(self, paths: Sequence[Path], opener: Callable[[Path], int]) -> None:
+    `keep`: leave what was read in the page cache; False for trees that are larger than it.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], opener: Callable[[Path], int], meter: Meter, *, keep: bool = True
+    ) -> None:
         self.paths = paths
-        self._opener = opener
+        self.meter = meter
+        self._opener, self._keep = opener, keep
         self._lock = threading.Lock()
         self._open: dict[int, int] = {}
 
@@ -39,6 +46,25 @@ class Tree:
             if number not in self._open:
                 self._open[number] = self._opener(self.paths[number])
             return self._open[number]
+
+    def read(self, number: int, view: memoryview, offset: int) -> None:
+        """Fill `view` from a file."""
+        descriptor = self.descriptor(number)
+        self.meter.timed("read", len(view), files.read_into, descriptor, view, offset, self.paths[number])
+
+    def write(self, number: int, view: memoryview, offset: int) -> None:
+        """Write `view` to a file."""
+        descriptor = self.descriptor(number)
+        self.meter.timed("write", len(view), files.write_from, descriptor, view, offset, self.paths[number])
+
+    def sync(self, number: int) -> None:
+        """Wait until the disk has a file."""
+        self.meter.timed("write", 0, files.sync, self.descriptor(number), self.paths[number])
+
+    def forget(self, number: int, offset: int, nbytes: int) -> None:
+        """Say that a range is not needed again; 0 bytes are all up to the end."""
+        if not self._keep:
+            files.forget(self.descriptor(number), offset, nbytes)
 
     def opened(self) -> dict[int, int]:
         """Number to descriptor, for all files opened so far."""
@@ -81,8 +107,9 @@ class FileEnds:
 
     Attributes:
         digests: of old places; None where none are wanted.
-        known: (X, 16) digests of old places from the manifest of SRC, zero where it has none.
+        known: (X, 16) digests of old places that need not be read for them, zero where there is none.
         advance: called with the number of bytes written.
+        wrote: called with a new place and the number of bytes that were written to it.
     """
 
     pieces: Pieces
@@ -93,6 +120,7 @@ class FileEnds:
     pool: ThreadPoolExecutor
     digests: DigestTable | None
     advance: Callable[[int], None]
+    wrote: Callable[[int, int], None]
     known: NDArray[np.uint8] | None = None
 
     def submit(self, call: Callable[[slice], None], tasks: Iterator[slice]) -> Tasks:
@@ -159,7 +187,8 @@ class FileSource:
             *(column[task].tolist() for column in columns), strict=True
         ):
             view = buffer[position : position + nbytes]
-            files.read_into(ends.source.descriptor(file), view, offset, ends.source.paths[file])
+            ends.source.read(file, view, offset)
+            ends.source.forget(file, offset, nbytes)
             if ends.digests is not None and wanted:
                 ends.digests.feed(
                     place, view, first=start == 0, last=start + nbytes == ends.old.nbytes[place]
@@ -176,7 +205,8 @@ class FileSink:
         place = ends.pieces.destination[piece]
         order = np.argsort(parcels.chunk[parcel], kind="stable")
         self._chunk = parcels.chunk[parcel][order]
-        self._file = ends.new.file[place][order]
+        self._place = place[order]
+        self._file = ends.new.file[self._place]
         self._offset = (ends.new.offset[place] + units.start[parcels.unit[parcel]])[order]
         self._position, self._nbytes = parcels.position[parcel][order], parcels.nbytes[parcel][order]
 
@@ -193,13 +223,14 @@ class FileSink:
 
     def _write(self, task: slice, buffer: memoryview) -> None:
         ends = self._ends
-        columns = (self._file, self._offset, self._position, self._nbytes)
-        for file, offset, position, nbytes in zip(
+        columns = (self._place, self._file, self._offset, self._position, self._nbytes)
+        for place, file, offset, position, nbytes in zip(
             *(column[task].tolist() for column in columns), strict=True
         ):
             view = buffer[position : position + nbytes]
-            files.write_from(ends.destination.descriptor(file), view, offset, ends.destination.paths[file])
+            ends.destination.write(file, view, offset)
             ends.advance(nbytes)
+            ends.wrote(place, nbytes)
 
 
 def _landings(pieces: Pieces, parcels: Parcels) -> tuple[Int, Int]:
@@ -223,7 +254,7 @@ def digest_places(
     places: Places, wanted: Int, tree: Tree, pool: ThreadPoolExecutor, advance: Callable[[int], None]
 ) -> NDArray[np.uint8]:
     """Read places of a tree and hash them: uint8 (X, 16), zero where a place is not wanted."""
-    digests = DigestTable.empty(len(places.rank))
+    digests = DigestTable.empty(len(places.rank), tree.meter)
     wanted = wanted[np.lexsort((places.offset[wanted], places.file[wanted]))]
     buffers = ThreadBuffers(BLOCK_NBYTES)
 
@@ -234,7 +265,7 @@ def digest_places(
         ):
             for begin in range(0, nbytes, BLOCK_NBYTES):
                 view = buffers.view[: min(BLOCK_NBYTES, nbytes - begin)]
-                files.read_into(tree.descriptor(file), view, offset + begin, tree.paths[file])
+                tree.read(file, view, offset + begin)
                 digests.feed(place, view, first=begin == 0, last=begin + len(view) == nbytes)
             advance(nbytes)
 
@@ -242,11 +273,21 @@ def digest_places(
     return digests.values
 
 
+def digest_distinct(
+    places: Places,
+    wanted: Int,
+    identity: Int,
+    tree: Tree,
+    pool: ThreadPoolExecutor,
+    advance: Callable[[int], None],
+) -> NDArray[np.uint8]:
+    """As `digest_places`, and of the places with one number in `identity` only the first is read."""
+    _, first, which = np.unique(identity[wanted], return_index=True, return_inverse=True)
+    digests = digest_places(places, wanted[first], tree, pool, advance)
+    digests[wanted] = digests[wanted[first]][which.ravel()]
+    return digests
+
+
 def worker_of(rank: Int, num_workers: int) -> Int:
     """The worker that hosts a rank, old or new: each has its share of both sides."""
     return rank % num_workers
-
-
-def schedule_bounds(schedule: Schedule) -> tuple[int, int]:
-    """Bytes of a send and of a receive buffer that hold every chunk."""
-    return schedule.sends.buffer_nbytes, schedule.receives.buffer_nbytes

@@ -14,13 +14,15 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from eplb_cli import files
-from eplb_cli.errors import OutputError
-from eplb_cli.output import OutputTree
+from eplb_cli.errors import OutputError, WorkerError
+from eplb_cli.journal import journals
+from eplb_cli.output import OutputFile, OutputTree
 
 WORK = ".eplb"
 _OWNER = "owner.json"
@@ -29,11 +31,12 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EI
 
 @dataclass(frozen=True)
 class Staging:
-    """A locked staging directory; `descriptor` holds the lock."""
+    """A locked staging directory; `descriptor` holds the lock, `resumes` says that an earlier run left it."""
 
     path: Path
     destination: Path
     descriptor: int
+    resumes: bool = False
 
     @property
     def work(self) -> Path:
@@ -78,22 +81,26 @@ def check_destination(source: Path, destination: Path) -> None:
         raise OutputError("EP604", f"{dst.parent} is not a directory", "create it first")
 
 
-def check_space(destination: Path, nbytes: int) -> None:
-    """Refuse to start where DST does not fit. Raises EP603."""
-    with files.writing(destination):
-        status = os.statvfs(real_path(destination).parent)
+def check_space(stage: Staging, output: OutputTree) -> None:
+    """Refuse to start where DST does not fit, with what an earlier run has left of it. Raises EP603."""
+    with files.writing(stage.path):
+        status = os.statvfs(stage.path)
+        there = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(stage.path))
     free = status.f_bavail * status.f_frsize
-    if free < nbytes:
+    if free + there < output.own_nbytes:
         raise OutputError(
             "EP603",
-            f"{destination} needs {nbytes} bytes and its file system has {free}",
+            f"{stage.destination} needs {output.own_nbytes} bytes and its file system has {free}",
             "free some space, or choose another DST",
         )
 
 
 @contextlib.contextmanager
-def staging(destination: Path) -> Iterator[Staging]:
-    """A fresh, locked staging directory, removed at the end unless it was published.
+def staging(destination: Path, *, resume: bool = False) -> Iterator[Staging]:
+    """A locked staging directory: a fresh one, or with `resume` the one that an earlier run has left.
+
+    It is removed at the end, but not where an error of a worker or of the output ends a run whose journals
+    say what is done already: then the hint of the error says how to go on.
 
     Raises:
         OutputError: EP605, another run holds it; EP604 or EP603, it cannot be made.
@@ -101,16 +108,25 @@ def staging(destination: Path) -> Iterator[Staging]:
     destination = real_path(destination)
     path = staging_path(destination)
     descriptor = _lock_directory(path)
-    held = Staging(path, destination, descriptor)
+    is_kept = False
     try:
-        _clear(path)
-        with files.writing(path):
+        resumes = resume and bool(journals(path / WORK))
+        held = Staging(path, destination, descriptor, resumes)
+        _clear(path / WORK if resumes else path, but=journals(path / WORK) if resumes else ())
+        with files.writing(path), contextlib.suppress(FileExistsError):
             files.attempt("mkdir", os.mkdir, held.work)
         owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         files.write_file(held.work / _OWNER, owner, durable=False)
         yield held
+    except (WorkerError, OutputError) as error:
+        is_kept = bool(journals(path / WORK))
+        if is_kept:
+            kept = f"what was done is kept in {path}: --resume goes on from it"
+            error.hint = "; ".join(filter(None, [error.hint, kept]))
+        raise
     finally:
-        _remove(path, descriptor)
+        if not is_kept:
+            _remove(path, descriptor)
         os.close(descriptor)
 
 
@@ -159,10 +175,12 @@ def _owner(path: Path) -> str:
         return "another process"
 
 
-def _clear(path: Path) -> None:
-    """Remove what an earlier run left."""
+def _clear(path: Path, but: Collection[Path] = ()) -> None:
+    """Remove what an earlier run left, but for some files."""
     with files.writing(path), os.scandir(path) as entries:
         for entry in entries:
+            if Path(entry.path) in but:
+                continue
             if entry.is_dir(follow_symlinks=False):
                 files.attempt("rmtree", shutil.rmtree, entry.path)
             else:
@@ -175,15 +193,43 @@ def _remove(path: Path, descriptor: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def create_files(stage: Staging, output: OutputTree) -> None:
-    """Create every shard with its header and all its space. Raises OutputError."""
-    for file in output.files:
+def create_files(stage: Staging, output: OutputTree) -> list[int]:
+    """Create every shard with its header and all its space, or link it.
+
+    Returns:
+        The numbers of the files that are the same as another and could not be linked to it.
+
+    Raises:
+        OutputError: EP603 or EP604.
+    """
+    own = {file.name: file for file in output.files if file.same_as is None}
+    there = [stage.path / name for name, file in own.items() if _is_whole(stage.path / name, file)]
+    _clear(stage.path, but=[stage.work, *there])
+    unlinked = []
+    for number, file in enumerate(output.files):
         path = stage.path / file.name
-        descriptor = files.create(path, file.nbytes)
-        try:
-            files.write_from(descriptor, memoryview(file.header), 0, path)
-        finally:
-            os.close(descriptor)
+        if file.same_as is not None:
+            if files.link(stage.path / output.files[file.same_as].name, path):
+                continue
+            unlinked.append(number)
+        descriptor = files.open_output(path) if path in there else files.create(path, file.nbytes)
+        _write_header(descriptor, path, file)
+    return unlinked
+
+
+def _is_whole(path: Path, file: OutputFile) -> bool:
+    """Whether an earlier run has made a file, with all its space."""
+    with contextlib.suppress(OSError):
+        status = path.lstat()
+        return stat.S_ISREG(status.st_mode) and status.st_size == file.nbytes
+    return False
+
+
+def _write_header(descriptor: int, path: Path, file: OutputFile) -> None:
+    try:
+        files.write_from(descriptor, memoryview(file.header), 0, path)
+    finally:
+        os.close(descriptor)
 
 
 def publish(stage: Staging, *, durable: bool) -> None:

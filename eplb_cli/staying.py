@@ -138,17 +138,17 @@ class StayingRows:
     def _copy_place(self, place: int, destinations: list[int]) -> None:
         ends, old, new, digests = self._ends, self._ends.old, self._ends.new, self._ends.digests
         nbytes, offset, file = int(old.nbytes[place]), int(old.offset[place]), int(old.file[place])
-        descriptor, path = ends.source.descriptor(file), ends.source.paths[file]
-        goals = [(int(new.file[goal]), int(new.offset[goal])) for goal in destinations]
+        goals = [(goal, int(new.file[goal]), int(new.offset[goal])) for goal in destinations]
         for begin in range(0, nbytes, BLOCK_NBYTES):
             view = self._buffers.view[: min(BLOCK_NBYTES, nbytes - begin)]
-            files.read_into(descriptor, view, offset + begin, path)
+            ends.source.read(file, view, offset + begin)
             if digests is not None:
                 digests.feed(place, view, first=begin == 0, last=begin + len(view) == nbytes)
-            for number, goal in goals:
-                output, name = ends.destination.descriptor(number), ends.destination.paths[number]
-                files.write_from(output, view, goal + begin, name)
+            for goal, number, start in goals:
+                ends.destination.write(number, view, start + begin)
                 ends.advance(len(view))
+                ends.wrote(goal, len(view))
+        ends.source.forget(file, offset, nbytes)
 
 
 def _rows_of(runs: Runs) -> list[tuple[int, int, int, int, int]]:

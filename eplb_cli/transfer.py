@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -15,9 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli import files
-from eplb_cli.digests import DigestTable, default_threads
+from eplb_cli.digests import DigestTable
 from eplb_cli.errors import CheckpointError
 from eplb_cli.exchange import Schedule, Transport, Wire, plan_wire, run_exchange, schedule_for
+from eplb_cli.journal import Journal, Known, WrittenLog
+from eplb_cli.machine import PeakMemory
+from eplb_cli.manifest import DIGEST_NBYTES
+from eplb_cli.meter import Activity, Meter, Span
 from eplb_cli.pieces import Pieces
 from eplb_cli.prepare import Prepared
 from eplb_cli.prove import known_digests
@@ -26,6 +31,9 @@ from eplb_cli.staying import StayingRows
 
 CHUNKS_PER_BUFFER = 4
 """`--buffer-size` is two send and two receive buffers, each of which holds a chunk."""
+
+LEAST_STRIPE_NBYTES = 1 << 20
+"""Rows are cut into stripes smaller than this only where `--buffer-size` asks for it."""
 
 
 class Link(Transport, Protocol):
@@ -39,21 +47,28 @@ class Link(Transport, Protocol):
     def receive_buffers(self) -> Sequence[memoryview]:
         """What drain reads from."""
 
+    def spans(self) -> list[Span]:
+        """When bytes travelled; ascending, and apart."""
+
 
 @dataclass(frozen=True)
 class TransferOptions:
     """How the bytes are moved; the result does not depend on it.
 
     Attributes:
+        buffer_nbytes: all send and receive buffers of one worker.
+        threads: of one worker, for files that stay, and as many for those of the exchange.
         digests: take digests of what is read. verify: read back what was written.
-        durable: fsync. buffer_nbytes: all send and receive buffers of one worker.
+        durable: fsync. keep_cache: leave SRC and the output in the page cache.
     """
 
     num_workers: int
     buffer_nbytes: int
+    threads: int
     digests: bool = True
     verify: bool = True
     durable: bool = True
+    keep_cache: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,156 +77,245 @@ class TransferResult:
 
     Attributes:
         old_digests, new_digests: (X, 16) by place; zero for places of other workers.
-        seconds, nbytes: per stage; "sync" is what the disk took after everything was read back.
+        seconds: per step; "sync" is what the disk took after everything was read back.
         wire_nbytes: bytes sent to other workers.
+        peak_rss_nbytes, peak_anonymous_nbytes: with and without the pages of files.
     """
 
     old_digests: NDArray[np.uint8]
     new_digests: NDArray[np.uint8]
     seconds: dict[str, float]
-    nbytes: dict[str, int]
+    activity: Activity
     wire_nbytes: int
     peak_rss_nbytes: int
+    peak_anonymous_nbytes: int
 
 
-def plan_traffic(pieces: Pieces, options: TransferOptions) -> Wire:
-    """The wire of a job: the pieces whose two ranks are on different workers, and that lead."""
-    sender = worker_of(pieces.src_rank, options.num_workers)
-    receiver = worker_of(pieces.dst_rank, options.num_workers)
-    leads = pieces.leader == np.arange(len(pieces.leader))
-    travels = np.flatnonzero((sender != receiver) & leads)
+def plan_traffic(pieces: Pieces, options: TransferOptions, done: NDArray[np.bool_] | None = None) -> Wire:
+    """The wire of a job: the pieces whose two ranks are on different workers, and that lead.
+
+    Args:
+        done: (N,) pieces whose bytes are where they belong. One travels again if a piece that takes its
+            bytes from it is not done.
+    """
+    travels, sender, receiver = _travelling(pieces, options.num_workers)
+    if done is not None:
+        wanted = np.zeros(len(done), bool)
+        wanted[pieces.leader[~done]] = True
+        needed = wanted[travels]
+        travels, sender, receiver = travels[needed], sender[needed], receiver[needed]
     return plan_wire(
         travels,
         pieces.cell[travels],
-        sender[travels],
-        receiver[travels],
+        sender,
+        receiver,
         pieces.cell_nbytes,
         options.num_workers,
         max(options.buffer_nbytes // CHUNKS_PER_BUFFER, 1),
     )
 
 
-def transfer(
+def largest_chunk_nbytes(pieces: Pieces, num_workers: int) -> int:
+    """Bytes of a chunk that holds a stripe of `LEAST_STRIPE_NBYTES` of any cell's rows."""
+    travels, sender, receiver = _travelling(pieces, num_workers)
+    if not len(travels):
+        return 0
+    cell, num_cells = pieces.cell[travels], len(pieces.cell_nbytes)
+    ends = [np.bincount(cell * num_workers + worker) for worker in (sender, receiver)]
+    rows = np.zeros(num_cells * num_workers, np.int64)
+    for end in ends:
+        rows[: len(end)] = np.maximum(rows[: len(end)], end)
+    stripes = np.minimum(pieces.cell_nbytes, LEAST_STRIPE_NBYTES)
+    return int((rows.reshape(num_cells, num_workers).max(axis=1) * stripes).max())
+
+
+def _travelling(
+    pieces: Pieces, num_workers: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The pieces that travel, and the workers that they travel from and to."""
+    sender = worker_of(pieces.src_rank, num_workers)
+    receiver = worker_of(pieces.dst_rank, num_workers)
+    leads = pieces.leader == np.arange(len(pieces.leader))
+    travels = np.flatnonzero((sender != receiver) & leads)
+    return travels, sender[travels], receiver[travels]
+
+
+def transfer(  # noqa: PLR0913, PLR0917 - what is left to whoever moves the bytes comes last
     prepared: Prepared,
     staging: Path,
     options: TransferOptions,
     worker: int,
     connect: Callable[[Schedule], Link] | None,
     advance: Callable[[int], None],
+    known: Known | None = None,
+    journal: Journal | None = None,
 ) -> TransferResult:
     """Move everything that `worker` sends, receives or keeps, and read its ranks back.
 
     Args:
         connect: makes the link to the other workers; None where there are none.
         advance: called with the number of bytes written or read back.
+        known: what need not be done again. journal: where to tell what is done.
     """
-    seconds, started = {}, time.perf_counter()
-    pieces, old, new = prepared.pieces, prepared.old_places, prepared.new_places
-    wire = plan_traffic(pieces, options)
-    schedule = schedule_for(wire, worker)
-    source = Tree([file.path for file in prepared.checkpoint.shards.files], files.open_source)
-    destination = Tree([staging / file.name for file in prepared.output.files], files.open_output)
-    old_digests = DigestTable.empty(len(old.rank))
-    threads = default_threads(options.num_workers)
-    try:
-        with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as exchange_pool:
-            digests = old_digests if options.digests else None
-            known = known_digests(prepared.checkpoint) if options.digests else None
-            ends = FileEnds(pieces, old, new, source, destination, pool, digests, advance, known)
-            staying, only_digest = _staying(prepared, wire, options.num_workers, worker)
-            staying_rows = StayingRows(ends, staying, only_digest)
-            copies = staying_rows.start()
+    share = _Share(prepared, staging, options, worker, advance, known)
+    with PeakMemory().watched() as memory:
+        try:
+            share.move(connect, journal)
+            share.settle()
+        finally:
+            share.close()
+    return TransferResult(
+        share.old_digests.values,
+        share.new_digests,
+        share.seconds,
+        share.activity,
+        share.wire_nbytes,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        memory.nbytes,
+    )
+
+
+class _Share:
+    """One worker's share of a job: what is known of it, and what has become of it."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        staging: Path,
+        options: TransferOptions,
+        worker: int,
+        advance: Callable[[int], None],
+        known: Known | None,
+    ) -> None:
+        self._prepared, self._options, self._worker, self._advance = prepared, options, worker, advance
+        pieces, old, new = prepared.pieces, prepared.old_places, prepared.new_places
+        known = known or Known.nothing(len(old.rank), len(new.rank))
+        self._meter = Meter()
+        shards, outputs, keep = prepared.checkpoint.shards.files, prepared.output.files, options.keep_cache
+        self._source = Tree([file.path for file in shards], files.open_source, self._meter, keep=keep)
+        names = [staging / file.name for file in outputs]
+        self._destination = Tree(names, files.open_output, self._meter, keep=keep)
+        self._done = known.written[pieces.destination]
+        self._wire = plan_traffic(pieces, options, self._done)
+        self._shared = np.zeros(0, np.int64)
+        self._spans: list[Span] = []
+        self.old_digests = DigestTable(known.digests.copy(), self._meter)
+        self.new_digests = np.zeros((len(new.rank), DIGEST_NBYTES), np.uint8)
+        self.wire_nbytes = 0
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def activity(self) -> Activity:
+        """What the worker was busy with until now."""
+        return self._meter.finish(self._spans, self.wire_nbytes)
+
+    def close(self) -> None:
+        """Close all files."""
+        self._source.close()
+        self._destination.close()
+
+    def move(self, connect: Callable[[Schedule], Link] | None, journal: Journal | None) -> None:
+        """Put every row and every other tensor of the worker's new ranks where it belongs."""
+        started, threads = time.perf_counter(), self._options.threads
+        log = WrittenLog(self._prepared.new_places.nbytes, self.old_digests.values)
+        keeping = nullcontext() if journal is None else log.kept(journal, self._flush)
+        with keeping, ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as exchange_pool:
+            ends = self._ends(pool, log)
+            staying, only_digest = self._staying()
+            rows = StayingRows(ends, staying, only_digest)
+            copies = rows.start()
             if connect is not None:
-                _exchange(replace_pool(ends, exchange_pool), wire, schedule, connect(schedule), staying)
+                # In a pool of its own, the exchange never queues behind the rest.
+                self._exchange(replace(ends, pool=exchange_pool), connect, staying)
             copies.wait()
-            _refuse_changed(prepared, source)
-            seconds["transfer"] = time.perf_counter() - started
-            mine = (worker_of(new.rank, options.num_workers) == worker) & (new.nbytes > 0)
-            mine[staying_rows.shared] = False
-            new_digests = _settle(prepared, destination, options, worker, mine, pool, advance, seconds)
-            _take_over(pieces, staying_rows.shared, old_digests.values, new_digests)
-    finally:
-        source.close()
-        destination.close()
-    wire_nbytes = int(schedule.sends.nbytes.sum())
-    mine = worker_of(new.rank, options.num_workers) == worker
-    nbytes = {"transfer": int(new.nbytes[mine].sum()), "verify": int(new.nbytes[mine].sum())}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return TransferResult(old_digests.values, new_digests, seconds, nbytes, wire_nbytes, peak)
+        self._shared = rows.shared
+        self._refuse_changed()
+        self.seconds["transfer"] = time.perf_counter() - started
 
+    def _ends(self, pool: ThreadPoolExecutor, log: WrittenLog) -> FileEnds:
+        prepared, digests = self._prepared, self._options.digests
+        return FileEnds(
+            prepared.pieces,
+            prepared.old_places,
+            prepared.new_places,
+            self._source,
+            self._destination,
+            pool,
+            self.old_digests if digests else None,
+            self._advance,
+            log.wrote,
+            known_digests(prepared.checkpoint) if digests else None,
+        )
 
-def _settle(  # noqa: PLR0913, PLR0917 - one stage of transfer, with all that it works on
-    prepared: Prepared,
-    destination: Tree,
-    options: TransferOptions,
-    worker: int,
-    wanted: NDArray[np.bool_],
-    pool: ThreadPoolExecutor,
-    advance: Callable[[int], None],
-    seconds: dict[str, float],
-) -> NDArray[np.uint8]:
-    """Read places back while the disk takes them in; digests by place, zero for those not wanted."""
-    new = prepared.new_places
-    started = time.perf_counter()
-    with ThreadPoolExecutor(1) as syncer:
-        synced = syncer.submit(_sync, prepared, destination, options, worker)
-        digests = DigestTable.empty(len(new.rank)).values
-        if options.digests and options.verify:
-            digests = digest_places(new, np.flatnonzero(wanted), destination, pool, advance)
-        seconds["verify"] = time.perf_counter() - started
-        synced.result()
-        seconds["sync"] = time.perf_counter() - started - seconds["verify"]
-    return digests
+    def _exchange(
+        self, ends: FileEnds, connect: Callable[[Schedule], Link], staying: NDArray[np.bool_]
+    ) -> None:
+        schedule = schedule_for(self._wire, self._worker)
+        link = connect(schedule)
+        stays = np.zeros(len(ends.old.rank), bool)
+        stays[ends.pieces.source[staying]] = True
+        source = FileSource(ends, self._wire.units, schedule.sends, link.send_buffers, stays)
+        sink = FileSink(ends, self._wire.units, schedule.receives, link.receive_buffers)
+        run_exchange(schedule.num_chunks, source, link, sink)
+        self._spans = link.spans()
+        self.wire_nbytes = int(schedule.sends.nbytes.sum())
 
+    def _staying(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which pieces stay on this worker, and which of its old rows are only to be digested."""
+        pieces, old, wire = self._prepared.pieces, self._prepared.old_places, self._wire
+        staying = self._is_mine(pieces.src_rank) & self._is_mine(pieces.dst_rank) & ~self._done
+        read = np.asarray(self.old_digests.values.any(axis=1))
+        read[pieces.source[staying]] = True
+        read[pieces.source[wire.piece[wire.sender == self._worker]]] = True
+        rows = np.arange(len(old.rank)) < self._prepared.checkpoint.extents.file.size
+        return staying, np.flatnonzero(self._is_mine(old.rank) & (old.nbytes > 0) & rows & ~read)
 
-def _take_over(
-    pieces: Pieces, shared: NDArray[np.int64], old_digests: NDArray[np.uint8], new_digests: NDArray[np.uint8]
-) -> None:
-    """What shares its blocks with SRC has the digest of SRC."""
-    source = np.full(len(new_digests), -1)
-    source[pieces.destination] = pieces.source
-    new_digests[shared] = old_digests[source[shared]]
+    def _is_mine(self, rank: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.asarray(worker_of(rank, self._options.num_workers) == self._worker, np.bool_)
 
+    def _refuse_changed(self) -> None:
+        """EP220 where a file of SRC is not the one whose header was read."""
+        for number, descriptor in self._source.opened().items():
+            file, status = self._prepared.checkpoint.shards.files[number], os.fstat(descriptor)
+            if (status.st_size, status.st_mtime_ns) != (file.nbytes, file.mtime_ns):
+                raise CheckpointError(
+                    "EP220", f"{file.path} changed while it was read", "let its writer finish first"
+                )
 
-def replace_pool(ends: FileEnds, pool: ThreadPoolExecutor) -> FileEnds:
-    """The same ends, working in another pool, so that the exchange never queues behind the rest."""
-    return replace(ends, pool=pool)
+    def settle(self) -> None:
+        """Read everything back, unless it shares its blocks with SRC, while the disk takes it in."""
+        options, new = self._options, self._prepared.new_places
+        started = time.perf_counter()
+        with ThreadPoolExecutor(options.threads) as pool, ThreadPoolExecutor(1) as syncer:
+            synced = syncer.submit(self._sync)
+            if options.digests and options.verify:
+                pieces = self._prepared.pieces
+                wanted = self._is_mine(new.rank) & (new.nbytes > 0)
+                proved = np.r_[self._shared, pieces.destination[self._done]]
+                wanted[proved] = False
+                places = np.flatnonzero(wanted)
+                self.new_digests = digest_places(new, places, self._destination, pool, self._advance)
+                self._take_over(proved[self._is_mine(new.rank[proved])])
+            self.seconds["verify"] = time.perf_counter() - started
+            synced.result()
+        self.seconds["sync"] = time.perf_counter() - started - self.seconds["verify"]
+        for number in self._destination.opened():
+            self._destination.forget(number, 0, 0)
 
+    def _take_over(self, places: NDArray[np.int64]) -> None:
+        """What shares its blocks with SRC, or was proved before, has the digest of its source."""
+        pieces = self._prepared.pieces
+        source = np.full(len(self.new_digests), -1)
+        source[pieces.destination] = pieces.source
+        self.new_digests[places] = self.old_digests.values[source[places]]
 
-def _exchange(ends: FileEnds, wire: Wire, schedule: Schedule, link: Link, staying: NDArray[np.bool_]) -> None:
-    stays = np.zeros(len(ends.old.rank), bool)
-    stays[ends.pieces.source[staying]] = True
-    source = FileSource(ends, wire.units, schedule.sends, link.send_buffers, stays)
-    sink = FileSink(ends, wire.units, schedule.receives, link.receive_buffers)
-    run_exchange(schedule.num_chunks, source, link, sink)
+    def _sync(self) -> None:
+        """Wait until the disk has the worker's files, if that is wanted."""
+        for number, file in enumerate(self._prepared.output.files if self._options.durable else ()):
+            if file.same_as is None and file.rank % self._options.num_workers == self._worker:
+                self._destination.sync(number)
 
-
-def _staying(
-    prepared: Prepared, wire: Wire, num_workers: int, worker: int
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which pieces stay on this worker, and which of its old places are only to be digested."""
-    pieces, old = prepared.pieces, prepared.old_places
-    here = worker_of(pieces.src_rank, num_workers) == worker
-    staying = here & (worker_of(pieces.dst_rank, num_workers) == worker)
-    read = np.zeros(len(old.rank), bool)
-    read[pieces.source[staying]] = True
-    read[pieces.source[wire.piece[wire.sender == worker]]] = True
-    mine = (worker_of(old.rank, num_workers) == worker) & (old.nbytes > 0)
-    return staying, np.flatnonzero(mine & ~read)
-
-
-def _refuse_changed(prepared: Prepared, source: Tree) -> None:
-    """EP220 where a file of SRC is not the one whose header was read."""
-    for number, descriptor in source.opened().items():
-        file, status = prepared.checkpoint.shards.files[number], os.fstat(descriptor)
-        if (status.st_size, status.st_mtime_ns) != (file.nbytes, file.mtime_ns):
-            raise CheckpointError(
-                "EP220", f"{file.path} changed while it was read", "let its writer finish first"
-            )
-
-
-def _sync(prepared: Prepared, destination: Tree, options: TransferOptions, worker: int) -> None:
-    """Wait until the disk has the worker's files, if that is wanted."""
-    for number, file in enumerate(prepared.output.files if options.durable else ()):
-        if file.rank % options.num_workers == worker:
-            files.sync(destination.descriptor(number), destination.paths[number])
+    def _flush(self) -> None:
+        """Wait until the disk has what was written so far, if that is wanted."""
+        for number in self._destination.opened() if self._options.durable else ():
+            self._destination.sync(number)

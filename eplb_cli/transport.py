@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 
 from eplb_cli.errors import EplbError, PlanError, error_of
 from eplb_cli.exchange import Message, Pending, Schedule
+from eplb_cli.meter import Span
 
 MAX_OFFSETS_PER_ROUND = 64
 """Peers posted at once. With a send and a receive each, a batch has at most 128 operations; batches
@@ -125,6 +127,7 @@ class HostLink:
         self._receive = _pair(schedule.receives.buffer_nbytes)
         self.send_buffers = [host_view(buffer) for buffer in self._send]
         self.receive_buffers = [host_view(buffer) for buffer in self._receive]
+        self._spans: list[Span] = []
 
     def exchange(self, chunk: int, after: Sequence[Pending]) -> Pending:
         """Send and receive a chunk."""
@@ -135,8 +138,14 @@ class HostLink:
             schedule.messages(schedule.sends, chunk),
             schedule.messages(schedule.receives, chunk),
         )
+        began = time.perf_counter()
         post(sends, receives, self._send[chunk % 2], self._receive[chunk % 2], self._group).wait()
+        self._spans.append((began, time.perf_counter()))
         return Done()
+
+    def spans(self) -> list[Span]:
+        """When messages travelled."""
+        return self._spans
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,11 @@ class DeviceLink:
         self.send_buffers = [host_view(buffer) for buffer in self._host_send]
         self.receive_buffers = [host_view(buffer) for buffer in self._host_receive]
         self._upload, self._travel, self._download = (_stream(device) for _ in range(3))
+        self._origin = self._travel.record_event(_timing_event())
+        self._origin.synchronize()
+        self._origin_s = time.perf_counter()
+        self._begins: list[torch.cuda.Event] = []
+        self._ends: list[torch.cuda.Event] = []
         self._travelled: list[Posted] = []
         self._downloaded: list[torch.cuda.Event] = []
 
@@ -179,12 +193,28 @@ class DeviceLink:
         with torch.cuda.stream(self._travel):
             if chunk > 1:
                 self._travel.wait_event(self._downloaded[chunk - 2])
+            self._begins.append(self._travel.record_event(_timing_event()))
             self._travelled.append(post(sends, receives, self._send[turn], self._receive[turn], self._group))
         with torch.cuda.stream(self._download):
             self._travelled[chunk].wait()
+            self._ends.append(self._download.record_event(_timing_event()))
             _copy(self._host_receive[turn], self._receive[turn], receives)
             self._downloaded.append(self._download.record_event())
         return OnDevice(self._downloaded[chunk])
+
+    def spans(self) -> list[Span]:
+        """When messages travelled, one chunk after the other; waits for the last."""
+        spans, last = [], self._origin_s
+        for begin, end in zip(self._begins, self._ends, strict=True):
+            end.synchronize()
+            times = (self._origin_s + self._origin.elapsed_time(event) / 1e3 for event in (begin, end))
+            began, last = (max(one, last) for one in times)
+            spans.append((began, last))
+        return spans
+
+
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

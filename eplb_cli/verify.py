@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.checkpoint import ShardedCheckpoint, bind, open_shards
-from eplb_cli.digests import default_threads, zero_digests
+from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.header import MAX_HEADER_NBYTES
 from eplb_cli.layout import Layout, layout_from_json
+from eplb_cli.machine import default_threads
 from eplb_cli.manifest import MANIFEST_NAME, Manifest, digest_file, read_digests, read_manifest
-from eplb_cli.pieces import old_places, other_numbers
+from eplb_cli.meter import Meter
+from eplb_cli.pieces import file_identities, old_places, other_numbers
 from eplb_cli.placement import EMPTY
 from eplb_cli.plan import Senders
 from eplb_cli.prepare import Prepared, prepare
 from eplb_cli.prove import differing_replicas, prove, replica_warnings, row_view
-from eplb_cli.rows import Tree, digest_places
+from eplb_cli.rows import Tree, digest_distinct
 
 Digests = NDArray[np.uint8]
 _DAMAGED = "the output was changed or damaged after it was written: make it again"
@@ -144,12 +146,14 @@ def header_digest(path: Path, nbytes: int) -> str:
 
 
 def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -> Digests:
-    """The digests of all places of a tree, read by several threads."""
+    """The digests of all places of a tree, read by several threads; what is one file, only once."""
     places = old_places(checkpoint)
-    tree = Tree([file.path for file in checkpoint.shards.files], files.open_source)
+    one_file = file_identities(checkpoint, places)
+    tree = Tree([file.path for file in checkpoint.shards.files], files.open_source, Meter())
+    wanted = np.flatnonzero(places.nbytes)
     try:
         with ThreadPoolExecutor(default_threads(1)) as pool:
-            return digest_places(places, np.flatnonzero(places.nbytes), tree, pool, advance)
+            return digest_distinct(places, wanted, one_file, tree, pool, advance)
     finally:
         tree.close()
 

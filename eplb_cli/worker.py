@@ -18,6 +18,7 @@ import numpy as np
 from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange import Schedule
 from eplb_cli.job import Job, Outcome, digest_path, progress_counters, read_job
+from eplb_cli.journal import LAUNCHER, Journal, Known, journals, read_known
 from eplb_cli.prepare import Prepared
 from eplb_cli.transfer import Link, TransferResult, transfer
 
@@ -89,12 +90,22 @@ def run(job: Job, worker: int) -> TransferResult:
     def connect(schedule: Schedule) -> Link:
         return HostLink(schedule, group) if device.type == "cpu" else DeviceLink(schedule, group, device)
 
-    result = transfer(prepared, Path(job.staging), job.transfer, worker, connect, advance)
+    known = known_of(prepared, job)
+    journal = Journal(job.work, str(worker), job.digest) if job.transfer.digests else None
+    result = transfer(prepared, Path(job.staging), job.transfer, worker, connect, advance, known, journal)
     for side, digests in (("old", result.old_digests), ("new", result.new_digests)):
         np.save(digest_path(job.work, side, worker), digests)
     dist.barrier(group=group)
     dist.destroy_process_group()
     return result
+
+
+def known_of(prepared: Prepared, job: Job) -> Known:
+    """What the launcher has left for the workers."""
+    known = Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
+    return read_known(
+        [path for path in journals(job.work) if path.name.endswith(LAUNCHER)], job.digest, known
+    )
 
 
 def _prepare(job: Job) -> tuple[Prepared | None, EplbError | None]:
@@ -119,9 +130,10 @@ def _outcome_of(worker: int, result: TransferResult) -> Outcome:
         worker,
         time.time_ns(),
         seconds=result.seconds,
-        nbytes=result.nbytes,
+        activity=result.activity,
         wire_nbytes=result.wire_nbytes,
         peak_rss_nbytes=result.peak_rss_nbytes,
+        peak_anonymous_nbytes=result.peak_anonymous_nbytes,
     )
 
 

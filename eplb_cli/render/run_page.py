@@ -8,24 +8,42 @@ from eplb_cli.render.page import heading, show_list, table
 from eplb_cli.render.text import format_bytes, format_rate, format_seconds, plural
 from eplb_cli.report import RunReport
 
+_COLUMNS = ["", "time", "bytes", "rate"]
+_ACTIVITIES = {
+    "read": "reading files",
+    "digest": "digests",
+    "write": "writing files",
+    "exchange": "the exchange",
+    "wait": "waiting",
+}
+"""What `RunReport.seconds` has of moving, and its name in a sentence."""
+
 MAX_WORKERS = 8
 """Workers whose peak memory is listed one by one."""
 
 
 def show_run(console: Console, run: RunReport) -> None:
-    """Print the stages, the proof, the memory, and how an engine loads the output."""
-    heading(console, "stages")
-    rows = [(stage, seconds, run.stage_bytes.get(stage)) for stage, seconds in run.seconds.items()]
-    console.print(table(["", "time", "bytes", "rate"], [_stage(*row) for row in rows]))
+    """Print the steps, what was busy while bytes moved, the proof, the memory, and how an engine loads it."""
+    heading(console, "steps")
+    steps = [step for step in run.seconds if step not in _ACTIVITIES]
+    console.print(table(_COLUMNS, [_line(run, step) for step in steps]))
+    heading(console, "busy while bytes moved, side by side")
+    console.print(table(_COLUMNS, [_line(run, stage) for stage in _ACTIVITIES if run.seconds.get(stage)]))
     console.print()
+    console.print(f"bound by {_ACTIVITIES[run.bound_by]}, {run.busy:.0%} busy")
+    if run.exchange_hidden is not None:
+        console.print(f"exchange {run.exchange_hidden:.0%} hidden behind files")
     console.print(f"between workers {format_bytes(run.wire_bytes)}")
-    console.print(_memory(run.peak_rss_bytes))
+    if run.linked_bytes:
+        console.print(f"written once for all ranks, which saved {format_bytes(run.linked_bytes)}")
+    console.print(_memory(run.peak_anonymous_bytes))
     console.print(_proof(run))
     show_list(console, "notes", run.notes)
     show_list(console, "how an engine loads it", run.serving)
 
 
-def _stage(name: str, seconds: float, nbytes: int | None) -> tuple[str, str, str, str]:
+def _line(run: RunReport, name: str) -> tuple[str, str, str, str]:
+    seconds, nbytes = run.seconds[name], run.stage_bytes.get(name)
     if nbytes is None:
         return name, format_seconds(seconds), "", ""
     return name, format_seconds(seconds), format_bytes(nbytes), format_rate(nbytes, seconds)

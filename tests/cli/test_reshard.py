@@ -32,7 +32,11 @@ from tests.cli.tree import (
 DATA = Path(__file__).parent.parent / "data"
 REPORT_KEYS = ["format", "totals", "ranks", "traffic"]
 KINDS_OF_MOVES = ("unchanged", "local", "remote", "duplicate", "empty")
-RUN_KEYS = ["backend", "wire_bytes", "seconds", "peak_rss_bytes", "verified", "output"]
+RUN_KEYS = [
+    *("backend", "wire_bytes", "seconds", "stage_bytes", "bound_by", "busy", "exchange_hidden"),
+    *("buffer_bytes", "threads", "peak_rss_bytes", "peak_anonymous_bytes", "linked_bytes"),
+    *("verified", "output"),
+]
 
 
 def ranks_of(path):

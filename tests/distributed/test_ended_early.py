@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.runs import contents, processes_about, start, wait_until
+from tests.support.runs import contents, processes_about, run, start, wait_until
 
 DATA = Path(__file__).parents[1] / "data" / "eplb-replicas"
 
@@ -56,11 +56,22 @@ def require_nothing_left(path: Path, process: subprocess.Popen[str]) -> str:
 
 
 def test_a_killed_worker_is_named(tmp_path, running):
-    """Exit 4 and EP402 with the worker and the signal, not the complaints of the worker that survived."""
+    """Exit 4 and EP402 with the worker and the signal, not the complaints of the worker that survived.
+
+    What was written is kept, and another backend finishes it.
+    """
     os.kill(int((work_of(tmp_path) / "pid-1").read_text()), signal.SIGKILL)
     running.wait()
-    err = require_nothing_left(tmp_path, running)
-    assert running.returncode == 4
+    out, err = running.communicate()
+    assert (running.returncode, out) == (4, "")
+    wait_until(lambda: not processes_about(tmp_path))
+    assert list(tmp_path.iterdir()) == [tmp_path / ".dst.eplb-staging"]
+    assert "--resume goes on" in err
+    again = ("--resume", "--backend", "file", "--new", DATA / "new.json", "--old", DATA / "old.json")
+    done = run("reshard", DATA / "src", tmp_path / "dst", *again)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "dst"]
+    assert run("verify", tmp_path / "dst", "--against", DATA / "src").returncode == 0
     assert "error[EP402]: worker 1 " in err
     assert "SIGKILL" in err
     assert "Traceback" not in err

@@ -102,7 +102,7 @@ def moved(prepared: Prepared, staging: Path, way: Way) -> list[TransferResult]:
     """Carry a plan out in one of the ways, and check what the workers say they did."""
     staging.mkdir()
     create_files(Staging(staging, staging, -1), prepared.output)
-    options = TransferOptions(way.num_workers, way.buffer_nbytes, way.digests, way.verify, durable=False)
+    options = TransferOptions(way.num_workers, way.buffer_nbytes, 2, way.digests, way.verify, durable=False)
     loopback = Loopback(way.num_workers, lazy=way.lazy)
     advances: list[int] = []
     with adversary(way) as fed:

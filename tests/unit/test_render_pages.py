@@ -69,9 +69,16 @@ RUN = RunReport(
     backend="gloo",
     num_workers=2,
     wire_bytes=10 * MB,
-    seconds={"read": 0.5, "exchange": 0.02, "total": 12.34},
-    stage_bytes={"read": 60 * MB, "exchange": 10 * MB},
-    peak_rss_bytes=[398 * MB, 412 * MB],
+    seconds={"read": 0.5, "exchange": 0.02, "wait": 0.0, "plan": 0.25, "transfer": 1.5, "total": 12.34},
+    stage_bytes={"read": 60 * MB, "exchange": 10 * MB, "transfer": 60 * MB},
+    bound_by="read",
+    busy=0.934,
+    exchange_hidden=0.95,
+    buffer_bytes=64 * MB,
+    threads=2,
+    peak_rss_bytes=[1398 * MB, 1412 * MB],
+    peak_anonymous_bytes=[398 * MB, 412 * MB],
+    linked_bytes=19 * MB,
     verified=True,
     output="/out",
     rows_proved=480,
@@ -170,16 +177,25 @@ def test_a_run_adds_what_it_took_and_what_it_proved():
     lines = page_of(report).splitlines()
     assert lines[0] == "resharded 2 ranks with gloo, 2 workers, in 12.3 s: /out"
     assert (
-        "\n".join(lines[lines.index("stages") :])
+        "\n".join(lines[lines.index("steps") :])
         == """\
-stages
+steps
+            time    bytes       rate
+────────────────────────────────────
+plan      0.25 s
+transfer  1.50 s  60.0 MB  40.0 MB/s
+total     12.3 s
+
+busy while bytes moved, side by side
             time    bytes      rate
 ───────────────────────────────────
 read      0.50 s  60.0 MB  120 MB/s
 exchange  0.02 s  10.0 MB  500 MB/s
-total     12.3 s
 
+bound by reading files, 93% busy
+exchange 95% hidden behind files
 between workers 10.0 MB
+written once for all ranks, which saved 19.0 MB
 peak memory per worker 398 MB, 412 MB
 480 of 480 rows proved against SRC
 
@@ -200,7 +216,7 @@ def test_a_run_without_proof_says_so():
 
 def test_many_workers_have_a_range_of_memory():
     """64 numbers would say less."""
-    run = dataclasses.replace(RUN, peak_rss_bytes=[rank * MB for rank in range(1, 65)])
+    run = dataclasses.replace(RUN, peak_anonymous_bytes=[rank * MB for rank in range(1, 65)])
     page = page_of(dataclasses.replace(report_of(ring(2)), run=run))
     assert "peak memory per worker 1.00 MB to 64.0 MB, over 64 workers" in page
 

@@ -25,7 +25,26 @@ TOTALS = Totals(
     busiest_sender_bytes=10,
 )
 RANKS = [RankTraffic(rank, 10, 10, 5 * rank, 0, 15, 1, 1, rank, 0, 1) for rank in range(2)]
-RUN = RunReport("gloo", 2, 20, {"read": 0.5, "total": 1.5}, {"read": 60}, [100, 200], True, "/out", 6, 6, [])
+RUN = RunReport(
+    backend="gloo",
+    num_workers=2,
+    wire_bytes=20,
+    seconds={"read": 0.5, "total": 1.5},
+    stage_bytes={"read": 60},
+    bound_by="read",
+    busy=0.75,
+    exchange_hidden=0.5,
+    buffer_bytes=64,
+    threads=3,
+    peak_rss_bytes=[100, 200],
+    peak_anonymous_bytes=[50, 60],
+    linked_bytes=7,
+    verified=True,
+    output="/out",
+    rows_proved=6,
+    rows_total=6,
+    serving=[],
+)
 
 
 @pytest.fixture
@@ -92,7 +111,15 @@ def test_a_run_adds_its_keys_and_what_it_was_given_besides():
         "backend": "gloo",
         "wire_bytes": 20,
         "seconds": {"read": 0.5, "total": 1.5},
+        "stage_bytes": {"read": 60},
+        "bound_by": "read",
+        "busy": 0.75,
+        "exchange_hidden": 0.5,
+        "buffer_bytes": 64,
+        "threads": 3,
         "peak_rss_bytes": [100, 200],
+        "peak_anonymous_bytes": [50, 60],
+        "linked_bytes": 7,
         "verified": True,
         "output": "/out",
         "resumed": False,

@@ -1,0 +1,85 @@
+"""What this machine has: cores, memory, devices; the defaults that follow from it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+MIN_BUFFER_NBYTES = 64 << 20
+MAX_BUFFER_NBYTES = 1 << 30
+"""Bounds of the default `--buffer-size`; the lower one is that of gloo's best messages."""
+
+_SAMPLE_S = 0.02
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def count_devices() -> int:
+    """CUDA devices of this machine, told without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = [device.strip() for device in visible.split(",")]
+        return len(list(takewhile(lambda device: device and not device.startswith("-"), named)))
+    return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
+
+
+def default_threads(num_workers: int) -> int:
+    """Threads for the files of one worker: its share of the cores, two at least."""
+    return max(2, count_cores() // num_workers)
+
+
+def default_buffer_nbytes(largest_chunk_nbytes: int, num_workers: int) -> int:
+    """All send and receive buffers of a worker: four chunks, and an eighth of the memory for all workers."""
+    most = min(MAX_BUFFER_NBYTES, max(available_memory_nbytes() // (8 * num_workers), MIN_BUFFER_NBYTES))
+    return min(max(4 * largest_chunk_nbytes, MIN_BUFFER_NBYTES), most)
+
+
+def available_memory_nbytes() -> int:
+    """Memory that can be had without swapping: of the machine, or of the control group if that is less."""
+    found = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((_CGROUP / "memory.max").read_text())
+        found = min(found, max(limit - int((_CGROUP / "memory.current").read_text()), 0))
+    return found
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    """The line `name` of a file under /proc, in bytes; 0 where there is none."""
+    with contextlib.suppress(OSError, ValueError, IndexError), path.open() as lines:
+        for line in lines:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+class PeakMemory:
+    """The most anonymous memory of this process, which the kernel does not keep: seen every 20 ms."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._ended = threading.Event()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[PeakMemory]:
+        """Watch while the block runs."""
+        thread = threading.Thread(target=self._watch, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.nbytes = max(self.nbytes, _kilobytes(Path("/proc/self/status"), "RssAnon"))
+            if self._ended.wait(_SAMPLE_S):
+                return

@@ -1,0 +1,24 @@
+"""How a step tells of its bytes, whatever shows them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
+"""Given a number of bytes and a description: a context that yields what shows the bytes done."""
+
+
+def accumulate(show: Callable[[int], None]) -> Callable[[int], None]:
+    """Turns bytes done since the last call, from any thread, into the sum that `show` takes."""
+    done_nbytes, lock = 0, threading.Lock()
+
+    def advance(nbytes: int) -> None:
+        nonlocal done_nbytes
+        with lock:
+            done_nbytes += nbytes
+            now_nbytes = done_nbytes
+        show(now_nbytes)
+
+    return advance
