@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from eplb_cli import files
 from eplb_cli.digests import DigestTable
 from eplb_cli.errors import CheckpointError
-from eplb_cli.exchange import Schedule, Transport, Wire, plan_wire, run_exchange, schedule_for
+from eplb_cli.exchange import (
+    PART_ALIGNMENT,
+    STRIPE_ALIGNMENT,
+    Schedule,
+    Transport,
+    Wire,
+    plan_wire,
+    run_exchange,
+    schedule_for,
+)
 from eplb_cli.journal import Journal, Known, WrittenLog
 from eplb_cli.machine import PeakMemory
 from eplb_cli.manifest import DIGEST_NBYTES
@@ -125,8 +134,9 @@ def largest_chunk_nbytes(pieces: Pieces, num_workers: int) -> int:
     rows = np.zeros(num_cells * num_workers, np.int64)
     for end in ends:
         rows[: len(end)] = np.maximum(rows[: len(end)], end)
-    stripes = np.minimum(pieces.cell_nbytes, LEAST_STRIPE_NBYTES)
-    return int((rows.reshape(num_cells, num_workers).max(axis=1) * stripes).max())
+    stripes = np.minimum(-(-pieces.cell_nbytes // STRIPE_ALIGNMENT) * STRIPE_ALIGNMENT, LEAST_STRIPE_NBYTES)
+    padding = num_workers * PART_ALIGNMENT
+    return int((rows.reshape(num_cells, num_workers).max(axis=1) * stripes).max()) + padding
 
 
 def _travelling(

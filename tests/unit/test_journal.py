@@ -1,0 +1,144 @@
+"""Journals: what they say again when they are read, whatever became of their end."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from eplb_cli import journal
+from eplb_cli.errors import OutputError, PlanError
+from eplb_cli.journal import Journal, Known, WrittenLog, journals, read_known, write_known
+
+DIGESTS = np.arange(5 * 16, dtype=np.uint8).reshape(5, 16) + 1
+
+
+def nothing():
+    return Known.nothing(5, 4)
+
+
+def say(path, name="0", digest="plan"):
+    """A journal of two lines behind its first."""
+    found = Journal(path, name, digest)
+    found.add([1], [0, 2], DIGESTS[[0, 2]])
+    found.add([3], [], DIGESTS[:0])
+    found.close()
+    return path / f"journal-{name}"
+
+
+def test_what_was_said_is_read(tmp_path):
+    """Places that are written, and digests of old places; with what was known before."""
+    before = nothing()
+    before.written[0] = True
+    before.digests[4] = 9
+    known = read_known([say(tmp_path)], "plan", before)
+    assert known.written.tolist() == [True, True, False, True]
+    assert (known.digests[[0, 2]] == DIGESTS[[0, 2]]).all()
+    assert (known.digests[4] == 9).all()
+    assert not known.digests[[1, 3]].any()
+    assert before.written.tolist() == [True, False, False, False]
+
+
+def test_every_end(tmp_path):
+    """Cut off anywhere, a journal says what its whole lines say; and nothing that is not so."""
+    path = say(tmp_path)
+    content = path.read_bytes()
+    first, second = (i for i, byte in enumerate(content) if byte == 10 and i + 1 < len(content))
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        written = read_known([path], "plan", nothing()).written
+        assert written.tolist() == [False, end >= second, False, end >= len(content) - 1], end
+    assert first < second
+
+
+@pytest.mark.parametrize("position", range(0, 200, 7))
+def test_damage(tmp_path, position):
+    """A byte that changed ends a journal before its line."""
+    path = say(tmp_path)
+    content = bytearray(path.read_bytes())
+    position = min(position, len(content) - 2)
+    line = content[:position].count(10)
+    content[position] ^= 1
+    path.write_bytes(content)
+    written = read_known([path], "plan", nothing()).written
+    assert written.tolist() == [False, line > 1, False, False]
+
+
+def test_other_inputs_are_refused(tmp_path):
+    """EP303 where any of the journals is about another plan."""
+    paths = [say(tmp_path), say(tmp_path, "1", "another")]
+    with pytest.raises(PlanError) as caught:
+        read_known(paths, "plan", nothing())
+    assert caught.value.code == "EP303"
+
+
+def test_the_launcher_replaces_all_journals(tmp_path):
+    """With one that says what they said; a part of one that was never finished does not count."""
+    known = read_known([say(tmp_path), say(tmp_path, "1")], "plan", nothing())
+    (tmp_path / "journal-launcher.partial").write_text("cut o")
+    assert [path.name for path in journals(tmp_path)] == ["journal-0", "journal-1"]
+    (tmp_path / "journal-launcher.partial").unlink()
+    write_known(tmp_path, known, "plan")
+    assert [path.name for path in journals(tmp_path)] == ["journal-launcher"]
+    again = read_known(journals(tmp_path), "plan", nothing())
+    assert (again.written == known.written).all()
+    assert (again.digests == known.digests).all()
+
+
+def test_a_place_is_written_with_its_last_byte(tmp_path):
+    """In pieces, from any thread, in any order; what has no bytes never is."""
+    digests = np.zeros((5, 16), np.uint8)
+    log = WrittenLog(np.array([10, 10, 0, 10]), digests)
+    found = Journal(tmp_path, "0", "plan")
+    with log.kept(found, lambda: None):
+        log.wrote(3, 4)
+        log.wrote(1, 10)
+        log.wrote(3, 5)
+        digests[2] = DIGESTS[2]
+    found.close()
+    known = read_known(journals(tmp_path), "plan", nothing())
+    assert known.written.tolist() == [False, True, False, False]
+    assert (known.digests == np.where(np.arange(5)[:, None] == 2, DIGESTS, 0)).all()
+
+
+def test_lines_are_added_as_time_goes_by(tmp_path, monkeypatch):
+    """Each after the disk has what it says: at a flush, the places since the last one are not told yet."""
+    monkeypatch.setattr(journal, "INTERVAL_S", 0.001)
+    log = WrittenLog(np.array([10, 10, 0, 10]), np.zeros((5, 16), np.uint8))
+    found = Journal(tmp_path, "0", "plan")
+    told_before_flush = []
+
+    def told() -> list[bool]:
+        return read_known(journals(tmp_path), "plan", nothing()).written.tolist()
+
+    def flush() -> None:
+        told_before_flush.append(sum(told()))
+
+    with log.kept(found, flush):
+        for number, place in enumerate((0, 1, 3), start=1):
+            log.wrote(place, 10)
+            while sum(told()) < number:
+                pass
+    found.close()
+    assert {0, 1, 2} <= set(told_before_flush)
+
+
+def test_a_journal_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
+    """The error of the thread that keeps it comes out of the block."""
+    monkeypatch.setattr(journal, "INTERVAL_S", 0.001)
+    log = WrittenLog(np.array([10]), np.zeros((5, 16), np.uint8))
+    found = Journal(tmp_path, "0", "plan")
+    failed = threading.Event()
+
+    def fail() -> None:
+        failed.set()
+        raise OutputError("EP604", "no")
+
+    def work() -> None:
+        with log.kept(found, fail):
+            failed.wait()
+
+    with pytest.raises(OutputError, match="no"):
+        work()
+    found.close()
