@@ -80,6 +80,7 @@ CODES = {
     "EP603": "no space left for DST",
     "EP604": "DST cannot be written",
     "EP605": "another run is writing DST",
+    "EP606": "the disk did not take what was written",
 }
 
 HINTS = {
@@ -139,6 +140,7 @@ HINTS = {
     "EP603": "free some space, or choose another DST",
     "EP604": "does the directory that DST is to be in exist, and may you write there?",
     "EP605": "wait for that run to end",
+    "EP606": "check the disk: what was written is lost or not, and cannot be trusted",
 }
 """What to do about each code, where whoever raises it knows nothing better."""
 

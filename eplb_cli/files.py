@@ -40,7 +40,14 @@ _NO_ALLOCATE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def attempt(operation: str, call: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 - whatever the call takes
-    """Make one system call; `operation` names it to the tests that replace this function."""
+    """Make one system call, again where a signal came between; `operation` names it."""
+    while True:
+        with contextlib.suppress(InterruptedError):
+            return make_call(operation, call, *args)
+
+
+def make_call(operation: str, call: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 - as above
+    """Make one system call once. Tests replace this function, to let any call fail or be the last."""
     del operation
     return call(*args)
 
@@ -196,9 +203,17 @@ def open_output(path: Path) -> int:
 
 
 def sync(descriptor: int, path: object) -> None:
-    """Fsync. Raises OutputError."""
-    with writing(path):
+    """Fsync.
+
+    Raises:
+        OutputError: EP603 without space; EP606 otherwise, and nobody knows what the disk has.
+    """
+    try:
         attempt("sync", os.fsync, descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise output_error(error, path) from error
+        raise OutputError("EP606", f"{path} did not reach the disk: {error.strerror or error}") from error
 
 
 def sync_directory(path: Path) -> None:
@@ -240,18 +255,13 @@ def read_small_file(path: Path, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def lock(path: Path) -> int | None:
-    """Create and lock a file; None where another process holds the lock."""
-    with writing(path):
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = attempt("open", os.open, path, flags, 0o666)
-    try:
-        attempt("lock", fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            os.close(descriptor)
-            raise output_error(error, path) from error
-    return descriptor
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all that is in it; links are removed, never followed."""
+    with os.scandir(path) as entries:
+        listed = list(entries)
+    for entry in listed:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(Path(entry.path))
+        else:
+            attempt("unlink", os.unlink, entry.path)
+    attempt("rmdir", os.rmdir, path)

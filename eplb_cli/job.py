@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from eplb_cli import files
 from eplb_cli.checkpoint import open_shards
 from eplb_cli.layout import layout_from_json
+from eplb_cli.manifest import npy_bytes
 from eplb_cli.meter import Activity
 from eplb_cli.placement_file import placement_from_json
 from eplb_cli.plan import Senders
@@ -20,6 +25,8 @@ from eplb_cli.shards import WORK
 from eplb_cli.transfer import TransferOptions
 
 JOB = "job.json"
+_MAX_NBYTES = 1 << 32
+"""Of a file of the run, which this program wrote."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,13 @@ class Job:
     def write(self) -> Path:
         """Write the job file."""
         path = self.work / JOB
-        path.write_text(json.dumps(asdict(self)))
+        files.write_file(path, json.dumps(asdict(self)).encode(), durable=False)
         return path
 
 
 def read_job(path: Path) -> Job:
     """Read a job file, which the same version of this program wrote."""
-    raw = json.loads(path.read_text())
+    raw = json.loads(files.read_small_file(path, _MAX_NBYTES))
     return Job(**{**raw, "transfer": TransferOptions(**raw["transfer"])})
 
 
@@ -90,8 +97,9 @@ class Outcome:
         """Write the outcome, whole or not at all."""
         path = work / f"outcome-{self.worker}.json"
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self)))
-        partial.rename(path)
+        files.write_file(partial, json.dumps(asdict(self)).encode(), durable=False)
+        with files.writing(path):
+            files.attempt("replace", os.replace, partial, path)
 
 
 def read_outcomes(work: Path, num_workers: int) -> dict[int, Outcome]:
@@ -100,7 +108,7 @@ def read_outcomes(work: Path, num_workers: int) -> dict[int, Outcome]:
     for worker in range(num_workers):
         path = work / f"outcome-{worker}.json"
         if path.exists():
-            raw = json.loads(path.read_text())
+            raw = json.loads(files.read_small_file(path, _MAX_NBYTES))
             activity = raw.pop("activity")
             found[worker] = Outcome(**raw, activity=activity and Activity(**activity))
     return found
@@ -112,10 +120,23 @@ def progress_counters(
     """Bytes done by each worker, int64 (W,), in a file that all processes map."""
     path = work / "progress"
     if create:
-        path.write_bytes(bytes(8 * num_workers))
+        files.write_file(path, bytes(8 * num_workers), durable=False)
     return np.memmap(path, np.int64, "r+", shape=(num_workers,))
 
 
-def digest_path(work: Path, side: str, worker: int) -> Path:
-    """Where a worker leaves its digests of the "old" or "new" side for the launcher."""
+Side = Literal["old", "new"]
+
+
+def leave_digests(work: Path, side: Side, worker: int, digests: NDArray[np.uint8]) -> None:
+    """Leave a worker's digests of one side for the launcher."""
+    files.write_file(_digest_path(work, side, worker), npy_bytes(digests), durable=False)
+
+
+def take_digests(work: Path, side: Side, worker: int) -> NDArray[np.uint8]:
+    """The digests (X, 16) that a worker has left."""
+    content = files.read_small_file(_digest_path(work, side, worker), _MAX_NBYTES)
+    return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False), np.uint8)
+
+
+def _digest_path(work: Path, side: Side, worker: int) -> Path:
     return work / f"digests-{side}-{worker}.npy"

@@ -26,7 +26,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from eplb_cli import files
-from eplb_cli.errors import EplbError, PlanError
+from eplb_cli.errors import CheckpointError, EplbError, OutputError, PlanError
 from eplb_cli.manifest import DIGEST_NBYTES
 
 FORMAT = "eplb-journal/1"
@@ -175,6 +175,7 @@ def read_known(paths: Sequence[Path], digest: str, known: Known) -> Known:
 
     Raises:
         PlanError: EP303, one of them is about another plan or other trees.
+        OutputError: EP604, one of them cannot be read.
     """
     digests, written = known.digests.copy(), known.written.copy()
     for path in paths:
@@ -190,8 +191,12 @@ def read_known(paths: Sequence[Path], digest: str, known: Known) -> Known:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal up to the first that is not whole; the run's own user wrote them."""
+    try:
+        content = files.read_small_file(path, MAX_JOURNAL_NBYTES)
+    except CheckpointError as error:
+        raise OutputError("EP604", error.message) from error
     found = []
-    for line in files.read_small_file(path, MAX_JOURNAL_NBYTES).splitlines():
+    for line in content.splitlines():
         checksum, _, text = line.partition(b" ")
         if checksum != _checksum(text):
             break

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import WorkerError
-from eplb_cli.job import Job, Outcome, digest_path
+from eplb_cli.job import Job, Outcome, take_digests
 from eplb_cli.journal import Journal, Known, write_known
 from eplb_cli.launch import launch
 from eplb_cli.machine import available_memory_nbytes, default_buffer_nbytes, default_threads
@@ -105,12 +105,9 @@ def _result(stage: Staging, outcome: Outcome) -> TransferResult:
     """What a worker has left, in its outcome and beside it."""
     if outcome.activity is None:
         raise WorkerError("EP401", f"worker {outcome.worker} has left no result")
-    old_digests, new_digests = (
-        np.load(digest_path(stage.work, side, outcome.worker), allow_pickle=False) for side in ("old", "new")
-    )
     return TransferResult(
-        old_digests,
-        new_digests,
+        take_digests(stage.work, "old", outcome.worker),
+        take_digests(stage.work, "new", outcome.worker),
         outcome.seconds,
         outcome.activity,
         outcome.wire_nbytes,

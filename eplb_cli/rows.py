@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.digests import DigestTable, ThreadBuffers
+from eplb_cli.errors import CheckpointError, OutputError
 from eplb_cli.exchange import Parcels, Pending, Units
 from eplb_cli.meter import Meter
 from eplb_cli.pieces import Pieces, Places
@@ -28,7 +29,8 @@ TASK_NBYTES = 16 << 20
 class Tree:
     """The files of one tree, by number, each opened on first use; every byte of them goes through `meter`.
 
-    `keep`: leave what was read in the page cache; False for trees that are larger than it.
+    `opener` is `files.open_source` or `files.open_output`. `keep`: leave what was read in the page cache;
+    False for trees that are larger than it.
     """
 
     def __init__(
@@ -48,9 +50,14 @@ class Tree:
             return self._open[number]
 
     def read(self, number: int, view: memoryview, offset: int) -> None:
-        """Fill `view` from a file."""
-        descriptor = self.descriptor(number)
-        self.meter.timed("read", len(view), files.read_into, descriptor, view, offset, self.paths[number])
+        """Fill `view` from a file. Raises CheckpointError, or OutputError where it is one of ours."""
+        descriptor, path = self.descriptor(number), self.paths[number]
+        try:
+            self.meter.timed("read", len(view), files.read_into, descriptor, view, offset, path)
+        except CheckpointError as error:
+            if self._opener is files.open_output:
+                raise OutputError("EP604", f"{error.message}, where it was written before") from error
+            raise
 
     def write(self, number: int, view: memoryview, offset: int) -> None:
         """Write `view` to a file."""

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import socket
 import stat
 from collections.abc import Collection, Iterator
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eplb_cli import files
-from eplb_cli.errors import OutputError, WorkerError
+from eplb_cli.errors import BytesError, EplbError, OutputError
 from eplb_cli.journal import journals
 from eplb_cli.output import OutputFile, OutputTree
 
@@ -65,6 +64,16 @@ def check_destination(source: Path, destination: Path) -> None:
     src, dst = real_path(source), real_path(destination)
     if src == dst or src in dst.parents or dst in src.parents:
         raise OutputError("EP602", f"DST {destination} and SRC {source} overlap", "choose a DST outside SRC")
+    _require_free(destination)
+    if dst.exists() and Path().exists() and dst.samefile(Path()):
+        hint = "name a new directory: the one you are in would be replaced under your feet"
+        raise OutputError("EP601", f"{destination} is the current directory", hint)
+    if not dst.parent.is_dir():
+        raise OutputError("EP604", f"{dst.parent} is not a directory", "create it first")
+
+
+def _require_free(destination: Path) -> None:
+    """EP601 unless DST can appear: it is not there, or an empty directory."""
     if os.path.lexists(destination):
         with files.writing(destination):
             occupied = not destination.is_dir() or destination.is_symlink() or any(destination.iterdir())
@@ -74,11 +83,6 @@ def check_destination(source: Path, destination: Path) -> None:
                 f"{destination} exists and is not an empty directory",
                 "remove it, or choose another DST",
             )
-    if dst.exists() and Path().exists() and dst.samefile(Path()):
-        hint = "name a new directory: the one you are in would be replaced under your feet"
-        raise OutputError("EP601", f"{destination} is the current directory", hint)
-    if not dst.parent.is_dir():
-        raise OutputError("EP604", f"{dst.parent} is not a directory", "create it first")
 
 
 def check_space(stage: Staging, output: OutputTree) -> None:
@@ -99,8 +103,8 @@ def check_space(stage: Staging, output: OutputTree) -> None:
 def staging(destination: Path, *, resume: bool = False) -> Iterator[Staging]:
     """A locked staging directory: a fresh one, or with `resume` the one that an earlier run has left.
 
-    It is removed at the end, but not where an error of a worker or of the output ends a run whose journals
-    say what is done already: then the hint of the error says how to go on.
+    It is removed at the end, but not where an error of an input, a worker or the output ends a run whose
+    journals say what is done already: then the hint of the error says how to go on.
 
     Raises:
         OutputError: EP605, another run holds it; EP604 or EP603, it cannot be made.
@@ -118,8 +122,8 @@ def staging(destination: Path, *, resume: bool = False) -> Iterator[Staging]:
         owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         files.write_file(held.work / _OWNER, owner, durable=False)
         yield held
-    except (WorkerError, OutputError) as error:
-        is_kept = bool(journals(path / WORK))
+    except EplbError as error:
+        is_kept = bool(journals(path / WORK)) and not isinstance(error, BytesError) and error.code != "EP606"
         if is_kept:
             kept = f"what was done is kept in {path}: --resume goes on from it"
             error.hint = "; ".join(filter(None, [error.hint, kept]))
@@ -140,24 +144,33 @@ def _lock_directory(path: Path) -> int:
 
 
 def _try_lock(path: Path) -> int:
-    with files.writing(path):
-        with contextlib.suppress(FileExistsError):
-            files.attempt("mkdir", os.mkdir, path)
-        descriptor = files.attempt(
-            "open", os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        )
+    with files.writing(path), contextlib.suppress(FileExistsError):
+        files.attempt("mkdir", os.mkdir, path)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with files.writing(path):
+            descriptor = files.attempt("open", os.open, path, flags)
+        try:
+            _lock(path, descriptor)
+        except EplbError:
+            os.close(descriptor)
+            raise
+    except EplbError:
+        with contextlib.suppress(OSError):  # that it is empty says that no run has begun in it
+            path.rmdir()
+        raise
+    return descriptor
+
+
+def _lock(path: Path, descriptor: int) -> None:
     try:
         files.attempt("lock", fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        raise OutputError(
-            "EP605", f"{path} is in use by {_owner(path)}", "wait for that run to end"
-        ) from None
+        problem = f"{path} is in use by {_owner(path)}"
+        raise OutputError("EP605", problem, "wait for that run to end") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            os.close(descriptor)
             raise files.output_error(error, path) from error
-    return descriptor
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -182,7 +195,7 @@ def _clear(path: Path, but: Collection[Path] = ()) -> None:
             if Path(entry.path) in but:
                 continue
             if entry.is_dir(follow_symlinks=False):
-                files.attempt("rmtree", shutil.rmtree, entry.path)
+                files.remove_tree(Path(entry.path))
             else:
                 files.attempt("unlink", os.unlink, entry.path)
 
@@ -190,7 +203,8 @@ def _clear(path: Path, but: Collection[Path] = ()) -> None:
 def _remove(path: Path, descriptor: int) -> None:
     """Remove staging, if it is still there under its own name; never raises."""
     if _is_at(path, descriptor):
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            files.remove_tree(path)
 
 
 def create_files(stage: Staging, output: OutputTree) -> list[int]:
@@ -234,8 +248,9 @@ def _write_header(descriptor: int, path: Path, file: OutputFile) -> None:
 
 def publish(stage: Staging, *, durable: bool) -> None:
     """Make staging DST, in one rename that never replaces anything. Raises OutputError."""
+    _require_free(stage.destination)
     with files.writing(stage.path):
-        files.attempt("rmtree", shutil.rmtree, stage.work)
+        files.remove_tree(stage.work)
     if durable:
         files.sync_directory(stage.path)
     try:
@@ -245,4 +260,8 @@ def publish(stage: Staging, *, durable: bool) -> None:
             raise OutputError("EP601", f"{stage.destination} has come to exist meanwhile") from error
         raise files.output_error(error, stage.destination) from error
     if durable:
-        files.sync_directory(stage.destination.parent)
+        try:
+            files.sync_directory(stage.destination.parent)
+        except OutputError as error:
+            problem = f"{stage.destination} is there and whole, but its name may not survive a power failure"
+            raise OutputError("EP606", f"{problem}: {error.message}", "sync the file system") from error

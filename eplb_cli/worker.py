@@ -13,11 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from eplb_cli import files
 from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange import Schedule
-from eplb_cli.job import Job, Outcome, digest_path, progress_counters, read_job
+from eplb_cli.job import Job, Outcome, leave_digests, progress_counters, read_job
 from eplb_cli.journal import LAUNCHER, Journal, Known, journals, read_known
 from eplb_cli.prepare import Prepared
 from eplb_cli.transfer import Link, TransferResult, transfer
@@ -52,7 +51,7 @@ def main() -> int:
     if grandparent() not in (0, job.launcher_pid):
         return 1
     worker = int(os.environ["RANK"])
-    (job.work / f"pid-{worker}").write_text(str(os.getpid()))
+    files.write_file(job.work / f"pid-{worker}", str(os.getpid()).encode(), durable=False)
     try:
         outcome = _outcome_of(worker, run(job, worker))
     except EplbError as error:
@@ -93,8 +92,8 @@ def run(job: Job, worker: int) -> TransferResult:
     known = known_of(prepared, job)
     journal = Journal(job.work, str(worker), job.digest) if job.transfer.digests else None
     result = transfer(prepared, Path(job.staging), job.transfer, worker, connect, advance, known, journal)
-    for side, digests in (("old", result.old_digests), ("new", result.new_digests)):
-        np.save(digest_path(job.work, side, worker), digests)
+    leave_digests(job.work, "old", worker, result.old_digests)
+    leave_digests(job.work, "new", worker, result.new_digests)
     dist.barrier(group=group)
     dist.destroy_process_group()
     return result

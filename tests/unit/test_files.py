@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from pathlib import Path
 
@@ -179,30 +178,3 @@ class TestSmallFiles:
         with pytest.raises(CheckpointError, match="has 4 bytes; more than 3 are not read") as caught:
             files.read_small_file(tmp_path / "x", 3)
         assert caught.value.code == "EP201"
-
-
-class TestLock:
-    def test_only_one_holds_it(self, tmp_path):
-        """None for the second; free again once it is closed."""
-        first = files.lock(tmp_path / "lock")
-        assert first is not None
-        assert files.lock(tmp_path / "lock") is None
-        os.close(first)
-        second = files.lock(tmp_path / "lock")
-        assert second is not None
-        os.close(second)
-
-    def test_a_file_system_without_locks(self, tmp_path, failing):
-        """There the file is all there is."""
-        failing("lock", errno.ENOLCK)
-        descriptor = files.lock(tmp_path / "lock")
-        assert descriptor is not None
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-    def test_a_lock_that_fails(self, tmp_path, failing):
-        """EP604."""
-        failing("lock", errno.EIO)
-        with pytest.raises(OutputError) as caught:
-            files.lock(tmp_path / "lock")
-        assert caught.value.code == "EP604"

@@ -110,7 +110,8 @@ def test_lines_are_added_as_time_goes_by(tmp_path, monkeypatch):
     told_before_flush = []
 
     def told() -> list[bool]:
-        return read_known(journals(tmp_path), "plan", nothing()).written.tolist()
+        known = read_known(journals(tmp_path), "plan", nothing())
+        return [bool(one) for one in known.written]
 
     def flush() -> None:
         told_before_flush.append(sum(told()))

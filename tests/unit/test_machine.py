@@ -66,7 +66,7 @@ def test_anonymous_memory_is_seen(tmp_path: Path):
 def test_chunks_of_the_default_size_hold_whole_stripes():
     """Rows are not cut into stripes below 1 MiB, nor rows that are smaller than that at all."""
     sides = [Placement(np.array([row]), np.arange(5) * 2, 8) for row in (range(8), range(7, -1, -1))]
-    plan = plan_reshard(*sides, "balanced")
+    plan = plan_reshard(sides[0], sides[1])
     for row_nbytes in (1000, 3 * MIB):
         pieces = row_pieces(plan, np.full((1, 2), row_nbytes))
         size = 4 * largest_chunk_nbytes(pieces, 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from eplb_cli import meter
 from eplb_cli.meter import Activity, Meter, summarize
 
 
@@ -24,7 +23,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    monkeypatch.setattr(meter.time, "perf_counter", found)
+    monkeypatch.setattr("eplb_cli.meter.time.perf_counter", found)
     return found
 
 

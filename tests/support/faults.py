@@ -1,0 +1,123 @@
+"""Faults at the one door to the file system: the Nth call fails, does half of its work, or is the last.
+
+A run that has no Nth call says so, and then all calls were tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from eplb_cli import cli, files
+
+Kind = Literal["EIO", "ENOSPC", "EINTR", "short", "kill"]
+
+HARMLESS = ("EINTR", "short")
+"""After these a run goes on as if nothing had been."""
+
+
+@dataclass
+class Fault:
+    """What to do to a call: number `number` of this process, from 0 on.
+
+    Attributes:
+        hit: the operation and the path of the call it was, once it was made.
+    """
+
+    number: int
+    kind: Kind
+    hit: tuple[str, str] | None = None
+    _count: Iterator[int] = field(default_factory=itertools.count)
+
+    def __call__(self, operation: str, call: Callable[..., Any], *args: Any) -> Any:
+        """Stands for `files.make_call`."""
+        if next(self._count) != self.number:
+            return call(*args)
+        self.hit = (operation, _path_of(call, args[0] if args else None))
+        if self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.kind == "short":
+            return _half(operation, call, args)
+        number = getattr(errno, self.kind)
+        raise OSError(number, os.strerror(number))
+
+
+class Recorder(Fault):
+    """Lets every call through, and adds its operation and path to `calls`."""
+
+    def __init__(self, calls: list[tuple[str, str]]) -> None:
+        super().__init__(-1, "EIO")
+        self._calls = calls
+
+    def __call__(self, operation: str, call: Callable[..., Any], *args: Any) -> Any:
+        """Stands for `files.make_call`."""
+        self._calls.append((operation, _path_of(call, args[0] if args else None)))
+        return call(*args)
+
+
+def _path_of(call: Callable[..., Any], target: object) -> str:
+    """The path behind the descriptor, the path or the open file that a call is about; else empty."""
+    stream = getattr(call, "__self__", None)
+    if stream is not None and hasattr(stream, "fileno"):
+        target = stream.fileno()
+    if isinstance(target, int):
+        return str(Path(f"/proc/self/fd/{target}").readlink())
+    return str(target) if isinstance(target, str | os.PathLike) else ""
+
+
+def _half(operation: str, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    if operation == "read" and call is os.preadv:
+        descriptor, (view,), offset = args
+        return os.preadv(descriptor, [view[: (len(view) + 1) // 2]], offset)
+    if operation == "write":
+        descriptor, view, offset = args
+        return os.pwrite(descriptor, view[: (len(view) + 1) // 2], offset)
+    return call(*args)
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_here(*arguments: object, fault: Fault | None = None) -> Ended:
+    """Run a command as `main` would, in this process, with a fault."""
+    made = files.make_call
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    argv, sys.argv = sys.argv, ["eplb", *map(str, arguments)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    try:
+        if fault is not None:
+            files.make_call = fault
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        files.make_call = made
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def expected_code(fault: Fault, source: Path, destination: Path) -> set[int]:
+    """The exit codes that a fault may end in: 0 where it does no harm, else those of what it hit."""
+    operation, path = fault.hit or ("", "")
+    if fault.kind in HARMLESS or operation == "advise":
+        return {0}
+    if path.startswith(str(source)) or (operation in {"open", "read"} and path.endswith(".json")):
+        return {3, 6} if "/." in path else {3}
+    return {6} if path.startswith(str(destination.parent)) else {3}
