@@ -51,8 +51,8 @@ def main() -> int:
     if grandparent() not in (0, job.launcher_pid):
         return 1
     worker = int(os.environ["RANK"])
-    files.write_file(job.work / f"pid-{worker}", str(os.getpid()).encode(), durable=False)
     try:
+        files.write_file(job.work / f"pid-{worker}", str(os.getpid()).encode(), durable=False)
         outcome = _outcome_of(worker, run(job, worker))
     except EplbError as error:
         outcome = Outcome(worker, time.time_ns(), (error.code, error.message, error.hint))

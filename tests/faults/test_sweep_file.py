@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.faults import Ended, Fault, Kind, expected_code, run_here
-from tests.support.runs import contents
+from tests.support.faults import Fault, Kind, run_here
 from tests.support.scratch import scratch
-from tests.support.small import SmallCase, small_case
+from tests.support.small import SmallCase, require_sound, require_whole, small_case
 
 
 @pytest.fixture
@@ -20,36 +19,6 @@ def case(monkeypatch):
     monkeypatch.setattr("eplb_cli.alike.LEAST_SHARED_NBYTES", 0)
     with scratch() as path:
         yield small_case(path)
-
-
-def require_sound(case: SmallCase, fault: Fault, ended: Ended, *, resumed: bool = False) -> None:
-    """What has to hold after any fault; afterwards there is no DST again.
-
-    A resumed run that ends before it holds the staging directory leaves it without a word.
-    """
-    where = f"{fault}: {ended}"
-    assert "Traceback" not in ended.err, where
-    assert contents(case.source) == case.source_contents, where
-    assert ended.code in expected_code(fault, case.source, case.destination), where
-    if ended.code:
-        assert ended.err.count("error[EP") == 1, where
-        assert ended.out == "", where
-    if case.destination.exists():
-        require_whole(case, where)
-        assert ended.code == 0 or "is there and whole" in ended.err, where
-    else:
-        assert ended.code, where
-        assert case.staging.exists() == ("--resume" in ended.err) or resumed, where
-        again = run_here(*case.command("--backend", "file", "--resume"))
-        assert again.code == 0, (where, again)
-        require_whole(case, where)
-
-
-def require_whole(case: SmallCase, where: str) -> None:
-    """DST is complete, and nothing is beside it; then it is removed."""
-    assert not case.staging.exists(), where
-    assert contents(case.destination) == case.result, where
-    case.remove_destination()
 
 
 @pytest.mark.parametrize("kind", ["EIO", "ENOSPC", "EINTR", "short"])

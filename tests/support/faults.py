@@ -30,19 +30,30 @@ class Fault:
     """What to do to a call: number `number` of this process, from 0 on.
 
     Attributes:
+        report: a file to write `hit` to, where this is a process of its own.
         hit: the operation and the path of the call it was, once it was made.
     """
 
     number: int
     kind: Kind
+    report: Path | None = None
     hit: tuple[str, str] | None = None
-    _count: Iterator[int] = field(default_factory=itertools.count)
+    _count: Iterator[int] = field(default_factory=itertools.count, repr=False)
+
+    def take_report(self) -> None:
+        """Learn from the other process what was hit, and remove its report."""
+        if self.report is not None and self.report.exists():
+            operation, path = self.report.read_text().split("\n")
+            self.hit = (operation, path)
+            self.report.unlink()
 
     def __call__(self, operation: str, call: Callable[..., Any], *args: Any) -> Any:
         """Stands for `files.make_call`."""
         if next(self._count) != self.number:
             return call(*args)
         self.hit = (operation, _path_of(call, args[0] if args else None))
+        if self.report is not None:
+            self.report.write_text("\n".join(self.hit))
         if self.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == "short":

@@ -1,0 +1,153 @@
+"""Whole commands in processes of their own, forked from a server that has loaded torch.
+
+    tests ──► command (launcher) ──► agent, in torchrun's place ──► worker 0, worker 1, ...
+
+Starting Python, torch and torchrun takes seconds; this takes a tenth of one, and the launcher, the workers
+and the messages between them are the real ones. Any of these processes can have a fault.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tests.support.faults import Ended, Fault
+
+_PRELOADED = ["numpy", "torch", "torch.distributed", "eplb_cli.cli", "eplb_cli.reshard", "eplb_cli.worker"]
+_GIVE_UP_S = 120.0
+"""Only ends a test that would hang; no result depends on it."""
+
+LAUNCHER = "launcher"
+
+
+def run_forked(
+    directory: Path, arguments: list[object], faults: Mapping[str, Fault], interval_s: float = 30.0
+) -> Ended:
+    """Run a command to its end; its code is negative where a signal ended it.
+
+    Args:
+        directory: for what it says, apart from what it works on.
+        faults: by process, `LAUNCHER` or the number of a worker.
+        interval_s: of the journals.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    given = (str(directory), [str(argument) for argument in arguments], dict(faults), interval_s)
+    process = context.Process(target=_command, args=given)
+    process.start()
+    process.join(_GIVE_UP_S)
+    assert process.exitcode is not None, "the command did not end"
+    out, err = ((directory / name).read_text() for name in ("out", "err"))
+    return Ended(process.exitcode, out, err)
+
+
+def _command(directory: str, arguments: list[str], faults: dict[str, Fault], interval_s: float) -> None:
+    """Be the command."""
+    from eplb_cli import alike, cli, files, journal
+
+    for number, name in ((1, "out"), (2, "err")):
+        opened = os.open(Path(directory) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+    journal.INTERVAL_S = interval_s
+    alike.LEAST_SHARED_NBYTES = 0
+    workers = {name: fault for name, fault in faults.items() if name != LAUNCHER}
+    subprocess.Popen = lambda command, **options: Agent(command, workers, options)  # type: ignore[assignment,misc]
+    if LAUNCHER in faults:
+        files.make_call = faults[LAUNCHER]
+    sys.argv = ["eplb", *arguments]
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Agent:
+    """Stands for the process of torchrun: forks the workers, says how they ended, ends all if one fails."""
+
+    def __init__(self, command: list[str], faults: Mapping[str, Fault], options: Mapping[str, Any]) -> None:
+        number = next(word for word in command if word.startswith("--nproc-per-node="))
+        self._code: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                os.setpgid(0, 0)
+                options["preexec_fn"]()
+                _supervise(int(number.partition("=")[2]), command[-1], faults, options)
+            finally:
+                os._exit(1)
+        with suppress(OSError):
+            os.setpgid(self.pid, self.pid)
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def wait(self, timeout: float = _GIVE_UP_S) -> int:
+        """Wait for its end."""
+        give_up = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > give_up:
+                raise subprocess.TimeoutExpired("agent", timeout)
+            time.sleep(0.005)
+        return self._code or 0
+
+
+def _supervise(num_workers: int, job: str, faults: Mapping[str, Fault], options: Mapping[str, Any]) -> None:
+    """Be the agent."""
+    log = options["stdout"].fileno()
+    for number in (1, 2):
+        os.dup2(log, number)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)
+    workers = {}
+    for number in range(num_workers):
+        pid = os.fork()
+        if not pid:
+            try:
+                _work(number, job, faults.get(str(number)), options["env"])
+            finally:
+                os._exit(1)
+        workers[pid] = number
+    failed = False
+    while workers:
+        pid, status = os.wait()
+        number, code = workers.pop(pid), os.waitstatus_to_exitcode(status)
+        if code and not failed:
+            failed = True
+            os.write(1, f"failed (exitcode: {code}) local_rank: {number} (pid: {pid})\n".encode())
+            for other in workers:
+                os.kill(other, signal.SIGTERM)
+    os._exit(int(failed))
+
+
+def _work(number: int, job: str, fault: Fault | None, environment: Mapping[str, str]) -> None:
+    """Be a worker."""
+    from eplb_cli import files, worker
+
+    os.environ.update({**environment, "RANK": str(number), "LOCAL_RANK": str(number)})
+    files.make_call = fault or files_make_call
+    sys.argv = ["worker", job]
+    os._exit(worker.main())
+
+
+def files_make_call(operation: str, call: Any, *args: Any) -> Any:
+    """`files.make_call` as it is without a fault."""
+    del operation
+    return call(*args)
