@@ -2,7 +2,7 @@
 
 A layout is a small TOML file: patterns for the names of files and of expert tensors, and the exact
 names an expert consists of. Patterns are literal text with placeholders, never regular expressions,
-so a hostile layout file cannot make matching slow. Where an expert lies follows from the
+so a hostile layout file cannot make matching slow: the time to match a key grows as its length. Where an expert lies follows from the
 placeholders: `{row}` is the row on its rank, `{expert}` the number in the whole model, and with
 neither the tensor is stacked, its dim 0 being the row.
 """
@@ -23,7 +23,14 @@ from eplb_cli.errors import CheckpointError
 
 PRESETS = Path(__file__).parent / "layouts"
 FORMAT = "eplb-layout/1"
-MAX_LAYOUT_NBYTES = 1 << 20
+MAX_LAYOUT_NBYTES = 1 << 14
+"""A layout has a few lines, and the time that TOML takes grows faster than its text."""
+
+MAX_PATTERNS = 32
+"""Patterns of files, and of experts: every key is tried with each of them."""
+
+MAX_NAMES = 1000
+"""Tensors, input scales, others and scales of a layout."""
 
 _EXPERT_COMPONENTS = {"experts", "routed_experts"}
 _NUMBER = "0|[1-9][0-9]{0,8}"
@@ -57,6 +64,26 @@ class ExpertKey(NamedTuple):
     tensor: str
     layer: int
     number: int | None
+
+
+class _KeyPattern(NamedTuple):
+    """A pattern of `experts`, divided at `{tensor}`.
+
+    As one regular expression it would try every end of what is free before the tensor with every end of
+    the tensor. Divided, the last place that fits is found from each side in one go.
+    """
+
+    before: re.Pattern[str]
+    after: re.Pattern[str]
+
+    def match(self, key: str) -> dict[str, str] | None:
+        """The values of the placeholders, and "prefix"; None where a key does not fit."""
+        after = self.after.search(key)
+        before = self.before.match(key, 0, after.start() - 1) if after and after.start() else None
+        if after is None or before is None:
+            return None
+        tensor = key[before.end() : after.start()]
+        return {**before.groupdict(), **after.groupdict(), "tensor": tensor}
 
 
 @dataclass(frozen=True)
@@ -93,8 +120,10 @@ class Layout:
         return [_compile(pattern, "") for pattern in self.files]
 
     @cached_property
-    def _key_patterns(self) -> list[re.Pattern[str]]:
-        return [_compile(pattern, r"(?P<prefix>(?:.*\.)?)") for pattern in self.experts]
+    def _key_patterns(self) -> list[_KeyPattern]:
+        divided = [pattern.partition("{tensor}") for pattern in self.experts]
+        free = r"(?P<prefix>(?:.*\.)?)"
+        return [_KeyPattern(_compile(begin, free), _compile(end, "", r"\Z")) for begin, _, end in divided]
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -111,18 +140,20 @@ class Layout:
         return None
 
     def match_key(self, key: str) -> ExpertKey | None:
-        """What the key of an expert tensor says, or None for any other tensor."""
+        """What the key of an expert tensor says, or None for any other tensor.
+
+        A key whose template would not give it back, because a placeholder stands in the key itself, is
+        none: it could not be written again.
+        """
         for pattern, compiled in zip(self.experts, self._key_patterns, strict=True):
-            match = compiled.fullmatch(key)
-            if match is None:
+            found = compiled.match(key)
+            if found is None or found["tensor"] not in self._known:
                 continue
-            found = match.groupdict()
-            tensor = found["tensor"]
-            if tensor in self._known:
-                template = found["prefix"] + pattern.replace("{tensor}", tensor)
-                number = found.get("row", found.get("expert"))
-                layer = int(found["layer"])
-                return ExpertKey(template, tensor, layer, None if number is None else int(number))
+            template = found["prefix"] + pattern.replace("{tensor}", found["tensor"])
+            digits = found.get("row", found.get("expert"))
+            layer, number = int(found["layer"]), None if digits is None else int(digits)
+            if key_name(template, layer, number) == key:
+                return ExpertKey(template, found["tensor"], layer, number)
         return None
 
     def is_known_other(self, key: str) -> bool:
@@ -130,7 +161,7 @@ class Layout:
 
         It looks like one where it fits a pattern of `experts` but for its end, or where a part of it says so.
         """
-        matches = [compiled.fullmatch(key) for compiled in self._key_patterns]
+        matches = [compiled.match(key) for compiled in self._key_patterns]
         ends = [match["tensor"] for match in matches if match]
         parts = key.split(".")
         looks = [place for place, part in enumerate(parts) if part in _EXPERT_COMPONENTS]
@@ -151,10 +182,9 @@ class Layout:
         return {"format": FORMAT, **asdict(self)}
 
 
-def _compile(pattern: str, prefix: str) -> re.Pattern[str]:
-    text = re.escape(pattern)
-    text = text.replace(r"\{tensor\}", "(?P<tensor>.+)")
-    return re.compile(prefix + re.sub(r"\\\{(\w+)\\\}", rf"(?P<\1>{_NUMBER})", text), re.DOTALL)
+def _compile(pattern: str, before: str, after: str = "") -> re.Pattern[str]:
+    text = re.sub(r"\\\{(\w+)\\\}", rf"(?P<\1>{_NUMBER})", re.escape(pattern))
+    return re.compile(before + text + after, re.DOTALL)
 
 
 def file_name(series: str, rank: int, part: int, num_ranks: int) -> str:
@@ -245,6 +275,10 @@ def layout_from_json(raw: object, where: object) -> Layout:
     scales = fields["scales"]
     if not isinstance(scales, dict) or not all(isinstance(weight, str) for weight in scales.values()):
         raise _malformed(where, "scales does not map scales to weights")
+    if max(len(fields["files"]), len(fields["experts"])) > MAX_PATTERNS:
+        raise _malformed(where, f"more than {MAX_PATTERNS} patterns of files or of experts")
+    if sum(len(fields[key]) for key in ("tensors", "input_scales", "others", "scales")) > MAX_NAMES:
+        raise _malformed(where, f"more than {MAX_NAMES:,} names")
     if not isinstance(fields.get("name"), str) or not isinstance(fields["description"], str):
         raise _malformed(where, "name or description is not a string")
     _check_tensors(fields, where)
@@ -294,4 +328,4 @@ def _once(found: list[str], needed: set[str], allowed: set[str]) -> bool:
 
 
 def _malformed(where: object, reason: str) -> CheckpointError:
-    return CheckpointError("EP206", f"{where} is not a layout: {reason}", "see docs/layouts.md")
+    return CheckpointError("EP206", f"{where} is not a layout: {reason[:300]}", "see docs/layouts.md")

@@ -85,7 +85,9 @@ def _move_in_workers(
     outcomes = launch(job, request.timeout_s, show)
     results = []
     for worker, outcome in sorted(outcomes.items()):
-        old_digests, new_digests = (np.load(digest_path(stage.work, side, worker)) for side in ("old", "new"))
+        old_digests, new_digests = (
+            np.load(digest_path(stage.work, side, worker), allow_pickle=False) for side in ("old", "new")
+        )
         results.append(
             TransferResult(
                 old_digests,

@@ -12,6 +12,7 @@ from eplb_cli.errors import UsageError
 from eplb_cli.inputs import PlacementOptions, read_new, read_old
 from eplb_cli.plan import Senders
 from eplb_cli.prepare import Prepared, prepare
+from eplb_cli.prove import require_headers_as_in_manifest
 from eplb_cli.report import Report
 from eplb_cli.shards import check_destination
 from eplb_cli.tally import plan_report
@@ -60,6 +61,7 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
     """
     check_destination(request.source, request.destination)
     shards = open_shards(request.source, request.layout)
+    require_headers_as_in_manifest(shards)
     old, old_warnings = read_old(shards, request.old, request.new, request.placements)
     new, new_warnings = read_new(request.new, old, request.placements)
     prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)

@@ -105,7 +105,7 @@ def staging(destination: Path) -> Iterator[Staging]:
     try:
         _clear(path)
         with files.writing(path):
-            files.attempt("mkdir", os.mkdir, held.work)
+            files.attempt("mkdir", os.mkdir, held.work, 0o700)  # nobody else plants a link in it
         owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         files.write_file(held.work / _OWNER, owner, durable=False)
         yield held
@@ -125,8 +125,10 @@ def _lock_directory(path: Path) -> int:
 
 def _try_lock(path: Path) -> int:
     with files.writing(path):
-        with contextlib.suppress(FileExistsError):
+        try:
             files.attempt("mkdir", os.mkdir, path)
+        except FileExistsError:
+            _refuse_foreign(path)
         descriptor = files.attempt(
             "open", os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         )
@@ -142,6 +144,12 @@ def _try_lock(path: Path) -> int:
             os.close(descriptor)
             raise files.output_error(error, path) from error
     return descriptor
+
+
+def _refuse_foreign(path: Path) -> None:
+    """EP604 for a directory of somebody else, who could change what is written there before it is DST."""
+    if path.lstat().st_uid != os.geteuid():
+        raise OutputError("EP604", f"{path} belongs to another user", "remove it, or choose another DST")
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -75,7 +75,7 @@ def _manifest(path: Path) -> Manifest:
     with files.reading(path):
         os.scandir(path).close()
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, exact=True)
     except CheckpointError as error:
         if error.code == "EP214":
             raise BytesError("EP505", error.message, _DAMAGED) from error

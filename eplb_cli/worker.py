@@ -91,7 +91,7 @@ def run(job: Job, worker: int) -> TransferResult:
 
     result = transfer(prepared, Path(job.staging), job.transfer, worker, connect, advance)
     for side, digests in (("old", result.old_digests), ("new", result.new_digests)):
-        np.save(digest_path(job.work, side, worker), digests)
+        np.save(digest_path(job.work, side, worker), digests, allow_pickle=False)
     dist.barrier(group=group)
     dist.destroy_process_group()
     return result
