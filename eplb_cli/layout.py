@@ -2,9 +2,9 @@
 
 A layout is a small TOML file: patterns for the names of files and of expert tensors, and the exact
 names an expert consists of. Patterns are literal text with placeholders, never regular expressions,
-so a hostile layout file cannot make matching slow: the time to match a key grows as its length. Where an expert lies follows from the
-placeholders: `{row}` is the row on its rank, `{expert}` the number in the whole model, and with
-neither the tensor is stacked, its dim 0 being the row.
+so a hostile layout file cannot make matching slow: the time to match a key grows as its length.
+Where an expert lies follows from the placeholders: `{row}` is the row on its rank, `{expert}` the
+number in the whole model, and with neither the tensor is stacked, its dim 0 being the row.
 """
 
 from __future__ import annotations

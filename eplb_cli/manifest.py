@@ -150,6 +150,14 @@ def _check(raw: Mapping[str, Any], where: Path) -> None:
             raise _malformed(where, f'"{field.name}" is not there, or not {name}')
     if not all(isinstance(name, str) for name in raw["expert_tensors"]):
         raise _malformed(where, "expert_tensors is not a list of strings")
+    nodes = raw["ranks_per_node"]
+    if nodes is not None and (type(nodes) is not int or nodes < 1):
+        raise _malformed(where, '"ranks_per_node" is not there, or not a number from 1 on')
+    _check_files(raw, where)
+
+
+def _check_files(raw: Mapping[str, Any], where: Path) -> None:
+    """EP214 unless every file is one beside the manifest, with what has to be known of it."""
     for name, file in chain.from_iterable(raw[key].items() for key in ("files", "carried", "digests")):
         if not _is_file_name(name):
             raise _malformed(where, f"{name!r} is not the name of a file beside it")
@@ -161,9 +169,6 @@ def _check(raw: Mapping[str, Any], where: Path) -> None:
             raise _malformed(where, f"{name!r} has no header_digest or others")
         if not all(digest == "" or _is_digest(digest) for digest in others.values()):
             raise _malformed(where, f"{name!r} has others whose digests are none")
-    nodes = raw["ranks_per_node"]
-    if nodes is not None and (type(nodes) is not int or nodes < 1):
-        raise _malformed(where, '"ranks_per_node" is not there, or not a number from 1 on')
 
 
 def _is_file_name(name: str) -> bool:
