@@ -10,18 +10,22 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import stat
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eplb_cli.errors import CheckpointError, EplbError, OutputError
+from eplb_cli.errors import CheckpointError, EplbError, OutputError, WorkerError
 
 T = TypeVar("T")
 
 COPY_BLOCK_NBYTES = 1 << 20
 """Bytes moved at a time where the kernel cannot copy by itself: small enough for a core's cache."""
+
+SPARE_DESCRIPTORS = 128
+"""Descriptors that a process needs besides those of shards: libraries, sockets, the files of a run."""
 
 _NO_CLONE = {
     errno.EXDEV,
@@ -42,6 +46,21 @@ def attempt(operation: str, call: Callable[..., T], *args: Any) -> T:  # noqa: A
     """Make one system call; `operation` names it to the tests that replace this function."""
     del operation
     return call(*args)
+
+
+def allow_open_files(count: int) -> None:
+    """Raise the limit on open files to `count` shards, for this process and those that it starts.
+
+    Raises:
+        WorkerError: EP405, the system allows fewer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise WorkerError("EP405", f"{count:,} shards need {needed:,} open files, and {hard:,} are allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def open_source(path: Path) -> int:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from eplb_cli.errors import CheckpointError
 from eplb_cli.files import read_small_file
 from eplb_cli.json_text import NotJsonError, parse_json
-from eplb_cli.placement import Placement
+from eplb_cli.placement import MAX_EXPERTS, Placement
 from eplb_cli.placement_file import placement_from_json
 
 FORMAT = "eplb-checkpoint/1"
@@ -151,8 +151,8 @@ def _check(raw: Mapping[str, Any], where: Path) -> None:
     if not all(isinstance(name, str) for name in raw["expert_tensors"]):
         raise _malformed(where, "expert_tensors is not a list of strings")
     nodes = raw["ranks_per_node"]
-    if nodes is not None and (type(nodes) is not int or nodes < 1):
-        raise _malformed(where, '"ranks_per_node" is not there, or not a number from 1 on')
+    if nodes is not None and (type(nodes) is not int or not 1 <= nodes <= MAX_EXPERTS):
+        raise _malformed(where, f'"ranks_per_node" is not there, or not a number from 1 to {MAX_EXPERTS:,}')
     _check_files(raw, where)
 
 

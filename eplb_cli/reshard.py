@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from eplb_cli import files
 from eplb_cli.commit import carry_files, reopen, write_manifest
 from eplb_cli.move import Moved, ProgressBar, move
 from eplb_cli.prepare import place_name
@@ -27,6 +28,7 @@ def reshard(request: Request, progress: ProgressBar) -> Report:
     planned = plan_request(request)
     prepared, shards = planned.prepared, planned.prepared.checkpoint.shards
     check_space(request.destination, prepared.output.nbytes)
+    files.allow_open_files(len(shards.files) + len(prepared.output.files))
     clock.lap("plan")
     with staging(request.destination) as stage:
         create_files(stage, prepared.output)

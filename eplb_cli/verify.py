@@ -146,6 +146,7 @@ def header_digest(path: Path, nbytes: int) -> str:
 def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -> Digests:
     """The digests of all places of a tree, read by several threads."""
     places = old_places(checkpoint)
+    files.allow_open_files(len(checkpoint.shards.files))
     tree = Tree([file.path for file in checkpoint.shards.files], files.open_source)
     try:
         with ThreadPoolExecutor(default_threads(1)) as pool:

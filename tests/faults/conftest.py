@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.cli.conftest import _plain_terminal, case, eplb
+
+__all__ = ["_plain_terminal", "case", "eplb"]
+
 HANG_S = 120
 """A case that takes so long never ends: every one takes well below a second."""
 

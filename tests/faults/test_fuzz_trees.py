@@ -15,15 +15,15 @@ import pytest
 from eplb_cli.errors import CODES, CheckpointError, EplbError
 from eplb_cli.inspection import inspect_shards
 from eplb_cli.layout import PRESETS, Layout, key_name, layout_from_json, presets, read_layout
-from eplb_cli.request import Request, plan_request
+from eplb_cli.request import Request
 from eplb_cli.reshard import reshard
 from eplb_cli.verify import verify
 from tests.cli.tree import placement, stacked, write_json, write_tree
 from tests.support.mutations import mutate, nudge, replace_token, restructure
 from tests.support.scratch import scratch
 
-NUM_LAYOUTS, LAYOUT_BATCH = 10_000, 2_000
-NUM_TREES, TREE_BATCH = 1_600, 200
+NUM_LAYOUTS, LAYOUT_BATCH = 5_000, 1_000
+NUM_TREES, TREE_BATCH = 1_000, 125
 OLD = placement([[0, 1, 2, 3, 0, -1], [3, 2, 1, 0, 2, 3]])
 NEW = placement([[3, 0, 0, 1, 2, 2], [0, 1, 2, 3, 3, -1]])
 
@@ -68,8 +68,8 @@ def test_damaged_layouts(seed, tmp_path, watchdog, count):
             else:
                 layout = layout_from_json(json.loads(restructure(rng, rng.choice(texts), texts)), "x")
         except CheckpointError as error:
-            assert error.code == "EP206"  # noqa: PT017 - both ends are right
-            assert len(error.message) < 500 + len(str(file))
+            is_short = len(error.message) < 500 + len(str(file))
+            assert (error.code, is_short) == ("EP206", True)  # noqa: PT017 - both ends are right
         else:
             assert_layout_works(layout)
             accepted += 1
@@ -87,16 +87,16 @@ def _header(rng: Random, tree: Path) -> None:
 
 
 def _manifest(rng: Random, tree: Path) -> None:
-    """An eplb.json that says something else, with a digest that fits it."""
-    text = (tree / "eplb.json").read_bytes()
+    """An eplb.json that says something else of one of its keys, with a digest that fits it."""
+    content = json.loads((tree / "eplb.json").read_bytes())
+    del content["digest"]
+    key = rng.choice(sorted(content))
+    text = json.dumps(content[key]).encode()
     with contextlib.suppress(ValueError, RecursionError):
-        change = rng.choice((nudge, replace_token, restructure, restructure))
-        content = json.loads(change(rng, text, [text]))
-        if isinstance(content, dict):
-            content.pop("digest", None)
-            seal = hashlib.sha256(json.dumps(content, indent=1, sort_keys=True).encode()).hexdigest()
-            text = json.dumps({**content, "digest": seal}, indent=1, sort_keys=True).encode() + b"\n"
-    (tree / "eplb.json").write_bytes(text)
+        content[key] = json.loads(rng.choice((nudge, replace_token, restructure))(rng, text, [text]))
+    seal = hashlib.sha256(json.dumps(content, indent=1, sort_keys=True).encode()).hexdigest()
+    content["digest"] = seal
+    (tree / "eplb.json").write_bytes(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def _any_file(rng: Random, tree: Path) -> None:
@@ -110,27 +110,44 @@ def _name(rng: Random, tree: Path) -> None:
     file = rng.choice(sorted(path for path in tree.iterdir() if path.is_file()))
     new = nudge(rng, file.name.encode(), []).decode()
     if rng.random() < 0.5:
-        new = rng.choice(("x.safetensors", ".hidden", "model-rank-0-part-1.safetensors", "a\nb", "{rank}.json"))
+        new = rng.choice(
+            ("x.safetensors", ".hidden", "model-rank-0-part-1.safetensors", "a\nb", "{rank}.json")
+        )
     with contextlib.suppress(OSError):
         file.rename(tree / new)
 
 
-DAMAGE: tuple[Callable[[Random, Path], None], ...] = (_header, _header, _manifest, _manifest, _any_file, _name)
+DAMAGE: tuple[Callable[[Random, Path], None], ...] = (
+    _header,
+    _header,
+    _manifest,
+    _manifest,
+    _any_file,
+    _name,
+)
 
 
-def outcome(call: Callable[[], object]) -> str:
+def outcome(call: Callable[..., object], *arguments: object) -> str:
     """The code of the error that a call ends with, "" without one; nothing else may escape."""
     try:
-        call()
+        call(*arguments)
     except EplbError as error:
-        assert error.code in CODES
+        assert error.code in CODES  # noqa: PT017 - both ends are right
         return error.code
     return ""
 
 
+def inspect_deeply(tree: Path) -> None:
+    inspect_shards(tree, "auto", deep=True, advance=nothing)
+
+
+def nothing(nbytes: int) -> None:
+    """What is told of the bytes done."""
+
+
 def silent(total: int, description: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
     """A progress bar that shows nothing."""
-    return contextlib.nullcontext(lambda _: None)
+    return contextlib.nullcontext(nothing)
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +158,16 @@ def good():
         write_json(home / "src" / "config.json", {"vocab_size": 16, "n_routed_experts": 4})
         for name, said in (("old.json", OLD), ("new.json", NEW)):
             write_json(home / name, said)
-        first = Request(home / "src", home / "dst", str(home / "new.json"), str(home / "old.json"), backend="file")
+        first = Request(
+            home / "src", home / "dst", str(home / "new.json"), str(home / "old.json"), backend="file"
+        )
         reshard(first, silent)
         yield home
 
 
 @pytest.mark.parametrize("seed", range(NUM_TREES // TREE_BATCH))
 def test_damaged_trees(seed, good, tmp_path, watchdog, count):
-    """`verify`, `inspect --deep`, `plan` and `reshard --dry-run`, with the manifest and without it."""
+    """`verify`, with and without SRC, `inspect --deep` and `reshard`, which leaves DST or nothing at all."""
     rng, ends = Random(seed), set()
     for number in range(TREE_BATCH):
         watchdog()
@@ -158,15 +177,20 @@ def test_damaged_trees(seed, good, tmp_path, watchdog, count):
         has_manifest = rng.random() < 0.7
         if not has_manifest:
             (tree / "eplb.json").unlink(missing_ok=True)
-        back = Request(
-            tree, tmp_path / "back", str(good / "old.json"), None if has_manifest else str(good / "new.json"), backend="file"
-        )  # fmt: skip
+        old = None if has_manifest else str(good / "new.json")
+        back = Request(tree, tmp_path / "back", str(good / "old.json"), old, backend="file", durable=False)
+        last = outcome(reshard, back, silent)
         ends |= {
-            outcome(lambda tree=tree: verify(tree, None, lambda _: None)),
-            outcome(lambda tree=tree: verify(tree, good / "src", lambda _: None)),
-            outcome(lambda tree=tree: inspect_shards(tree, "auto", deep=True, advance=lambda _: None)),
-            outcome(lambda back=back: plan_request(back)),
+            outcome(verify, tree, None, nothing),
+            outcome(verify, tree, good / "src", nothing),
+            outcome(inspect_deeply, tree),
+            last,
         }
-        shutil.rmtree(tree)
+        assert back.destination.exists() == (not last)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            {tree.name} | ({"back"} if not last else set())
+        )
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path)
     count("damaged trees, four commands each", TREE_BATCH)
     assert {"", "EP203", "EP214", "EP505", "EP506"} <= ends

@@ -15,22 +15,22 @@ from typing import Any
 TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?[0-9][-+.0-9eE]*|true|false|null|[][{},:]')
 
 NUMBERS = (
-    b"-1", b"-0", b"0", b"1", b"2", b"24", b"25", b"1.0", b"0.5", b"1e3", b"1E400", b"-1e-9", b"NaN", b"Infinity",
-    b"-Infinity", b"00", b"01", b"0x10", b"+1", b"1_000", b"9007199254740993", b"2147483648", b"4294967296",
-    b"4611686018427387904", b"9223372036854775807", b"9223372036854775808", b"18446744073709551615",
-    b"18446744073709551616", b"-9223372036854775809", b"9" * 40, b"9" * 4301,
-)  # fmt: skip
+    *b"-1 -0 0 1 2 24 25 1.0 0.5 1e3 1E400 -1e-9 NaN Infinity -Infinity 00 01 0x10 +1 1_000".split(),
+    *b"2147483648 4294967296 9007199254740993 4611686018427387904 9223372036854775807".split(),
+    *b"9223372036854775808 18446744073709551615 18446744073709551616 -9223372036854775809".split(),
+    b"9" * 40,
+    b"9" * 4301,
+)
 STRINGS = (
-    b'""', b'"a"', b'"b"', b'"__metadata__"', b'"F32"', b'"BF16"', b'"F4"', b'"F6_E2M3"', b'"f32"', b'"F128"', b'"1"',
-    b'"../../etc/passwd"', b'"/etc/passwd"', b'"a/b"', b'".."', b'"."', b'"\\u0000"', b'"\\u001b[2J"', b'"\\ud800"',
-    b'"\\udc00\\ud800"', b'"\\ud83d\\ude00"', b'"\xff"', b'"\xc3\xa9"', b'"\xed\xa0\x80"', b'"a\nb"', b'"\\x"', b'"{layer}"',
-    b'"%s{0}[bold]"', b'"layers.0.mlp.experts.w13_weight"', b'"{layer}.layers.3.mlp.experts.w13_weight"',
-    b'"' + b"x" * 5000 + b'"', b'"open',
-)  # fmt: skip
+    *rb'"" "a" "b" "__metadata__" "F32" "BF16" "F4" "F6_E2M3" "f32" "F128" "1"'.split(),
+    *rb'"../../etc/passwd" "/etc/passwd" "a/b" ".." "." "\u0000" "\u001b[2J" "\x" "open'.split(),
+    *rb'"\ud800" "\udc00\ud800" "\ud83d\ude00" "{layer}" "%s{0}[bold]" "layers.0.mlp.experts.w1"'.split(),
+    *(b'"\xff"', b'"\xc3\xa9"', b'"\xed\xa0\x80"', b'"a\nb"', b'"' + b"x" * 5000 + b'"'),
+)
 OTHERS = (
-    b"true", b"false", b"null", b"[]", b"{}", b"[[]]", b"[0]", b'[{"a": 1}]', b'{"": {}}', b"[" * 70 + b"]" * 70,
-    b"[" * 2000, b'{"a":' * 2000, b"/**/", b"", b",", b":", b"]", b"}", b"\xef\xbb\xbf", b"\x00", b"\\",
-)  # fmt: skip
+    *rb'true false null [] {} [[]] [0] [{"a":1}] {"":{}} /**/ , : ] } \\'.split(),
+    *(b"", b"[" * 70 + b"]" * 70, b"[" * 2000, b'{"a":' * 2000, b"\xef\xbb\xbf", b"\x00"),
+)
 VALUES = NUMBERS + STRINGS + OTHERS
 
 
@@ -116,7 +116,7 @@ class Pairs(list[tuple[str, Any]]):
     """The members of an object, in which a key may be there twice."""
 
 
-def _places(value: object) -> Any:  # noqa: ANN401 - (list, index) of everything in a value
+def _places(value: object) -> Any:
     if isinstance(value, list):
         for at, item in enumerate(value):
             yield value, at
@@ -134,5 +134,6 @@ def dump(value: object) -> str:
 
 Mutation = Callable[[Random, bytes, Sequence[bytes]], bytes]
 MUTATIONS: tuple[Mutation, ...] = (
-    flip, flip, cut, repeat, splice, replace_token, replace_token, replace_token, nudge, nudge, nudge, restructure, restructure,
-)  # fmt: skip
+    *(flip, flip, cut, repeat, splice, restructure, restructure),
+    *(replace_token, replace_token, replace_token, nudge, nudge, nudge),
+)

@@ -133,6 +133,7 @@ def test_a_key_that_is_missing_or_of_another_type(tmp_path, key, value):
         ({"carried": {"\ud800": {"nbytes": 3}}}, "\\ud800"),
         ({"carried": {"/" * 100_000: {"nbytes": 3}}}, "///"),
         ({"ranks_per_node": 0}, "ranks_per_node"),
+        ({"ranks_per_node": 10**40}, "ranks_per_node"),
         ({"ranks_per_node": True}, "ranks_per_node"),
     ],
 )
