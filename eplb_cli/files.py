@@ -186,6 +186,15 @@ def _allocate(descriptor: int, nbytes: int) -> None:
         attempt("truncate", os.ftruncate, descriptor, nbytes)
 
 
+def require_space(directory: Path, nbytes: int) -> None:
+    """Raise EP603 unless `nbytes` more fit into a directory, where the file system can tell."""
+    path = directory / "space"
+    try:
+        os.close(create(path, nbytes))
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def open_output(path: Path) -> int:
     """Open a file of the staging directory for reading and writing. Raises OutputError."""
     with writing(path):

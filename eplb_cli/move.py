@@ -10,13 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli import files
 from eplb_cli.job import Job, digest_path
 from eplb_cli.launch import launch
+from eplb_cli.manifest import DIGEST_NBYTES
 from eplb_cli.placement_file import placement_to_json
 from eplb_cli.prepare import Prepared
 from eplb_cli.request import Planned
 from eplb_cli.shards import Staging
 from eplb_cli.transfer import TransferOptions, TransferResult, transfer
+
+WORK_NBYTES = 1 << 20
+"""Bytes of the files through which a launcher and its workers talk, besides digests."""
 
 Digests = NDArray[np.uint8]
 ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
@@ -69,6 +74,8 @@ def _move_in_workers(
     planned: Planned, stage: Staging, options: TransferOptions, show: Callable[[int], None]
 ) -> Moved:
     request, prepared = planned.request, planned.prepared
+    num_places = len(prepared.old_places.rank) + len(prepared.new_places.rank)
+    files.require_space(stage.work, num_places * DIGEST_NBYTES * planned.num_workers + WORK_NBYTES)
     job = Job(
         source=str(request.source.absolute()),
         staging=str(stage.path),

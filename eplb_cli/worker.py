@@ -17,6 +17,7 @@ import numpy as np
 
 from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange import Schedule
+from eplb_cli.files import output_error
 from eplb_cli.job import Job, Outcome, digest_path, progress_counters, read_job
 from eplb_cli.prepare import Prepared
 from eplb_cli.transfer import Link, TransferResult, transfer
@@ -56,6 +57,9 @@ def main() -> int:
         outcome = _outcome_of(worker, run(job, worker))
     except EplbError as error:
         outcome = Outcome(worker, time.time_ns(), (error.code, error.message, error.hint))
+    except OSError as error:  # of the files of the run: those of SRC and DST have coded errors
+        found = output_error(error, error.filename or job.work)
+        outcome = Outcome(worker, time.time_ns(), (found.code, found.message, found.hint))
     except BaseException as error:  # noqa: BLE001 - whatever it is, the launcher has to hear of it
         outcome = _unexpected(worker, error)
     outcome.write(job.work)

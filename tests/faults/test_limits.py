@@ -71,6 +71,21 @@ def test_a_disk_that_fills_up(case, disk, monkeypatch, count, refused):
     count("disks that fill up", len(ends) - 1)
 
 
+def test_a_disk_without_room_for_the_files_of_the_run(case, disk, monkeypatch):
+    """EP603 before a worker is started that could not say what it died of."""
+    before = fingerprint(case.src)
+
+    def attempt(operation, call, *args):
+        if operation == "mkdir" and not (disk / FILLER).exists():
+            fill(disk, 512 << 10)
+        return call(*args)
+
+    monkeypatch.setattr(files, "attempt", attempt)
+    result = case.eplb(*case.arguments("--backend", "gloo", dst=disk / "dst"))
+    assert_error(result, "EP603", "space: No space left on device", exit_code=6)
+    assert_nothing_left(case, disk, before)
+
+
 def test_a_read_only_disk(case, count):
     """EP604 for DST there; SRC may well be there, because it is only read."""
     with tmpfs(case.home / "disk") as disk, mounted(case.home / "ro", "--bind", case.src) as source:
