@@ -27,7 +27,8 @@ def carry_files(shards: Shards, stage: Staging, *, durable: bool) -> dict[str, d
     for name in shards.carried:
         source = files.open_source(shards.path / name)
         try:
-            nbytes = os.fstat(source).st_size
+            status = os.fstat(source)
+            nbytes = status.st_size
             destination = files.create(stage.path / name, nbytes)
             state = xxhash.xxh3_128()
             block = memoryview(bytearray(files.COPY_BLOCK_NBYTES))
@@ -37,6 +38,7 @@ def carry_files(shards: Shards, stage: Staging, *, durable: bool) -> dict[str, d
                     files.read_into(source, view, begin, shards.path / name)
                     files.write_from(destination, view, begin, stage.path / name)
                     state.update(view)
+                files.refuse_changed(source, status, shards.path / name)
                 if durable:
                     files.sync(destination, stage.path / name)
             finally:

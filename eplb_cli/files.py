@@ -119,6 +119,13 @@ def writing(path: object) -> Iterator[None]:
         raise output_error(error, path) from error
 
 
+def refuse_changed(descriptor: int, before: os.stat_result, path: object) -> None:
+    """EP220 where an open file has another size or time than `before`."""
+    now = os.fstat(descriptor)
+    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise CheckpointError("EP220", f"{path} changed while it was read")
+
+
 def read_into(descriptor: int, buffer: memoryview, offset: int, path: object) -> None:
     """Fill `buffer` from `offset` on.
 

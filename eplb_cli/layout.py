@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,20 +70,20 @@ class _KeyPattern(NamedTuple):
     """A pattern of `experts`, divided at `{tensor}`.
 
     As one regular expression it would try every end of what is free before the tensor with every end of
-    the tensor. Divided, the last place that fits is found from each side in one go.
+    the tensor. Divided, all that is tried is how many digits belong to the numbers behind the tensor.
     """
 
     before: re.Pattern[str]
     after: re.Pattern[str]
 
-    def match(self, key: str) -> dict[str, str] | None:
-        """The values of the placeholders, and "prefix"; None where a key does not fit."""
-        after = self.after.search(key)
-        before = self.before.match(key, 0, after.start() - 1) if after and after.start() else None
-        if after is None or before is None:
-            return None
-        tensor = key[before.end() : after.start()]
-        return {**before.groupdict(), **after.groupdict(), "tensor": tensor}
+    def matches(self, key: str) -> Iterator[dict[str, str]]:
+        """The values of the placeholders, and "prefix", for each such way; the longest numbers first."""
+        begin = 0
+        while begin <= len(key) and (after := self.after.search(key, begin)):
+            if before := self.before.match(key, 0, max(after.start() - 1, 0)):
+                tensor = key[before.end() : after.start()]
+                yield {**before.groupdict(), **after.groupdict(), "tensor": tensor}
+            begin = after.start() + 1
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,9 @@ class Layout:
         none: it could not be written again.
         """
         for pattern, compiled in zip(self.experts, self._key_patterns, strict=True):
-            found = compiled.match(key)
-            if found is None or found["tensor"] not in self._known:
-                continue
-            template = found["prefix"] + pattern.replace("{tensor}", found["tensor"])
-            digits = found.get("row", found.get("expert"))
-            layer, number = int(found["layer"]), None if digits is None else int(digits)
-            if key_name(template, layer, number) == key:
-                return ExpertKey(template, found["tensor"], layer, number)
+            for found in compiled.matches(key):
+                if found["tensor"] in self._known and (expert := _expert_key(pattern, found, key)):
+                    return expert
         return None
 
     def is_known_other(self, key: str) -> bool:
@@ -161,8 +156,7 @@ class Layout:
 
         It looks like one where it fits a pattern of `experts` but for its end, or where a part of it says so.
         """
-        matches = [compiled.match(key) for compiled in self._key_patterns]
-        ends = [match["tensor"] for match in matches if match]
+        ends = [found["tensor"] for compiled in self._key_patterns for found in compiled.matches(key)]
         parts = key.split(".")
         looks = [place for place, part in enumerate(parts) if part in _EXPERT_COMPONENTS]
         if looks:
@@ -180,6 +174,16 @@ class Layout:
     def as_json(self) -> dict[str, Any]:
         """The layout as a manifest or a job file holds it."""
         return {"format": FORMAT, **asdict(self)}
+
+
+def _expert_key(pattern: str, found: Mapping[str, str], key: str) -> ExpertKey | None:
+    """What a key says that fits a pattern; None where its template would not give it back."""
+    template = found["prefix"] + pattern.replace("{tensor}", found["tensor"])
+    digits = found.get("row", found.get("expert"))
+    layer, number = int(found["layer"]), None if digits is None else int(digits)
+    if key_name(template, layer, number) != key:
+        return None
+    return ExpertKey(template, found["tensor"], layer, number)
 
 
 def _compile(pattern: str, before: str, after: str = "") -> re.Pattern[str]:

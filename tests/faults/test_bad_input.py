@@ -188,6 +188,21 @@ class TestChanging:
         assert any(f"error[{code}]" in result.err for code in ("EP201", "EP204", "EP220")), result.err
         assert sorted(path.name for path in case.home.iterdir()) == ["new.json", "old.json", "src"]
 
+    @pytest.mark.parametrize("size", [0, 10, 30])
+    def test_a_file_that_is_carried_along(self, case, monkeypatch, size):
+        """EP220 where it grows or shrinks while it is copied."""
+        (case.src / "tokenizer.json").write_bytes(b"x" * 20)
+
+        def attempt(operation, call, *args):
+            if operation == "write" and bytes(args[1]) == b"x" * 20:
+                os.truncate(case.src / "tokenizer.json", size)
+            return call(*args)
+
+        monkeypatch.setattr(files, "attempt", attempt)
+        result = case.eplb(*case.arguments())
+        assert_error(result, "EP220", "tokenizer.json")
+        assert not case.dst.exists()
+
 
 PLACEMENTS = {
     "nested": (b'{"physical_to_logical_map": ' + b"[" * 100_000, "EP102"),

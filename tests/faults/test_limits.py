@@ -8,6 +8,9 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +19,7 @@ from tests.cli.case import assert_error
 from tests.cli.tree import fingerprint, read_shard, tensor, write_shard
 from tests.support.mounts import FILLER, ext4, fill, mounted, tmpfs
 
-DISKS = {"tmpfs": tmpfs, "ext4": ext4}
+DISKS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {"tmpfs": tmpfs, "ext4": ext4}
 
 
 def assert_nothing_left(case, disk, before):
@@ -47,7 +50,7 @@ def test_a_disk_that_is_too_small(case, disk):
 def test_a_disk_that_fills_up(case, disk, monkeypatch, count, refused):
     """EP603 wherever the space ends: after the check, in a header, a row, a digest, the manifest."""
     before = fingerprint(case.src)
-    free, ends = 0, []
+    free, ends = 0, list[int]()
 
     def attempt(operation, call, *args):
         if operation == "mkdir" and not (disk / FILLER).exists():

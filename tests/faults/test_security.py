@@ -179,7 +179,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 
 def listeners(pid):
-    """Addresses on which anything in the network namespace of a process listens, as the kernel writes them."""
+    """Addresses on which anything in the network of a process listens, as the kernel writes them."""
     found = set()
     for table in ("tcp", "tcp6"):
         lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
