@@ -74,12 +74,18 @@ class _KeyPattern(NamedTuple):
     """
 
     before: re.Pattern[str]
-    after: re.Pattern[str]
+    after: re.Pattern[str] | None
 
-    def matches(self, key: str) -> Iterator[dict[str, str]]:
+    def matches(self, key: str) -> Iterable[dict[str, str]]:
         """The values of the placeholders, and "prefix", for each such way; the longest numbers first."""
+        if self.after is not None:
+            return self._matches_before(self.after, key)
+        before = self.before.match(key, 0, max(len(key) - 1, 0))
+        return () if before is None else ({**before.groupdict(), "tensor": key[before.end() :]},)
+
+    def _matches_before(self, behind: re.Pattern[str], key: str) -> Iterator[dict[str, str]]:
         begin = 0
-        while begin <= len(key) and (after := self.after.search(key, begin)):
+        while begin <= len(key) and (after := behind.search(key, begin)):
             if before := self.before.match(key, 0, max(after.start() - 1, 0)):
                 tensor = key[before.end() : after.start()]
                 yield {**before.groupdict(), **after.groupdict(), "tensor": tensor}
@@ -123,7 +129,17 @@ class Layout:
     def _key_patterns(self) -> list[_KeyPattern]:
         divided = [pattern.partition("{tensor}") for pattern in self.experts]
         free = r"(?P<prefix>(?:.*\.)?)"
-        return [_KeyPattern(_compile(begin, free), _compile(end, "", r"\Z")) for begin, _, end in divided]
+        return [
+            _KeyPattern(_compile(begin, free), _compile(end, "", r"\Z") if end else None)
+            for begin, _, end in divided
+        ]
+
+    @cached_property
+    def _any_beginning(self) -> re.Pattern[str]:
+        """What the patterns have before `{tensor}`, in one: most keys fit none of them."""
+        begins = {re.escape(pattern.partition("{tensor}")[0]) for pattern in self.experts}
+        texts = (re.sub(r"\\\{\w+\\\}", f"(?:{_NUMBER})", begin) for begin in sorted(begins))
+        return re.compile(rf"(?:.*\.)?(?:{'|'.join(texts)})", re.DOTALL)
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -145,18 +161,23 @@ class Layout:
         A key whose template would not give it back, because a placeholder stands in the key itself, is
         none: it could not be written again.
         """
-        for pattern, compiled in zip(self.experts, self._key_patterns, strict=True):
-            for found in compiled.matches(key):
-                if found["tensor"] in self._known and (expert := _expert_key(pattern, found, key)):
-                    return expert
+        for pattern, found in self._matches(key):
+            if found["tensor"] in self._known and (expert := _expert_key(pattern, found, key)):
+                return expert
         return None
+
+    def _matches(self, key: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """Every pattern that a key fits, and the values of its placeholders."""
+        if self._any_beginning.match(key):
+            for pattern, compiled in zip(self.experts, self._key_patterns, strict=True):
+                yield from ((pattern, found) for found in compiled.matches(key))
 
     def is_known_other(self, key: str) -> bool:
         """Whether a key that is no expert's does not look like one, or is one the layout knows to be none.
 
         It looks like one where it fits a pattern of `experts` but for its end, or where a part of it says so.
         """
-        ends = [found["tensor"] for compiled in self._key_patterns for found in compiled.matches(key)]
+        ends = [found["tensor"] for _, found in self._matches(key)]
         parts = key.split(".")
         looks = [place for place, part in enumerate(parts) if part in _EXPERT_COMPONENTS]
         if looks:
