@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from eplb_cli import files
+from eplb_cli import files, worker
+from eplb_cli.job import read_outcomes
 from tests.cli.case import assert_error
 from tests.cli.tree import fingerprint, read_shard, tensor, write_shard
 from tests.support.mounts import FILLER, ext4, fill, mounted, tmpfs
@@ -87,6 +89,27 @@ def test_a_disk_without_room_for_the_files_of_the_run(case, disk, monkeypatch):
     result = case.eplb(*case.arguments("--backend", "gloo", dst=disk / "dst"))
     assert_error(result, "EP603", "space: No space left on device", exit_code=6)
     assert_nothing_left(case, disk, before)
+
+
+def test_a_worker_whose_own_files_do_not_fit(monkeypatch, tmp_path):
+    """EP603 as its outcome, with the file, and not an unexpected error."""
+
+    def run(job, number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "digests-old-1.npy")
+
+    monkeypatch.setattr(worker, "read_job", lambda _: SimpleNamespace(work=tmp_path, launcher_pid=0))
+    monkeypatch.setattr(worker, "die_with_parent", lambda: None)
+    monkeypatch.setattr(worker, "grandparent", lambda: 0)
+    monkeypatch.setattr(worker, "run", run)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(sys, "argv", ["worker", "job.json"])
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as ended:
+        worker.main()
+    error = read_outcomes(tmp_path, 2)[1].error
+    assert ended.value.code == 1
+    assert error is not None
+    assert tuple(error[:2]) == ("EP603", "digests-old-1.npy: No space left on device")
 
 
 def test_a_read_only_disk(case, count):
