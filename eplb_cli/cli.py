@@ -79,7 +79,10 @@ SendersOption = Annotated[
     ),
 ]
 RanksPerNode = Annotated[
-    int | None, typer.Option("--ranks-per-node", min=1, metavar="G", help="Prefer senders on the same node.")
+    int | None,
+    typer.Option(
+        "--ranks-per-node", min=1, max=1_000_000, metavar="G", help="Prefer senders on the same node."
+    ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
 LayoutOption = Annotated[

@@ -28,13 +28,15 @@ def carry_files(shards: Shards, stage: Staging, *, durable: bool) -> dict[str, d
     for name in shards.carried:
         source = files.open_source(shards.path / name)
         try:
-            nbytes = os.fstat(source).st_size
+            status = os.fstat(source)
+            nbytes = status.st_size
             destination = files.create(stage.path / name, nbytes)
             try:
                 state = xxhash.xxh3_128()
                 for begin, view in _blocks(source, nbytes, shards.path / name):
                     files.write_from(destination, view, begin, stage.path / name)
                     state.update(view)
+                files.refuse_changed(source, status, shards.path / name)
                 if durable:
                     files.sync(destination, stage.path / name)
             finally:

@@ -10,18 +10,22 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import stat
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eplb_cli.errors import CheckpointError, EplbError, OutputError
+from eplb_cli.errors import CheckpointError, EplbError, OutputError, WorkerError
 
 T = TypeVar("T")
 
 COPY_BLOCK_NBYTES = 1 << 20
 """Bytes moved at a time where the kernel cannot copy by itself: small enough for a core's cache."""
+
+SPARE_DESCRIPTORS = 128
+"""Descriptors that a process needs besides those of shards: libraries, sockets, the files of a run."""
 
 _NO_CLONE = {
     errno.EXDEV,
@@ -50,6 +54,21 @@ def make_call(operation: str, call: Callable[..., T], *args: Any) -> T:  # noqa:
     """Make one system call once. Tests replace this function, to let any call fail or be the last."""
     del operation
     return call(*args)
+
+
+def allow_open_files(count: int) -> None:
+    """Raise the limit on open files to `count` shards, for this process and those that it starts.
+
+    Raises:
+        WorkerError: EP405, the system allows fewer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise WorkerError("EP405", f"{count:,} shards need {needed:,} open files, and {hard:,} are allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def open_source(path: Path) -> int:
@@ -106,6 +125,13 @@ def writing(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise output_error(error, path) from error
+
+
+def refuse_changed(descriptor: int, before: os.stat_result, path: object) -> None:
+    """EP220 where an open file has another size or time than `before`."""
+    now = os.fstat(descriptor)
+    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise CheckpointError("EP220", f"{path} changed while it was read")
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int, path: object) -> None:
@@ -194,6 +220,15 @@ def _allocate(descriptor: int, nbytes: int) -> None:
         if error.errno not in _NO_ALLOCATE:
             raise
         attempt("truncate", os.ftruncate, descriptor, nbytes)
+
+
+def require_space(directory: Path, nbytes: int) -> None:
+    """Raise EP603 unless `nbytes` more fit into a directory, where the file system can tell."""
+    path = directory / "space"
+    try:
+        os.close(create(path, nbytes))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def open_output(path: Path) -> int:

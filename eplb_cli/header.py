@@ -6,9 +6,11 @@ header comes from elsewhere, so everything it says is checked before anything is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 
 from eplb_cli import files
 from eplb_cli.errors import CheckpointError
+from eplb_cli.json_text import shown
 
 DATA_ALIGNMENT = 4096
 """Data starts on a page, so that rows of page-multiple size can be shared by the file system."""
@@ -28,6 +31,8 @@ from them stays below 1 GiB."""
 MAX_NAME_LENGTH = 4096
 MAX_DIMENSIONS = 32
 _MAX_REASON = 300
+_MAX_BITS = 1 << 63
+_NEGATIVE_ZERO = re.compile(rb"[\s:,\[]-0[\s,\]}]")
 
 DTYPE_BITS = {
     "BOOL": 8,
@@ -77,11 +82,13 @@ class Header:
         tensors: name to entry, in the order of their bytes.
         metadata: the free `__metadata__`.
         data_start: bytes from the start of the file to the data.
+        digest: hexadecimal sha256 of those bytes.
     """
 
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     data_start: int
+    digest: str
 
 
 def read_header(path: Path) -> tuple[Header, os.stat_result]:
@@ -126,7 +133,8 @@ def parse_header(text: bytes, data_nbytes: int, path: object) -> Header:
         position = entry.end
     if position != data_nbytes:
         raise _malformed(path, f"the tensors end at {position} and the data at {data_nbytes}")
-    return Header(tensors, metadata, 8 + len(text))
+    digest = hashlib.sha256(len(text).to_bytes(8, "little") + text).hexdigest()
+    return Header(tensors, metadata, 8 + len(text), digest)
 
 
 def _parse_json(text: bytes, path: object) -> dict[str, Any]:
@@ -134,6 +142,8 @@ def _parse_json(text: bytes, path: object) -> dict[str, Any]:
         raise _malformed(path, f"its header has more than {MAX_MARKS:,} values, and so many are not read")
     try:
         raw = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_reject)
+        if _NEGATIVE_ZERO.search(text):  # to Python the integer 0, to others a float
+            json.loads(text.decode("utf-8"), parse_int=_integer)
         if b"\\ud" in text.lower():  # half of a surrogate pair is no character, and no name
             json.dumps(raw, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -150,6 +160,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _integer(digits: str) -> int:
+    if digits == "-0":
+        raise ValueError("-0 is no size")
+    return 0
+
+
 def _reject(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
@@ -161,7 +177,7 @@ def _entry(name: str, value: object, path: object) -> TensorEntry:
         raise _malformed(path, f"{name!r} is not a tensor of dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _malformed(path, f"{name!r} has the unknown dtype {dtype!r}")
+        raise _malformed(path, f"{name!r} has the unknown dtype {shown(dtype)}")
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise _malformed(path, f"{name!r} has no shape of at most {MAX_DIMENSIONS} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004
@@ -169,6 +185,8 @@ def _entry(name: str, value: object, path: object) -> TensorEntry:
     entry = TensorEntry(dtype, tuple(shape), *offsets)
     if math.prod(shape) * DTYPE_BITS[dtype] != entry.nbytes * 8:
         raise _malformed(path, f"{name!r}: {dtype} {list(shape)} does not take {entry.nbytes} bytes")
+    if not entry.nbytes and math.prod(filter(None, shape)) * DTYPE_BITS[dtype] >= _MAX_BITS:
+        raise _malformed(path, f"{name!r}: {list(shape)} is too much to count, although it takes no bytes")
     return entry
 
 

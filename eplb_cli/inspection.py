@@ -14,7 +14,7 @@ from eplb_cli.classify import looks_sharded
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.findings import Finding
 from eplb_cli.manifest import Manifest
-from eplb_cli.placement import EMPTY, Placement
+from eplb_cli.placement import EMPTY, MAX_ENTRIES, Placement
 from eplb_cli.placement_file import placement_to_json
 from eplb_cli.prove import differing_replicas, row_view
 from eplb_cli.verify import Digests, check_files, check_own_digests, digest_tree, known_digests
@@ -75,9 +75,13 @@ def _unknown_placement(shards: Shards) -> Placement:
     Where keys name experts, they are in ascending order on each rank.
 
     Raises:
-        CheckpointError: EP217, a rank has more experts in one layer than in another.
+        CheckpointError: EP217, a rank has more experts in one layer than in another; EP208, the shards claim
+            more rows than any placement has.
     """
     slots = shards.slots_per_rank
+    if len(shards.moe_layers) * int(slots.sum()) > MAX_ENTRIES:
+        rows = f"{len(shards.moe_layers):,} layers of {int(slots.sum()):,} rows"
+        raise CheckpointError("EP208", f"{shards.path} has {rows}; more than {MAX_ENTRIES:,} are too many")
     first_slot = np.concatenate([[0], np.cumsum(slots)])
     layer_ids = np.array(shards.moe_layers, np.int64)
     row = np.arange(int(first_slot[-1]))

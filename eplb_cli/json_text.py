@@ -64,14 +64,17 @@ class JsonText:
         return [key for _, key in members[::2]], [offset for offset, _ in members[1::2]]
 
 
-def parse_json(data: bytes) -> JsonText:
+def parse_json(data: bytes, max_marks: int = MAX_MARKS) -> JsonText:
     """Parse UTF-8 text of any origin; NaN and infinities pass as floats, for the reader to refuse.
+
+    Args:
+        max_marks: commas, quotes and opening brackets that are read.
 
     Raises:
         NotJsonError: for anything else that is not JSON, nests too deeply, or has too many values.
     """
-    if sum(map(data.count, (b",", b'"', b"[", b"{"))) > MAX_MARKS:
-        raise NotJsonError(f"more than {MAX_MARKS:,} values are not read")
+    if sum(map(data.count, (b",", b'"', b"[", b"{"))) > max_marks:
+        raise NotJsonError(f"more than {max_marks:,} values are not read")
     text = _decode(data)
     repeated: list[str] = []
 

@@ -2,9 +2,9 @@
 
 A layout is a small TOML file: patterns for the names of files and of expert tensors, and the exact
 names an expert consists of. Patterns are literal text with placeholders, never regular expressions,
-so a hostile layout file cannot make matching slow. Where an expert lies follows from the
-placeholders: `{row}` is the row on its rank, `{expert}` the number in the whole model, and with
-neither the tensor is stacked, its dim 0 being the row.
+so a hostile layout file cannot make matching slow: the time to match a key grows as its length.
+Where an expert lies follows from the placeholders: `{row}` is the row on its rank, `{expert}` the
+number in the whole model, and with neither the tensor is stacked, its dim 0 being the row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,14 @@ from eplb_cli.errors import CheckpointError
 
 PRESETS = Path(__file__).parent / "layouts"
 FORMAT = "eplb-layout/1"
-MAX_LAYOUT_NBYTES = 1 << 20
+MAX_LAYOUT_NBYTES = 1 << 14
+"""A layout has a few lines, and the time that TOML takes grows faster than its text."""
+
+MAX_PATTERNS = 32
+"""Patterns of files, and of experts: every key is tried with each of them."""
+
+MAX_NAMES = 1000
+"""Tensors, input scales, others and scales of a layout."""
 
 _EXPERT_COMPONENTS = {"experts", "routed_experts"}
 _NUMBER = "0|[1-9][0-9]{0,8}"
@@ -57,6 +64,32 @@ class ExpertKey(NamedTuple):
     tensor: str
     layer: int
     number: int | None
+
+
+class _KeyPattern(NamedTuple):
+    """A pattern of `experts`, divided at `{tensor}`.
+
+    As one regular expression it would try every end of what is free before the tensor with every end of
+    the tensor. Divided, all that is tried is how many digits belong to the numbers behind the tensor.
+    """
+
+    before: re.Pattern[str]
+    after: re.Pattern[str] | None
+
+    def matches(self, key: str) -> Iterable[dict[str, str]]:
+        """The values of the placeholders, and "prefix", for each such way; the longest numbers first."""
+        if self.after is not None:
+            return self._matches_before(self.after, key)
+        before = self.before.match(key, 0, max(len(key) - 1, 0))
+        return () if before is None else ({**before.groupdict(), "tensor": key[before.end() :]},)
+
+    def _matches_before(self, behind: re.Pattern[str], key: str) -> Iterator[dict[str, str]]:
+        begin = 0
+        while begin <= len(key) and (after := behind.search(key, begin)):
+            if before := self.before.match(key, 0, max(after.start() - 1, 0)):
+                tensor = key[before.end() : after.start()]
+                yield {**before.groupdict(), **after.groupdict(), "tensor": tensor}
+            begin = after.start() + 1
 
 
 @dataclass(frozen=True)
@@ -93,8 +126,20 @@ class Layout:
         return [_compile(pattern, "") for pattern in self.files]
 
     @cached_property
-    def _key_patterns(self) -> list[re.Pattern[str]]:
-        return [_compile(pattern, r"(?P<prefix>(?:.*\.)?)") for pattern in self.experts]
+    def _key_patterns(self) -> list[_KeyPattern]:
+        divided = [pattern.partition("{tensor}") for pattern in self.experts]
+        free = r"(?P<prefix>(?:.*\.)?)"
+        return [
+            _KeyPattern(_compile(begin, free), _compile(end, "", r"\Z") if end else None)
+            for begin, _, end in divided
+        ]
+
+    @cached_property
+    def _any_beginning(self) -> re.Pattern[str]:
+        """What the patterns have before `{tensor}`, in one: most keys fit none of them."""
+        begins = {re.escape(pattern.partition("{tensor}")[0]) for pattern in self.experts}
+        texts = (re.sub(r"\\\{\w+\\\}", f"(?:{_NUMBER})", begin) for begin in sorted(begins))
+        return re.compile(rf"(?:.*\.)?(?:{'|'.join(texts)})", re.DOTALL)
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -111,27 +156,28 @@ class Layout:
         return None
 
     def match_key(self, key: str) -> ExpertKey | None:
-        """What the key of an expert tensor says, or None for any other tensor."""
-        for pattern, compiled in zip(self.experts, self._key_patterns, strict=True):
-            match = compiled.fullmatch(key)
-            if match is None:
-                continue
-            found = match.groupdict()
-            tensor = found["tensor"]
-            if tensor in self._known:
-                template = found["prefix"] + pattern.replace("{tensor}", tensor)
-                number = found.get("row", found.get("expert"))
-                layer = int(found["layer"])
-                return ExpertKey(template, tensor, layer, None if number is None else int(number))
+        """What the key of an expert tensor says, or None for any other tensor.
+
+        A key whose template would not give it back, because a placeholder stands in the key itself, is
+        none: it could not be written again.
+        """
+        for pattern, found in self._matches(key):
+            if found["tensor"] in self._known and (expert := _expert_key(pattern, found, key)):
+                return expert
         return None
+
+    def _matches(self, key: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """Every pattern that a key fits, and the values of its placeholders."""
+        if self._any_beginning.match(key):
+            for pattern, compiled in zip(self.experts, self._key_patterns, strict=True):
+                yield from ((pattern, found) for found in compiled.matches(key))
 
     def is_known_other(self, key: str) -> bool:
         """Whether a key that is no expert's does not look like one, or is one the layout knows to be none.
 
         It looks like one where it fits a pattern of `experts` but for its end, or where a part of it says so.
         """
-        matches = [compiled.fullmatch(key) for compiled in self._key_patterns]
-        ends = [match["tensor"] for match in matches if match]
+        ends = [found["tensor"] for _, found in self._matches(key)]
         parts = key.split(".")
         looks = [place for place, part in enumerate(parts) if part in _EXPERT_COMPONENTS]
         if looks:
@@ -151,10 +197,19 @@ class Layout:
         return {"format": FORMAT, **asdict(self)}
 
 
-def _compile(pattern: str, prefix: str) -> re.Pattern[str]:
-    text = re.escape(pattern)
-    text = text.replace(r"\{tensor\}", "(?P<tensor>.+)")
-    return re.compile(prefix + re.sub(r"\\\{(\w+)\\\}", rf"(?P<\1>{_NUMBER})", text), re.DOTALL)
+def _expert_key(pattern: str, found: Mapping[str, str], key: str) -> ExpertKey | None:
+    """What a key says that fits a pattern; None where its template would not give it back."""
+    template = found["prefix"] + pattern.replace("{tensor}", found["tensor"])
+    digits = found.get("row", found.get("expert"))
+    layer, number = int(found["layer"]), None if digits is None else int(digits)
+    if key_name(template, layer, number) != key:
+        return None
+    return ExpertKey(template, found["tensor"], layer, number)
+
+
+def _compile(pattern: str, before: str, after: str = "") -> re.Pattern[str]:
+    text = re.sub(r"\\\{(\w+)\\\}", rf"(?P<\1>{_NUMBER})", re.escape(pattern))
+    return re.compile(before + text + after, re.DOTALL)
 
 
 def file_name(series: str, rank: int, part: int, num_ranks: int) -> str:
@@ -250,6 +305,10 @@ def layout_from_json(raw: object, where: object) -> Layout:
     scales = fields["scales"]
     if not isinstance(scales, dict) or not all(isinstance(weight, str) for weight in scales.values()):
         raise _malformed(where, "scales does not map scales to weights")
+    if max(len(fields["files"]), len(fields["experts"])) > MAX_PATTERNS:
+        raise _malformed(where, f"more than {MAX_PATTERNS} patterns of files or of experts")
+    if sum(len(fields[key]) for key in ("tensors", "input_scales", "others", "scales")) > MAX_NAMES:
+        raise _malformed(where, f"more than {MAX_NAMES:,} names")
     if not isinstance(fields.get("name"), str) or not isinstance(fields["description"], str):
         raise _malformed(where, "name or description is not a string")
     _check_tensors(fields, where)
@@ -299,4 +358,4 @@ def _once(found: list[str], needed: set[str], allowed: set[str]) -> bool:
 
 
 def _malformed(where: object, reason: str) -> CheckpointError:
-    return CheckpointError("EP206", f"{where} is not a layout: {reason}", "see docs/layouts.md")
+    return CheckpointError("EP206", f"{where} is not a layout: {reason[:300]}", "see docs/layouts.md")

@@ -8,8 +8,10 @@ import json
 import math
 import os
 import re
+import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -19,13 +21,17 @@ from numpy.typing import NDArray
 
 from eplb_cli.errors import CheckpointError
 from eplb_cli.files import read_small_file
-from eplb_cli.placement import Placement
+from eplb_cli.json_text import NotJsonError, parse_json
+from eplb_cli.placement import MAX_EXPERTS, Placement
 from eplb_cli.placement_file import placement_from_json
 
 FORMAT = "eplb-checkpoint/1"
 MANIFEST_NAME = "eplb.json"
 DIGEST_NBYTES = 16
 MAX_MANIFEST_NBYTES = 1 << 28
+MAX_MARKS = 1 << 24
+"""As of a header: what is built from a manifest stays below 2 GiB."""
+
 _NPY_HEADER_LIMIT = 4096
 
 
@@ -92,8 +98,11 @@ def is_digest_file(name: str) -> bool:
     return re.fullmatch(r"eplb-digests-rank-[0-9]+\.npy", name) is not None
 
 
-def read_manifest(path: Path) -> Manifest | None:
+def read_manifest(path: Path, *, exact: bool = False) -> Manifest | None:
     """The manifest of a tree, None where it has none. Keys it does not know are left to those who do.
+
+    Args:
+        exact: refuse other spaces and another order of keys, too, than eplb writes.
 
     Raises:
         CheckpointError: EP214, it is malformed, was changed, or names a file outside its directory.
@@ -101,17 +110,31 @@ def read_manifest(path: Path) -> Manifest | None:
     where = path / MANIFEST_NAME
     if not os.path.lexists(where):
         return None
+    text = read_small_file(where, MAX_MANIFEST_NBYTES)
+    raw = _parse(text, where)
     try:
-        raw = json.loads(read_small_file(where, MAX_MANIFEST_NBYTES))
-    except (ValueError, RecursionError) as error:
-        raise _malformed(where, f"it is not JSON: {str(error)[:300]}") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise _malformed(where, f"its format is not {FORMAT}")
-    _check(raw, where)
-    content = {key: value for key, value in raw.items() if key != "digest"}
-    if raw.get("digest") != _digest(content):
+        digest = _digest({key: value for key, value in raw.items() if key != "digest"})
+        is_as_written = not exact or text == _text(raw) + b"\n"
+    except RecursionError as error:
+        raise _malformed(where, "lists or objects nest too deeply") from error
+    if raw.get("digest") != digest or not is_as_written:
         raise _malformed(where, "it was changed or damaged after it was written")
     return Manifest(**{field.name: raw[field.name] for field in fields(Manifest)})
+
+
+def _parse(text: bytes, where: Path) -> dict[str, Any]:
+    """The checked content of a manifest whose digest is not yet compared."""
+    try:
+        parsed = parse_json(text, MAX_MARKS)
+    except NotJsonError as error:
+        raise _malformed(where, error.message) from error
+    raw = parsed.value
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise _malformed(where, f"its format is not {FORMAT}")
+    if parsed.repeated_keys:
+        raise _malformed(where, f"{parsed.repeated_keys[0]!r} is more than once in one object")
+    _check(raw, where)
+    return raw
 
 
 def _check(raw: Mapping[str, Any], where: Path) -> None:
@@ -127,8 +150,16 @@ def _check(raw: Mapping[str, Any], where: Path) -> None:
             raise _malformed(where, f'"{field.name}" is not there, or not {name}')
     if not all(isinstance(name, str) for name in raw["expert_tensors"]):
         raise _malformed(where, "expert_tensors is not a list of strings")
-    for name, file in {**raw["files"], **raw["carried"], **raw["digests"]}.items():
-        if "/" in name or name in ("", ".", "..") or "\0" in name:
+    nodes = raw["ranks_per_node"]
+    if nodes is not None and (type(nodes) is not int or not 1 <= nodes <= MAX_EXPERTS):
+        raise _malformed(where, f'"ranks_per_node" is not there, or not a number from 1 to {MAX_EXPERTS:,}')
+    _check_files(raw, where)
+
+
+def _check_files(raw: Mapping[str, Any], where: Path) -> None:
+    """EP214 unless every file is one beside the manifest, with what has to be known of it."""
+    for name, file in chain.from_iterable(raw[key].items() for key in ("files", "carried", "digests")):
+        if not _is_file_name(name):
             raise _malformed(where, f"{name!r} is not the name of a file beside it")
         if not isinstance(file, dict) or type(file.get("nbytes")) is not int or file["nbytes"] < 0:
             raise _malformed(where, f"{name!r} has no nbytes")
@@ -136,6 +167,22 @@ def _check(raw: Mapping[str, Any], where: Path) -> None:
         others = file.get("others")
         if not isinstance(others, dict) or not isinstance(file.get("header_digest"), str):
             raise _malformed(where, f"{name!r} has no header_digest or others")
+        if not all(digest == "" or _is_digest(digest) for digest in others.values()):
+            raise _malformed(where, f"{name!r} has others whose digests are none")
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether the system can have a file of that name in a directory."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return "/" not in name and "\0" not in name and name not in ("", ".", "..")
+
+
+def _is_digest(value: object) -> bool:
+    """Whether it is the xxh3-128 of another tensor, as a manifest holds it."""
+    return isinstance(value, str) and len(value) == 2 * DIGEST_NBYTES and set(value) <= set(string.hexdigits)
 
 
 def read_digests(path: Path, rank: int, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
@@ -172,4 +219,6 @@ def npy_bytes(array: NDArray[np.uint8]) -> bytes:
 
 
 def _malformed(where: Path, reason: str) -> CheckpointError:
-    return CheckpointError("EP214", f"{where} cannot be used: {reason}", "remove it to go on without it")
+    return CheckpointError(
+        "EP214", f"{where} cannot be used: {reason[:300]}", "remove it to go on without it"
+    )

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli import files
 from eplb_cli.errors import WorkerError
 from eplb_cli.job import Job, Outcome, take_digests
 from eplb_cli.journal import Journal, Known, write_known
 from eplb_cli.launch import launch
 from eplb_cli.machine import available_memory_nbytes, default_buffer_nbytes, default_threads
+from eplb_cli.manifest import DIGEST_NBYTES
 from eplb_cli.meter import Summary, summarize
 from eplb_cli.placement_file import placement_to_json
 from eplb_cli.prepare import Prepared
@@ -21,6 +23,9 @@ from eplb_cli.progress import ProgressBar, accumulate
 from eplb_cli.request import Planned
 from eplb_cli.shards import Staging
 from eplb_cli.transfer import TransferOptions, TransferResult, largest_chunk_nbytes, transfer
+
+WORK_NBYTES = 1 << 20
+"""Bytes of the files through which a launcher and its workers talk, besides digests."""
 
 Digests = NDArray[np.uint8]
 
@@ -83,6 +88,8 @@ def _move_in_workers(
     planned: Planned, stage: Staging, options: TransferOptions, show: Callable[[int], None]
 ) -> list[TransferResult]:
     request, prepared = planned.request, planned.prepared
+    num_places = len(prepared.old_places.rank) + len(prepared.new_places.rank)
+    files.require_space(stage.work, num_places * DIGEST_NBYTES * planned.num_workers + WORK_NBYTES)
     job = Job(
         source=str(request.source.absolute()),
         staging=str(stage.path),

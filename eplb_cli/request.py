@@ -12,6 +12,7 @@ from eplb_cli.machine import count_cores, count_devices
 from eplb_cli.output import plan_output
 from eplb_cli.plan import Senders
 from eplb_cli.prepare import Prepared, prepare
+from eplb_cli.prove import require_headers_as_in_manifest
 from eplb_cli.report import Report
 from eplb_cli.shards import check_destination
 from eplb_cli.tally import plan_report
@@ -74,6 +75,7 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
     """
     check_destination(request.source, request.destination)
     shards = open_shards(request.source, request.layout)
+    require_headers_as_in_manifest(shards)
     old, old_warnings = read_old(shards, request.old, request.new, request.placements)
     new, new_warnings = read_new(request.new, old, request.placements)
     prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)

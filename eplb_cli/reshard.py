@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from itertools import takewhile
 
+from eplb_cli import files
 from eplb_cli.alike import Digests, find_alike
 from eplb_cli.commit import carry_files, fill_unlinked, reopen, write_manifest
 from eplb_cli.machine import default_threads
@@ -30,11 +31,13 @@ def reshard(request: Request, progress: ProgressBar) -> Report:
     """
     clock = _Clock()
     planned = plan_request(request)
+    shards = planned.prepared.checkpoint.shards
+    files.allow_open_files(len(shards.files) + len(planned.prepared.output.files))
     clock.lap("plan")
     with staging(request.destination, resume=request.resume) as stage:
         planned, digests = _compare_others(planned, progress)
         clock.lap("compare")
-        prepared, shards = planned.prepared, planned.prepared.checkpoint.shards
+        prepared = planned.prepared
         check_space(stage, prepared.output)
         unlinked = create_files(stage, prepared.output)
         carried = carry_files(shards, stage, durable=request.durable)

@@ -118,7 +118,7 @@ def staging(destination: Path, *, resume: bool = False) -> Iterator[Staging]:
         held = Staging(path, destination, descriptor, resumes)
         _clear(path / WORK if resumes else path, but=journals(path / WORK) if resumes else ())
         with files.writing(path), contextlib.suppress(FileExistsError):
-            files.attempt("mkdir", os.mkdir, held.work)
+            files.attempt("mkdir", os.mkdir, held.work, 0o700)  # nobody else plants a link in it
         owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         files.write_file(held.work / _OWNER, owner, durable=False)
         yield held
@@ -144,8 +144,11 @@ def _lock_directory(path: Path) -> int:
 
 
 def _try_lock(path: Path) -> int:
-    with files.writing(path), contextlib.suppress(FileExistsError):
-        files.attempt("mkdir", os.mkdir, path)
+    with files.writing(path):
+        try:
+            files.attempt("mkdir", os.mkdir, path)
+        except FileExistsError:
+            _refuse_foreign(path)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with files.writing(path):
@@ -171,6 +174,12 @@ def _lock(path: Path, descriptor: int) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise files.output_error(error, path) from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    """EP604 for a directory of somebody else, who could change what is written there before it is DST."""
+    if path.lstat().st_uid != os.geteuid():
+        raise OutputError("EP604", f"{path} belongs to another user", "remove it, or choose another DST")
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -77,7 +77,7 @@ def _manifest(path: Path) -> Manifest:
     with files.reading(path):
         os.scandir(path).close()
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, exact=True)
     except CheckpointError as error:
         if error.code == "EP214":
             raise BytesError("EP505", error.message, _DAMAGED) from error
@@ -148,6 +148,7 @@ def header_digest(path: Path, nbytes: int) -> str:
 def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -> Digests:
     """The digests of all places of a tree, read by several threads; what is one file, only once."""
     places = old_places(checkpoint)
+    files.allow_open_files(len(checkpoint.shards.files))
     one_file = file_identities(checkpoint, places)
     tree = Tree([file.path for file in checkpoint.shards.files], files.open_source, Meter())
     wanted = np.flatnonzero(places.nbytes)

@@ -56,6 +56,9 @@ def main() -> int:
         outcome = _outcome_of(worker, run(job, worker))
     except EplbError as error:
         outcome = Outcome(worker, time.time_ns(), (error.code, error.message, error.hint))
+    except OSError as error:  # of the files of the run: those of SRC and DST have coded errors
+        found = files.output_error(error, error.filename or job.work)
+        outcome = Outcome(worker, time.time_ns(), (found.code, found.message, found.hint))
     except BaseException as error:  # noqa: BLE001 - whatever it is, the launcher has to hear of it
         outcome = _unexpected(worker, error)
     outcome.write(job.work)

@@ -439,11 +439,11 @@ def test_too_few_dimensions_cost_no_memory(case):
 
 
 def test_rows_too_large_to_count(case):
-    """EP209: a rank without slots may claim rows of any size."""
+    """EP203: a rank without slots cannot claim rows of any size; the safetensors library refuses it too."""
     uneven = {**OLD, "slots_per_rank": [6, 0]}
     ranks = stacked(uneven)
     ranks[1][W13] = Tensor("F8_E4M3", (0, 1 << 62, 1 << 62), b"")
     case.write(ranks)
     case.old(uneven)
     write_json(case.home / "new.json", NEW)
-    case.refuse("EP209", "rank 1")
+    case.refuse("EP203", "model-rank-1", "too much to count")

@@ -57,7 +57,7 @@ def _command(directory: str, arguments: list[str], faults: dict[str, Fault], int
         opened = os.open(Path(directory) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, number)
         os.close(opened)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     journal.INTERVAL_S = interval_s
     alike.LEAST_SHARED_NBYTES = 0
     workers = {name: fault for name, fault in faults.items() if name != LAUNCHER}

@@ -111,7 +111,7 @@ class TestBadHeaders:
             ({"a": []}, "'a' is not a tensor"),
             ({"a": {"dtype": "F32", "shape": [2, 3]}}, "'a' is not a tensor"),
             ({"a": {**entry(), "more": 1}}, "'a' is not a tensor"),
-            ({"a": entry(dtype="F128")}, "unknown dtype 'F128'"),
+            ({"a": entry(dtype="F128")}, 'unknown dtype "F128"'),
             ({"a": entry(dtype=32)}, "unknown dtype 32"),
             ({"a": entry(dtype=["F32"])}, "unknown dtype"),
             ({"a": entry(shape=[2, -3])}, "no shape"),
@@ -127,6 +127,8 @@ class TestBadHeaders:
             ({"a": entry(offsets=[0, 1 << 64])}, "data_offsets"),
             ({"a": entry(offsets=[0, 24.0])}, "data_offsets"),
             ({"a": entry(shape=[1 << 62, 1 << 62])}, "does not take 24 bytes"),
+            ({"a": entry(shape=[1 << 62, 1 << 62, 0], offsets=[0, 0])}, "too much to count"),
+            (b'{"a": {"dtype": "U8", "shape": [], "data_offsets": [-0, 1]}}', "-0 is no size"),
             ({"a": entry(shape=[5])}, "F32 [5] does not take 24 bytes"),
             ({"a": entry("F4", [3], [0, 1])}, "does not take 1 bytes"),
             ({"a": entry(), "b": entry(offsets=[23, 47])}, "'b' starts at 23 where 24 is due: it overlaps"),
@@ -269,8 +271,6 @@ class TestFuzz:
             header, _ = read_header(file)
         except CheckpointError as error:
             assert error.code == "EP203"  # noqa: PT017 - both ends are right
-            return
-        if b"-0" in text:  # a number to JSON, and none to the library
             return
         with safe_open(file, "numpy") as opened:
             assert set(opened.keys()) == set(header.tensors)

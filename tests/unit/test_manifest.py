@@ -34,7 +34,7 @@ GOOD = Manifest(
     layout=json.loads(json.dumps(presets()[0].as_json())),
     plan_digest="00",
     expert_tensors=["a.{layer}.b"],
-    files={"x.safetensors": {"nbytes": 3, "header_digest": "00", "others": {"t\ud800": "00"}}},
+    files={"x.safetensors": {"nbytes": 3, "header_digest": "00", "others": {"t\ud800": "00" * 16}}},
     carried={"config.json": {"nbytes": 0, "digest": "00"}},
     digests={},
     options={"digests": True},
@@ -124,6 +124,17 @@ def test_a_key_that_is_missing_or_of_another_type(tmp_path, key, value):
         ({"files": {"x": {"nbytes": True, "header_digest": "", "others": {}}}}, "nbytes"),
         ({"files": {"x": {"nbytes": 3, "others": {}}}}, "header_digest"),
         ({"files": {"x": {"nbytes": 3, "header_digest": "", "others": []}}}, "others"),
+        ({"files": {"x": {"nbytes": 3, "header_digest": "", "others": {"t": 1}}}}, "digests are none"),
+        (
+            {"files": {"x": {"nbytes": 3, "header_digest": "", "others": {"t": "zz" * 16}}}},
+            "digests are none",
+        ),
+        ({"files": {"x": {}}, "carried": {"x": {"nbytes": 3}}}, "'x' has no nbytes"),
+        ({"carried": {"\ud800": {"nbytes": 3}}}, "\\ud800"),
+        ({"carried": {"/" * 100_000: {"nbytes": 3}}}, "///"),
+        ({"ranks_per_node": 0}, "ranks_per_node"),
+        ({"ranks_per_node": 10**40}, "ranks_per_node"),
+        ({"ranks_per_node": True}, "ranks_per_node"),
     ],
 )
 def test_content_that_cannot_be_used(tmp_path, change, says):
@@ -137,6 +148,32 @@ def test_content_that_cannot_be_used(tmp_path, change, says):
 def test_what_is_no_object(tmp_path, data):
     """EP214."""
     refused(tmp_path, data)
+
+
+@pytest.mark.parametrize("depth", [100, *range(200, 1000, 23)])
+def test_what_nests_deeply(tmp_path, depth):
+    """EP214, or a manifest: what can be parsed may be too deep to be written again."""
+    value = "[" * depth + "]" * depth
+    text = GOOD.to_bytes().replace(b'{\n "carried"', b'{\n "a": ' + value.encode() + b',\n "carried"')
+    assert len(text) > len(GOOD.to_bytes())
+    refused(tmp_path, text)
+
+
+def test_a_key_that_is_there_twice(tmp_path):
+    """EP214: nobody guesses which of the two counts."""
+    text = GOOD.to_bytes().replace(b'"senders": "balanced"', b'"senders": "vllm", "senders": "balanced"')
+    assert "'senders' is more than once" in refused(tmp_path, text)
+
+
+def test_exactly_as_it_was_written(tmp_path):
+    """Where it is asked for, not even a space may differ."""
+    data = GOOD.to_bytes()
+    (tmp_path / MANIFEST_NAME).write_bytes(data.replace(b"\n", b"\t", 1))
+    assert read_manifest(tmp_path) == GOOD
+    with pytest.raises(CheckpointError, match="changed or damaged"):
+        read_manifest(tmp_path, exact=True)
+    (tmp_path / MANIFEST_NAME).write_bytes(data)
+    assert read_manifest(tmp_path, exact=True) == GOOD
 
 
 def test_a_manifest_without_its_digest(tmp_path):
