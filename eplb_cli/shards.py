@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eplb_cli import files
-from eplb_cli.errors import BytesError, EplbError, OutputError
+from eplb_cli.errors import EplbError, OutputError, WorkerError
 from eplb_cli.journal import journals
 from eplb_cli.output import OutputFile, OutputTree
 
@@ -103,8 +103,8 @@ def check_space(stage: Staging, output: OutputTree) -> None:
 def staging(destination: Path, *, resume: bool = False) -> Iterator[Staging]:
     """A locked staging directory: a fresh one, or with `resume` the one that an earlier run has left.
 
-    It is removed at the end, but not where an error of an input, a worker or the output ends a run whose
-    journals say what is done already: then the hint of the error says how to go on.
+    It is removed at the end, but not where an error that may pass ends a run whose journals say what is
+    done already: then the hint of the error says how to go on.
 
     Raises:
         OutputError: EP605, another run holds it; EP604 or EP603, it cannot be made.
@@ -123,7 +123,7 @@ def staging(destination: Path, *, resume: bool = False) -> Iterator[Staging]:
         files.write_file(held.work / _OWNER, owner, durable=False)
         yield held
     except EplbError as error:
-        is_kept = bool(journals(path / WORK)) and not isinstance(error, BytesError) and error.code != "EP606"
+        is_kept = _can_be_resumed(error) and bool(journals(path / WORK))
         if is_kept:
             kept = f"what was done is kept in {path}: --resume goes on from it"
             error.hint = "; ".join(filter(None, [error.hint, kept]))
@@ -132,6 +132,13 @@ def staging(destination: Path, *, resume: bool = False) -> Iterator[Staging]:
         if not is_kept:
             _remove(path, descriptor)
         os.close(descriptor)
+
+
+def _can_be_resumed(error: EplbError) -> bool:
+    """Whether what is written is good, and the same inputs may do another time."""
+    if isinstance(error, OutputError):
+        return error.code != "EP606"  # nobody knows what the disk has
+    return isinstance(error, WorkerError) or error.code in {"EP201", "EP303"}
 
 
 def _lock_directory(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,14 @@ class Case:
         assert result.out == ""
         assert fingerprint(self.home) == before
         return result
+
+
+def forget_kept(home: Path, result: Result) -> None:
+    """Remove the staging directory of a run that says that it keeps it; no other run may leave one."""
+    kept = list(home.glob(".*.eplb-staging"))
+    assert bool(kept) == ("--resume goes on" in result.err), result.err
+    for path in kept:
+        shutil.rmtree(path)
 
 
 def assert_error(result: Result, code: str, *says: str, exit_code: int = 3) -> None:

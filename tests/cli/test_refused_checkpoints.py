@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from eplb_cli import files
-from tests.cli.case import assert_error
+from tests.cli.case import assert_error, forget_kept
 from tests.cli.tree import (
     NEW,
     OLD,
@@ -413,6 +413,7 @@ def test_a_file_that_cannot_be_read(case, monkeypatch, operation, number, after)
     monkeypatch.setattr(files, "attempt", attempt)
     result = case.eplb(*case.arguments())
     assert_error(result, "EP201", str(case.src), os.strerror(number))
+    forget_kept(case.home, result)
     assert fingerprint(case.home) == before
 
 

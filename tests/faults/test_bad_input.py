@@ -11,7 +11,7 @@ import tracemalloc
 import pytest
 
 from eplb_cli import files
-from tests.cli.case import assert_error
+from tests.cli.case import assert_error, forget_kept
 from tests.cli.tree import NEW, OLD, Tensor, fingerprint, placement, read_shard, tensor, write_shard
 
 MIB = 1 << 20
@@ -186,6 +186,7 @@ class TestChanging:
             return
         assert result.code == 3
         assert any(f"error[{code}]" in result.err for code in ("EP201", "EP204", "EP220")), result.err
+        forget_kept(case.home, result)
         assert sorted(path.name for path in case.home.iterdir()) == ["new.json", "old.json", "src"]
 
     @pytest.mark.parametrize("size", [0, 10, 30])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from eplb_cli import files
+from tests.cli.case import assert_error, forget_kept
 from tests.cli.tree import NEW, fingerprint, read_shard, tensor, write_shard
 from tests.support.runs import command, wait_until
 
@@ -136,13 +137,16 @@ class TestStaging:
         before = fingerprint(precious)
 
         def attempt(operation, call, *args):
-            if operation == "mkdir" and str(args[0]).endswith(".eplb"):
-                (Path(args[0]).parent / name).symlink_to(precious / "file")
+            if operation == "open" and str(args[0]).endswith(f".eplb-staging/{name}"):
+                Path(args[0]).symlink_to(precious / "file")
             return call(*args)
 
         monkeypatch.setattr(files, "attempt", attempt)
-        case.refuse("EP604", name, "File exists", exit_code=6)
+        result = case.eplb(*case.arguments())
+        assert_error(result, "EP604", name, "File exists", exit_code=6)
+        forget_kept(case.home, result)
         assert fingerprint(precious) == before
+        assert not case.dst.exists()
 
     def test_a_directory_of_somebody_else(self, case):
         """EP604: they could change what is written there before it is DST."""
