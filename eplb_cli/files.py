@@ -21,6 +21,7 @@ from eplb_cli.errors import CheckpointError, EplbError, OutputError, WorkerError
 
 T = TypeVar("T")
 
+MAX_OWN_FILE_NBYTES = 1 << 32
 COPY_BLOCK_NBYTES = 1 << 20
 """Bytes moved at a time where the kernel cannot copy by itself: small enough for a core's cache."""
 
@@ -288,6 +289,18 @@ def read_small_file(path: Path, limit: int) -> bytes:
         return bytes(content)
     finally:
         os.close(descriptor)
+
+
+def read_own_file(path: Path) -> bytes:
+    """The content of a file that this run, or the one it goes on from, has written.
+
+    Raises:
+        OutputError: EP604.
+    """
+    try:
+        return read_small_file(path, MAX_OWN_FILE_NBYTES)
+    except CheckpointError as error:
+        raise OutputError("EP604", error.message) from error
 
 
 def remove_tree(path: Path) -> None:

@@ -25,8 +25,6 @@ from eplb_cli.shards import WORK
 from eplb_cli.transfer import TransferOptions
 
 JOB = "job.json"
-_MAX_NBYTES = 1 << 32
-"""Of a file of the run, which this program wrote."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Job:
 
 def read_job(path: Path) -> Job:
     """Read a job file, which the same version of this program wrote."""
-    raw = json.loads(files.read_small_file(path, _MAX_NBYTES))
+    raw = json.loads(files.read_own_file(path))
     return Job(**{**raw, "transfer": TransferOptions(**raw["transfer"])})
 
 
@@ -108,7 +106,7 @@ def read_outcomes(work: Path, num_workers: int) -> dict[int, Outcome]:
     for worker in range(num_workers):
         path = work / f"outcome-{worker}.json"
         if path.exists():
-            raw = json.loads(files.read_small_file(path, _MAX_NBYTES))
+            raw = json.loads(files.read_own_file(path))
             activity = raw.pop("activity")
             found[worker] = Outcome(**raw, activity=activity and Activity(**activity))
     return found
@@ -134,7 +132,7 @@ def leave_digests(work: Path, side: Side, worker: int, digests: NDArray[np.uint8
 
 def take_digests(work: Path, side: Side, worker: int) -> NDArray[np.uint8]:
     """The digests (X, 16) that a worker has left."""
-    content = files.read_small_file(_digest_path(work, side, worker), _MAX_NBYTES)
+    content = files.read_own_file(_digest_path(work, side, worker))
     return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False), np.uint8)
 
 

@@ -26,14 +26,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from eplb_cli import files
-from eplb_cli.errors import CheckpointError, EplbError, OutputError, PlanError
+from eplb_cli.errors import EplbError, PlanError
 from eplb_cli.manifest import DIGEST_NBYTES
 
 FORMAT = "eplb-journal/1"
 INTERVAL_S = 30.0
 """Seconds between two lines: what a run that was ended has to do again, at most."""
 
-MAX_JOURNAL_NBYTES = 1 << 32
 LAUNCHER = "launcher"
 
 _PREFIX = "journal-"
@@ -191,12 +190,8 @@ def read_known(paths: Sequence[Path], digest: str, known: Known) -> Known:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal up to the first that is not whole; the run's own user wrote them."""
-    try:
-        content = files.read_small_file(path, MAX_JOURNAL_NBYTES)
-    except CheckpointError as error:
-        raise OutputError("EP604", error.message) from error
     found = []
-    for line in content.splitlines():
+    for line in files.read_own_file(path).splitlines():
         checksum, _, text = line.partition(b" ")
         if checksum != _checksum(text):
             break

@@ -124,11 +124,14 @@ def run_here(*arguments: object, fault: Fault | None = None) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def expected_code(fault: Fault, source: Path, destination: Path) -> set[int]:
+def expected_code(fault: Fault, destination: Path, *, by_worker: bool = False) -> set[int]:
     """The exit codes that a fault may end in: 0 where it does no harm, else those of what it hit."""
     operation, path = fault.hit or ("", "")
+    if fault.kind == "kill":
+        return {4} if by_worker else {-signal.SIGKILL}
     if fault.kind in HARMLESS or operation == "advise":
         return {0}
-    if path.startswith(str(source)) or (operation in {"open", "read"} and path.endswith(".json")):
-        return {3, 6} if "/." in path else {3}
-    return {6} if path.startswith(str(destination.parent)) else {3}
+    if by_worker and "/.eplb/" in path:  # what a worker has to say, it says in files
+        return {3, 4, 6}
+    is_output = ".eplb-staging" in path or path in {str(destination), str(destination.parent)}
+    return {6} if is_output else {3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,24 +88,29 @@ def small_case(home: Path) -> SmallCase:
     return case
 
 
-def require_sound(case: SmallCase, fault: Fault, ended: Ended, *, resumed: bool = False) -> None:
+def require_sound(
+    case: SmallCase, fault: Fault, ended: Ended, *, resumed: bool = False, by_worker: bool = False
+) -> None:
     """What has to hold after any fault; afterwards there is no DST again.
 
-    A resumed run that ends before it holds the staging directory leaves it without a word.
+    A resumed run that ends before it holds the staging directory leaves it without a word, and so does one
+    that was killed. A worker that cannot even say what is wrong is exit code 4.
     """
     where = f"{fault}: {ended}"
     assert "Traceback" not in ended.err, where
     assert contents(case.source) == case.source_contents, where
-    assert ended.code in expected_code(fault, case.source, case.destination), where
-    if ended.code:
+    was_killed = ended.code == -signal.SIGKILL
+    expected = expected_code(fault, case.destination, by_worker=by_worker)
+    assert ended.code in expected, (expected, where)
+    if ended.code and not was_killed:
         assert ended.err.count("error[EP") == 1, where
         assert ended.out == "", where
     if case.destination.exists():
         require_whole(case, where)
-        assert ended.code == 0 or "is there and whole" in ended.err, where
+        assert ended.code == 0 or was_killed or "is there and whole" in ended.err, where
     else:
         assert ended.code, where
-        assert case.staging.exists() == ("--resume" in ended.err) or resumed, where
+        assert case.staging.exists() == ("--resume" in ended.err) or resumed or was_killed, where
         again = run_here(*case.command("--backend", "file", "--resume"))
         assert again.code == 0, (where, again)
         require_whole(case, where)

@@ -1,0 +1,91 @@
+"""Faults in commands whose launcher and workers are processes: every call of each of them, and kill -9."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.support.faults import Fault, Kind
+from tests.support.forked import LAUNCHER, run_forked
+from tests.support.runs import wait_until
+from tests.support.scratch import scratch
+from tests.support.small import SmallCase, require_sound, small_case
+
+GLOO = ("--backend", "gloo", "--nproc-per-node", 2, "--buffer-size", 64)
+KINDS: tuple[Kind, ...] = ("EIO", "ENOSPC", "short", "EINTR")
+SEED = 20261124
+
+
+@pytest.fixture
+def case(monkeypatch):
+    """A small checkpoint, in memory, of which even small tensors are worth a file that ranks share."""
+    monkeypatch.setattr("eplb_cli.alike.LEAST_SHARED_NBYTES", 0)
+    with scratch() as path:
+        (path / "said").mkdir()
+        (path / "work").mkdir()
+        yield small_case(path / "work")
+
+
+def run_with(case: SmallCase, process: str, fault: Fault, *options: object, interval_s: float = 30.0) -> bool:
+    """Run a command with a fault in one of its processes and check it; whether there was such a call."""
+    said = case.home.parent / "said"
+    fault.report = said / "hit"
+    ended = run_forked(said, case.command(*options), {process: fault}, interval_s)
+    fault.take_report()
+    if fault.hit is None:
+        assert ended.code == 0, ended
+        case.remove_destination()
+        return False
+    require_no_worker_left(case)
+    require_sound(case, fault, ended, by_worker=process != LAUNCHER)
+    return True
+
+
+def require_no_worker_left(case: SmallCase) -> None:
+    """Every worker that said its process id is gone, or goes now."""
+    pids = [path.read_text() for path in case.staging.glob(".eplb/pid-*")]
+    wait_until(lambda: not any(pid and is_running(Path("/proc") / pid) for pid in pids))
+
+
+def is_running(process: Path) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("process", [LAUNCHER, "0", "1"])
+def test_every_call_with_gloo(case: SmallCase, process: str, record_property):
+    """Each call of a process fails once, in one of the ways in turn."""
+    number = 0
+    for number in itertools.count():
+        if not run_with(case, process, Fault(number, KINDS[number % len(KINDS)]), *GLOO):
+            break
+    assert number > 40
+    record_property("faults", number)
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_kill_9_with_file(case: SmallCase, part: int, record_property):
+    """The command is killed at a call; half of them are while the journal has a line every millisecond."""
+    count = len(case.calls)
+    chosen = random.Random(SEED + part).sample(range(count), min(95, count))
+    for number in chosen:
+        run_with(
+            case, LAUNCHER, Fault(number, "kill"), "--backend", "file", interval_s=(0.001, 30)[number % 2]
+        )
+    record_property("kills", len(chosen))
+
+
+def test_kill_9_with_gloo(case: SmallCase, record_property):
+    """The launcher is killed at a call, or one of its workers; all the others end with it."""
+    chance = random.Random(SEED)
+    hits = 0
+    while hits < 10:
+        process = chance.choice([LAUNCHER, "0", "1"])
+        hits += run_with(case, process, Fault(chance.randrange(100), "kill"), *GLOO)
+    record_property("kills", hits)
