@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli import files
+from eplb_cli import __version__, files
 from eplb_cli.checkpoint import open_shards
+from eplb_cli.errors import WorkerError
 from eplb_cli.layout import layout_from_json
 from eplb_cli.manifest import npy_bytes
-from eplb_cli.meter import Activity
+from eplb_cli.meter import STAGES, Activity
 from eplb_cli.placement_file import placement_from_json
 from eplb_cli.plan import Senders
 from eplb_cli.prepare import Prepared, prepare
@@ -25,6 +26,15 @@ from eplb_cli.shards import WORK
 from eplb_cli.transfer import TransferOptions
 
 JOB = "job.json"
+
+STARTING, JOINING, PLANNING, ENDING = -1, -2, -3, -4
+STEPS = {
+    STARTING: "starting",
+    JOINING: "joining the other workers",
+    PLANNING: "planning",
+    ENDING: "waiting for the other workers to end",
+}
+"""What a worker is doing before and after it moves bytes."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Job:
     digest: str
     transfer: TransferOptions
     launcher_pid: int
+    tool: str = __version__
 
     @property
     def work(self) -> Path:
@@ -50,7 +61,14 @@ class Job:
         return Path(self.staging) / WORK
 
     def prepare(self) -> Prepared:
-        """Derive plan and output anew. Raises what `prepare.prepare` raises."""
+        """Derive plan and output anew.
+
+        Raises:
+            WorkerError: EP404, the launcher is another version of eplb.
+            EplbError: what `prepare.prepare` raises.
+        """
+        if self.tool != __version__:
+            raise WorkerError("EP404", f"a worker runs eplb {__version__}, and the launcher eplb {self.tool}")
         shards = open_shards(Path(self.source), layout_from_json(self.layout, JOB))
         old = placement_from_json(dict(self.old), "OLD")
         new = placement_from_json(dict(self.new), "NEW")
@@ -115,11 +133,24 @@ def read_outcomes(work: Path, num_workers: int) -> dict[int, Outcome]:
 def progress_counters(
     work: Path, num_workers: int, *, create: bool = False
 ) -> np.memmap[Any, np.dtype[np.int64]]:
-    """Bytes done by each worker, int64 (W,), in a file that all processes map."""
+    """Bytes done by each worker, and what it is doing, int64 (W, 2), in a file that all processes map.
+
+    What it is doing is a number of `STEPS`, or while it moves bytes the mask of a `Meter`.
+    """
     path = work / "progress"
     if create:
-        files.write_file(path, bytes(8 * num_workers), durable=False)
-    return np.memmap(path, np.int64, "r+", shape=(num_workers,))
+        begin = np.array([[0, STARTING]] * num_workers, np.int64)
+        files.write_file(path, begin.tobytes(), durable=False)
+    return np.memmap(path, np.int64, "r+", shape=(num_workers, 2))
+
+
+def doing_in_words(doing: int) -> str:
+    """What a worker is doing."""
+    if doing < 0:
+        return STEPS[doing]
+    names = [name for bit, name in enumerate(STAGES) if doing >> bit & 1]
+    verbs = {"read": "reading files", "digest": "hashing rows", "write": "writing files"}
+    return " and ".join(verbs[name] for name in names) or "waiting for the other workers"
 
 
 Side = Literal["old", "new"]

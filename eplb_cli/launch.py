@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import EplbError, WorkerError, error_of
-from eplb_cli.job import Job, Outcome, progress_counters, read_outcomes
+from eplb_cli.job import Job, Outcome, doing_in_words, progress_counters, read_outcomes
 
 POLL_S = 0.05
 GRACE_S = 2.0
 """How long the other workers may take to write their outcomes after the first has failed."""
 
 _LOG_TAIL = 2000
+_MAX_TOLD = 4
+"""Workers, and ranks of one, that a message lists."""
 
 
 def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int, Outcome]:
@@ -105,12 +107,12 @@ def _watch(
     show: Callable[[int], None],
 ) -> None:
     """Return when torchrun has ended, or all workers are done, or one has failed; raise EP403."""
-    seen = np.array(counters)
+    seen = np.array(counters[:, 0])
     moved_at = np.full(len(seen), time.monotonic())
     failed_at = None
     while process.poll() is None:
         time.sleep(POLL_S)
-        now = np.array(counters)
+        now = np.array(counters[:, 0])
         moved_at[now != seen] = time.monotonic()
         seen = now
         show(int(seen.sum()))
@@ -123,11 +125,7 @@ def _watch(
             return
         if time.monotonic() - moved_at.max() > timeout_s:
             still = [worker for worker in range(len(seen)) if worker not in outcomes]
-            raise WorkerError(
-                "EP403",
-                f"no progress for {timeout_s:g} s; waiting for workers {', '.join(map(str, still))}",
-                "is the storage stuck? a longer --timeout waits longer",
-            )
+            raise WorkerError("EP403", f"no progress for {timeout_s:g} s: {_standing(job, counters, still)}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -154,7 +152,7 @@ def _root_cause(job: Job, outcomes: Mapping[int, Outcome]) -> EplbError:
     if codes:
         # SIGTERM is what torchrun ends all others with.
         worker = min(codes, key=lambda worker: codes[worker] == -signal.SIGTERM)
-        return _died(worker, job.transfer.num_workers, codes[worker])
+        return _died(job, worker, codes[worker])
     if failed and failed[0].error:
         return error_of(*failed[0].error)
     tail = log.strip()[-_LOG_TAIL:]
@@ -169,8 +167,28 @@ def exit_codes(log: str) -> dict[int, int]:
     return codes | {int(worker): int(code) for worker, code in rest}
 
 
-def _died(worker: int, num_workers: int, code: int) -> WorkerError:
+def _standing(job: Job, counters: NDArray[np.int64], workers: list[int]) -> str:
+    """What workers that stand still are doing; of many that do the same, the first few."""
+    by_step: dict[str, list[int]] = {}
+    for worker in workers:
+        by_step.setdefault(doing_in_words(int(counters[worker, 1])), []).append(worker)
+    told = []
+    for step, same in by_step.items():
+        names = [f"worker {worker} ({ranks_of(job, worker)})" for worker in same[:_MAX_TOLD]]
+        more = [f"{len(same) - _MAX_TOLD} more"] if len(same) > _MAX_TOLD else []
+        told.append(f"{', '.join([*names, *more])}: {step}")
+    return "; ".join(told)
+
+
+def ranks_of(job: Job, worker: int) -> str:
+    """The ranks of a worker, old or new, in words."""
+    num_ranks = max(side["num_ranks"] for side in (job.old, job.new))
+    ranks = [str(rank) for rank in range(worker, num_ranks, job.transfer.num_workers)]
+    more = ["..."] if len(ranks) > _MAX_TOLD else []
+    return f"{'ranks' if len(ranks) > 1 else 'rank'} {', '.join(ranks[:_MAX_TOLD] + more)}"
+
+
+def _died(job: Job, worker: int, code: int) -> WorkerError:
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     hint = "was memory short? a smaller --buffer-size needs less" if code == -signal.SIGKILL else ""
-    ranks = f"ranks {worker}, {worker + num_workers}, ..."
-    return WorkerError("EP402", f"worker {worker} (of {ranks}) ended {how}", hint)
+    return WorkerError("EP402", f"worker {worker} ({ranks_of(job, worker)}) ended {how}", hint)

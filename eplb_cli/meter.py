@@ -42,9 +42,14 @@ class Activity:
 
 
 class Meter:
-    """Counts the calls of all threads of a worker."""
+    """Counts the calls of all threads of a worker.
 
-    def __init__(self) -> None:
+    Args:
+        watch: called with what is going on whenever that changes: a bit for each of `STAGES`.
+    """
+
+    def __init__(self, watch: Callable[[int], None] = lambda _: None) -> None:
+        self._watch = watch
         self._lock = threading.Lock()
         self._started = self._quiet_since = time.perf_counter()
         self._active = dict.fromkeys(STAGES, 0)
@@ -69,6 +74,7 @@ class Meter:
             if not self._active[stage]:
                 self._since[stage] = now
             self._active[stage] += 1
+            self._watch(self._mask)
 
     def _leave(self, stage: FileStage, nbytes: int) -> None:
         with self._lock:
@@ -79,6 +85,11 @@ class Meter:
                 self._seconds[stage] += now - self._since[stage]
             if not any(self._active.values()):
                 self._quiet_since = now
+            self._watch(self._mask)
+
+    @property
+    def _mask(self) -> int:
+        return sum(1 << bit for bit, stage in enumerate(STAGES) if self._active[stage])
 
     def finish(self, exchange: Sequence[Span], exchange_nbytes: int) -> Activity:
         """All that was counted, with the times at which bytes travelled, ascending and apart."""

@@ -159,15 +159,16 @@ def transfer(  # noqa: PLR0913, PLR0917 - what is left to whoever moves the byte
     advance: Callable[[int], None],
     known: Known | None = None,
     journal: Journal | None = None,
+    meter: Meter | None = None,
 ) -> TransferResult:
     """Move everything that `worker` sends, receives or keeps, and read its ranks back.
 
     Args:
         connect: makes the link to the other workers; None where there are none.
         advance: called with the number of bytes written or read back.
-        known: what need not be done again. journal: where to tell what is done.
+        known: what need not be done again. journal: where to tell what is done. meter: what counts it all.
     """
-    share = _Share(prepared, staging, options, worker, advance, known)
+    share = _Share(prepared, staging, options, worker, advance, known, meter or Meter())
     with PeakMemory().watched() as memory:
         try:
             share.move(connect, journal)
@@ -196,11 +197,12 @@ class _Share:
         worker: int,
         advance: Callable[[int], None],
         known: Known | None,
+        meter: Meter,
     ) -> None:
         self._prepared, self._options, self._worker, self._advance = prepared, options, worker, advance
         pieces, old, new = prepared.pieces, prepared.old_places, prepared.new_places
         known = known or Known.nothing(len(old.rank), len(new.rank))
-        self._meter = Meter()
+        self._meter = meter
         shards, outputs, keep = prepared.checkpoint.shards.files, prepared.output.files, options.keep_cache
         self._source = Tree([file.path for file in shards], files.open_source, self._meter, keep=keep)
         names = [staging / file.name for file in outputs]

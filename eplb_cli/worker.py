@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from eplb_cli import files
 from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange import Schedule
-from eplb_cli.job import Job, Outcome, leave_digests, progress_counters, read_job
+from eplb_cli.job import ENDING, JOINING, PLANNING, Job, Outcome, leave_digests, progress_counters, read_job
 from eplb_cli.journal import LAUNCHER, Journal, Known, journals, read_known
+from eplb_cli.meter import Meter
 from eplb_cli.prepare import Prepared
 from eplb_cli.transfer import Link, TransferResult, transfer
 
@@ -77,24 +78,31 @@ def run(job: Job, worker: int) -> TransferResult:
     torch.set_num_threads(1)
     device = _device(job, int(os.environ["LOCAL_RANK"]))
     num_workers = job.transfer.num_workers
+    progress = progress_counters(job.work, num_workers)[worker]
+    progress[1] = JOINING
     store = dist.FileStore(str(job.work / "store"), num_workers)  # type: ignore[attr-defined]
     dist.init_process_group(job.backend, store=store, rank=worker, world_size=num_workers, timeout=_LIFE)
     group = dist.distributed_c10d._get_default_group()  # noqa: SLF001 - `group.WORLD` may be None to mypy
-    prepared, error = _prepare(job)
+    progress[1] = PLANNING
+    prepared, error = _prepare(job, device)
     agree(job.digest if prepared is None else prepared.digest, group, device, error)
     if prepared is None:
         raise WorkerError("EP401", "no plan, and no error")
-    counters = progress_counters(job.work, num_workers)
 
     def advance(nbytes: int) -> None:
-        counters[worker] += nbytes
+        progress[0] += nbytes
+
+    def watch(mask: int) -> None:
+        progress[1] = mask
 
     def connect(schedule: Schedule) -> Link:
         return HostLink(schedule, group) if device.type == "cpu" else DeviceLink(schedule, group, device)
 
     known = known_of(prepared, job)
     journal = Journal(job.work, str(worker), job.digest) if job.transfer.digests else None
-    result = transfer(prepared, Path(job.staging), job.transfer, worker, connect, advance, known, journal)
+    staging, meter = Path(job.staging), Meter(watch)
+    result = transfer(prepared, staging, job.transfer, worker, connect, advance, known, journal, meter)
+    progress[1] = ENDING
     leave_digests(job.work, "old", worker, result.old_digests)
     leave_digests(job.work, "new", worker, result.new_digests)
     dist.barrier(group=group)
@@ -110,12 +118,22 @@ def known_of(prepared: Prepared, job: Job) -> Known:
     )
 
 
-def _prepare(job: Job) -> tuple[Prepared | None, EplbError | None]:
+def _prepare(job: Job, device: torch.device) -> tuple[Prepared | None, EplbError | None]:
     """The plan as this worker sees it, or the error to raise on all workers."""
     try:
+        _require_memory(job, device)
         return job.prepare(), None
     except EplbError as error:
         return None, error
+
+
+def _require_memory(job: Job, device: torch.device) -> None:
+    """EP406 where a device has no room for the buffers."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < job.transfer.buffer_nbytes:
+        free, needed = torch.cuda.mem_get_info(device)[0] >> 20, job.transfer.buffer_nbytes >> 20
+        raise WorkerError("EP406", f"{device} has {free} MiB free, and the buffers need {needed} MiB")
 
 
 def _device(job: Job, local_rank: int) -> torch.device:

@@ -40,10 +40,10 @@ def work_of(path: Path) -> Path:
 def all_move(path: Path) -> bool:
     """Whether every worker has written bytes."""
     try:
-        counters = np.frombuffer((work_of(path) / "progress").read_bytes(), np.int64)
+        counters = np.frombuffer((work_of(path) / "progress").read_bytes(), np.int64).reshape(-1, 2)
     except OSError:
         return False
-    return len(counters) == 2 and bool((counters > 0).all())
+    return len(counters) == 2 and bool((counters[:, 0] > 0).all())
 
 
 def require_nothing_left(path: Path, process: subprocess.Popen[str]) -> str:
@@ -55,12 +55,13 @@ def require_nothing_left(path: Path, process: subprocess.Popen[str]) -> str:
     return err
 
 
-def test_a_killed_worker_is_named(tmp_path, running):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_worker_is_named(tmp_path, running, number):
     """Exit 4 and EP402 with the worker and the signal, not the complaints of the worker that survived.
 
     What was written is kept, and another backend finishes it.
     """
-    os.kill(int((work_of(tmp_path) / "pid-1").read_text()), signal.SIGKILL)
+    os.kill(int((work_of(tmp_path) / "pid-1").read_text()), number)
     running.wait()
     out, err = running.communicate()
     assert (running.returncode, out) == (4, "")
@@ -72,9 +73,19 @@ def test_a_killed_worker_is_named(tmp_path, running):
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "dst"]
     assert run("verify", tmp_path / "dst", "--against", DATA / "src").returncode == 0
-    assert "error[EP402]: worker 1 " in err
-    assert "SIGKILL" in err
+    assert f"error[EP402]: worker 1 (rank 1) ended by {number.name}" in err
     assert "Traceback" not in err
+
+
+def test_a_killed_launcher_leaves_no_process(tmp_path, running):
+    """Nobody is there to end the workers, and they end; the next run does not wait for anything."""
+    running.kill()
+    running.communicate()
+    wait_until(lambda: not processes_about(tmp_path))
+    placements = ("--new", DATA / "new.json", "--old", DATA / "old.json")
+    done = run("reshard", DATA / "src", tmp_path / "dst", *placements, "--backend", "file")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "dst"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.faults import Fault, Kind
+from tests.support.faults import Fault, Kind, path_of
 from tests.support.forked import LAUNCHER, run_forked
-from tests.support.runs import wait_until
+from tests.support.runs import contents, wait_until
 from tests.support.scratch import scratch
 from tests.support.small import SmallCase, require_sound, small_case
 
@@ -89,3 +92,39 @@ def test_kill_9_with_gloo(case: SmallCase, record_property):
         process = chance.choice([LAUNCHER, "0", "1"])
         hits += run_with(case, process, Fault(chance.randrange(100), "kill"), *GLOO)
     record_property("kills", hits)
+
+
+class Sleepy(Fault):
+    """Lets a worker sleep in its calls: for `sleep_s` in each write to DST, or for good in the first."""
+
+    def __init__(self, sleep_s: float) -> None:
+        super().__init__(-1, "EIO")
+        self._sleep_s = sleep_s
+
+    def __call__(self, operation: str, call: Callable[..., Any], *args: Any) -> Any:
+        """Stands for `files.make_call`."""
+        if operation == "write" and len(args[1]) == ROW_NBYTES and "/.eplb/" not in path_of(call, args[0]):
+            time.sleep(self._sleep_s)
+        return call(*args)
+
+
+ROW_NBYTES = 12
+
+
+def test_a_worker_that_stands_still_is_told_from_one_that_waits(case: SmallCase):
+    """EP403 and exit 4: which workers, of which ranks, and what each of them was doing."""
+    said = case.home.parent / "said"
+    ended = run_forked(said, case.command(*GLOO, "--timeout", 1.5), {"1": Sleepy(3600)})
+    assert ended.code == 4, ended
+    assert "error[EP403]: no progress for 1.5 s: " in ended.err
+    assert "worker 1 (rank 1): writing files" in ended.err
+    assert "worker 0 (rank 0): waiting for the other workers" in ended.err
+    require_no_worker_left(case)
+
+
+def test_a_slow_disk_is_no_standstill(case: SmallCase):
+    """All writes together take longer than --timeout, and none of them does."""
+    said = case.home.parent / "said"
+    ended = run_forked(said, case.command(*GLOO, "--timeout", 4), {"1": Sleepy(1.2)})
+    assert ended.code == 0, ended
+    assert contents(case.destination) == case.result

@@ -51,7 +51,7 @@ class Fault:
         """Stands for `files.make_call`."""
         if next(self._count) != self.number:
             return call(*args)
-        self.hit = (operation, _path_of(call, args[0] if args else None))
+        self.hit = (operation, path_of(call, args[0] if args else None))
         if self.report is not None:
             self.report.write_text("\n".join(self.hit))
         if self.kind == "kill":
@@ -71,11 +71,11 @@ class Recorder(Fault):
 
     def __call__(self, operation: str, call: Callable[..., Any], *args: Any) -> Any:
         """Stands for `files.make_call`."""
-        self._calls.append((operation, _path_of(call, args[0] if args else None)))
+        self._calls.append((operation, path_of(call, args[0] if args else None)))
         return call(*args)
 
 
-def _path_of(call: Callable[..., Any], target: object) -> str:
+def path_of(call: Callable[..., Any], target: object) -> str:
     """The path behind the descriptor, the path or the open file that a call is about; else empty."""
     stream = getattr(call, "__self__", None)
     if stream is not None and hasattr(stream, "fileno"):

@@ -22,7 +22,7 @@ from typing import Any
 from tests.support.faults import Ended, Fault
 
 _PRELOADED = ["numpy", "torch", "torch.distributed", "eplb_cli.cli", "eplb_cli.reshard", "eplb_cli.worker"]
-_GIVE_UP_S = 120.0
+_GIVE_UP_S = 60.0
 """Only ends a test that would hang; no result depends on it."""
 
 LAUNCHER = "launcher"
@@ -44,7 +44,9 @@ def run_forked(
     process = context.Process(target=_command, args=given)
     process.start()
     process.join(_GIVE_UP_S)
-    assert process.exitcode is not None, "the command did not end"
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError("the command did not end")
     out, err = ((directory / name).read_text() for name in ("out", "err"))
     return Ended(process.exitcode, out, err)
 
