@@ -77,7 +77,9 @@ class StayingRows:
         source, destination = self._source[copied], self._destination[copied]
         if self._ends.digests is not None:
             unread = np.setdiff1d(self._source[self._shared], source)
-            hashed = np.r_[unread[~self._carry_over(unread)], self._only_digest]
+            hashed = np.r_[unread, self._only_digest]
+            if len(unread):  # where rows are not read, neither are those that nothing is made from
+                hashed = hashed[~self._carry_over(hashed)]
             source = np.r_[source, hashed]
             destination = np.r_[destination, np.full(len(hashed), -1)]
         return self._start_copies(source, destination)
