@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eplb_cli.machine import count_devices
 from scripts.benchmarks import sides
 from scripts.benchmarks.table import Line
 from scripts.benchmarks.timing import EPLB, Sample, UnavailableError, interleave, run
 from scripts.benchmarks.trees import SEED, Shape, shuffled, write_placement
 from scripts.benchmarks.xfs import xfs_image
+
+NCCL_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,25 @@ def _proof(bench: Bench) -> Iterator[Line]:
             yield _compare(samples, what, against, metric, 1.1, tree.shape.name)
 
 
+def _nccl(bench: Bench) -> Iterator[Line]:
+    """Two devices against one process, both without fsync; --workdir may be in memory."""
+    if count_devices() < NCCL_WORKERS:
+        raise UnavailableError(f"{NCCL_WORKERS} CUDA devices are needed")
+    tree = bench.trees.get(bench.largest)
+    workers = ("--nproc-per-node", str(NCCL_WORKERS))
+    samples = interleave(
+        {
+            "file --no-fsync": sides.eplb(tree, bench.out, "--backend", "file", "--no-fsync"),
+            "nccl --no-fsync": sides.eplb(tree, bench.out, "--backend", "nccl", *workers, "--no-fsync"),
+        },
+        bench.runs,
+    )
+    yield _compare(samples, "nccl --no-fsync", "file --no-fsync", "transfer stage", 2.0, tree.shape.name)
+    exposed = [1 - sample["hidden"] for sample in samples["nccl --no-fsync"]]
+    whole = [1.0] * len(exposed)
+    yield Line("share of the exchange that is not hidden, nccl", "all of it", exposed, whole, "", limit=0.1)
+
+
 def _memory(bench: Bench) -> Iterator[Line]:
     """The peak of the largest worker, when there are twice the layers."""
     half = replace(bench.largest, num_layers=bench.largest.num_layers // 2)
@@ -168,5 +190,6 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "xfs": _xfs,
     "peer": _peer,
     "proof": _proof,
+    "nccl": _nccl,
     "memory": _memory,
 }

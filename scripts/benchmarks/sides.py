@@ -83,7 +83,8 @@ def eplb(tree: Tree, out: Path, *flags: str, old: bool = True) -> Side:
             "cpu": finished.cpu_s,
             "span": sum(seconds.get(stage, 0.0) for stage in SPAN_STAGES),
             **{f"{stage} stage": value for stage, value in seconds.items() if stage != "total"},
-            "peak": max(report.get("peak_anonymous_bytes") or report["peak_rss_bytes"]),
+            "peak": max(report["peak_anonymous_bytes"]),
+            "hidden": report["exchange_hidden"] or 0.0,
         }
 
     return once
