@@ -173,14 +173,14 @@ def read_known(paths: Sequence[Path], digest: str, known: Known) -> Known:
     """Add to `known` what journals say.
 
     Raises:
-        PlanError: EP303, one of them is about another plan or other trees.
+        PlanError: EP305, one of them is about another plan or other trees.
         OutputError: EP604, one of them cannot be read.
     """
     digests, written = known.digests.copy(), known.written.copy()
     for path in paths:
         head, *lines = _lines(path) or [{"digest": digest}]
         if head.get("digest") != digest:
-            raise PlanError("EP303", f"{path.parent.parent} was begun with other inputs")
+            raise PlanError("EP305", f"{path.parent.parent} was begun with other inputs")
         for line in lines:
             written[np.array(line["written"], np.int64)] = True
             for place, one in line["digests"].items():

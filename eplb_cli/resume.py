@@ -29,7 +29,7 @@ def known_before(
         digests: (X, 16) of old places that were read already, zero for the others.
 
     Raises:
-        PlanError: EP303, the earlier run had other inputs.
+        PlanError: EP305, the earlier run had other inputs.
     """
     new, pieces = prepared.new_places, prepared.pieces
     known = Known(digests, np.zeros(len(new.rank), bool))

@@ -138,7 +138,7 @@ def _can_be_resumed(error: EplbError) -> bool:
     """Whether what is written is good, and the same inputs may do another time."""
     if isinstance(error, OutputError):
         return error.code != "EP606"  # nobody knows what the disk has
-    return isinstance(error, WorkerError) or error.code in {"EP201", "EP303"}
+    return isinstance(error, WorkerError) or error.code in {"EP201", "EP305"}
 
 
 def _lock_directory(path: Path) -> int:

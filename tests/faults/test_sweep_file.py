@@ -101,7 +101,7 @@ def test_files_that_are_missing_or_cut_off(case: SmallCase):
 
 
 def test_other_inputs_are_refused(case: SmallCase):
-    """EP303 where NEW or SRC is not what the run was begun with; without --resume the run starts over."""
+    """EP305 where NEW or SRC is not what the run was begun with; without --resume the run starts over."""
     leave_unfinished(case)
     changed = json.loads(case.new.read_text())
     changed["physical_to_logical_map"][0].reverse()
@@ -109,7 +109,7 @@ def test_other_inputs_are_refused(case: SmallCase):
     other.write_text(json.dumps(changed))
     ended = run_here(*case.command("--backend", "file", "--resume", new=other))
     assert ended.code == 3, ended
-    assert "error[EP303]" in ended.err
+    assert "error[EP305]" in ended.err
     assert case.staging.exists()
     again = run_here(*case.command("--backend", "file"))
     assert again.code == 0, again

@@ -66,11 +66,11 @@ def test_damage(tmp_path, position):
 
 
 def test_other_inputs_are_refused(tmp_path):
-    """EP303 where any of the journals is about another plan."""
+    """EP305 where any of the journals is about another plan."""
     paths = [say(tmp_path), say(tmp_path, "1", "another")]
     with pytest.raises(PlanError) as caught:
         read_known(paths, "plan", nothing())
-    assert caught.value.code == "EP303"
+    assert caught.value.code == "EP305"
 
 
 def test_the_launcher_replaces_all_journals(tmp_path):
