@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all ranks; bytes are None where sizes are unknown."""
+    """Sums over all ranks; bytes are None where sizes are unknown.
+
+    The bounds are what no choice of senders goes below. In rows that of the busiest sender is None where
+    experts differ in size, since it is bytes that are spread.
+    """
 
     unchanged_bytes: int | None
     local_bytes: int | None
@@ -26,6 +30,10 @@ class Totals:
     busiest_sender_bytes: int | None
     busiest_sender_bound_bytes: int | None = None
     cross_node_bound_bytes: int | None = None
+    cross_node_rows: int = 0
+    busiest_sender_rows: int = 0
+    busiest_sender_bound_rows: int | None = None
+    cross_node_bound_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,9 @@ class RunReport:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+_NOT_SHOWN = ("cross_node_rows", "busiest_sender_rows", "busiest_sender_bound_rows", "cross_node_bound_rows")
+"""Totals for people who gave no sizes; the keys of the JSON are those of bytes."""
+
 _RANK_KEYS = (
     "rank",
     "sent_bytes",
@@ -109,9 +120,9 @@ def report_json(report: Report) -> dict[str, Any]:
     """
     result: dict[str, Any] = {
         "format": "eplb-report/1",
-        "totals": asdict(report.totals),
+        "totals": {key: value for key, value in asdict(report.totals).items() if key not in _NOT_SHOWN},
         "ranks": [{key: getattr(rank, key) for key in _RANK_KEYS} for rank in report.ranks],
-        "traffic": [list(entry) for entry in report.traffic],
+        "traffic": list(map(list, report.traffic)),
     }
     if report.traffic_by != "rank":
         result["traffic_by"] = report.traffic_by

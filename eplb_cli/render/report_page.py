@@ -109,7 +109,9 @@ def _show_totals(console: Console, report: Report) -> None:
     console.print(_totals_table(totals))
     console.print()
     if totals.remote_bytes is None:
-        console.print(f"busiest sender {plural(max(rank.sent_rows for rank in report.ranks), 'row')}")
+        bound = totals.busiest_sender_bound_rows
+        beside = "" if bound is None else f", bound {plural(bound, 'row')}"
+        console.print(f"busiest sender {plural(totals.busiest_sender_rows, 'row')}{beside}")
         console.print("bytes are unknown: give `--checkpoint`, `--model` or `--expert-bytes`")
         return
     busiest = _against_bound(totals.busiest_sender_bytes, totals.busiest_sender_bound_bytes)

@@ -55,6 +55,7 @@ def report_of(rows, *, row_nbytes=MB, local=0, duplicate=0, unchanged=0):
         other_bytes=nbytes(12),
         output_bytes=nbytes(sum(kinds.values()) + 12),
         busiest_sender_bytes=nbytes(max(map(sum, rows))),
+        busiest_sender_rows=max(map(sum, rows)),
     )
     pairs = [(old, new, number) for old, line in enumerate(rows) for new, number in enumerate(line) if number]
     return Report(totals, ranks, [(old, new, nbytes(number), number) for old, new, number in pairs])
