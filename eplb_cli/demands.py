@@ -60,3 +60,10 @@ def sum_by(group: Int, values: Int, size: int) -> Int:
     result = np.zeros(size, np.int64)
     np.add.at(result, group, values)
     return result
+
+
+def ranges(begin: Int, end: Int) -> Int:
+    """The numbers of several ranges, one after the other."""
+    lengths = end - begin
+    numbers: Int = np.arange(lengths.sum()) + np.repeat(begin - np.cumsum(lengths) + lengths, lengths)
+    return numbers

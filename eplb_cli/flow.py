@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eplb_cli.demands import Demands, Int
+from eplb_cli.demands import Demands, Int, ranges
 
-MAX_SCANNED = 1 << 26
+MAX_SCANNED = 1 << 25
 """Edges looked at, over all searches, before what is reached is good enough."""
 
 
@@ -46,6 +46,7 @@ class Flow:
         """Bring every rank down to the bound, and the bound up to where that can be done.
 
         The middle between both is aimed at first: what is far above it is near to much that is below it.
+        Beyond `MAX_SCANNED` the bound is true, and there may be a gap.
 
         Args:
             tolerance: how far above the bound the busiest may stay.
@@ -53,34 +54,58 @@ class Flow:
         scanned = 0
         while (top := int(self.load.max(initial=0))) > self.bound + tolerance and scanned < MAX_SCANNED:
             aim = (self.bound + top) // 2
-            rank_level, set_level, has_room, depth = self._search(aim)
-            scanned += (depth + 1) * len(self._rank)
+            rank_level, set_level, has_room = self._search(aim)
+            scanned += len(self._rank)
             if has_room:
                 self._push(rank_level, set_level, aim)
             else:
                 reached = rank_level >= 0
                 self.bound = max(self.bound, -(-int(self.load[reached].sum()) // int(reached.sum())))
 
-    def _search(self, aim: int) -> tuple[Int, Int, bool, int]:
+    def _search(self, aim: int) -> tuple[Int, Int, bool]:
         """How many hands away from a rank above `aim` each rank and set is, -1 where out of reach.
 
-        The search ends with the first ranks that are below it.
+        The search ends with the first ranks below it; what leads to none of these is then out of reach too.
         """
         rank_level = np.where(self.load > aim, 0, -1)
         set_level = np.full(len(self._first_edge) - 1, -1)
-        gives = self.amount > 0
+        ranks = np.flatnonzero(self.load > aim)
         depth = 0
-        while True:
-            sets = self._set[gives & (rank_level[self._rank] == depth)]
-            sets = sets[set_level[sets] < 0]
-            set_level[sets] = depth
-            ranks = self._rank[set_level[self._set] == depth]
-            ranks = ranks[rank_level[ranks] < 0]
+        while len(ranks):
+            sets = self._set[self._given_by(ranks)]
+            set_level[sets[set_level[sets] < 0]] = depth
+            ranks = self._rank[self._edges_of(np.flatnonzero(set_level == depth))]
             depth += 1
-            rank_level[ranks] = depth
-            has_room = bool((self.load[ranks] < aim).any())
-            if has_room or not len(ranks):
-                return rank_level, set_level, has_room, depth
+            rank_level[ranks[rank_level[ranks] < 0]] = depth
+            ranks = np.flatnonzero(rank_level == depth)
+            if (self.load[ranks] < aim).any():
+                self._forget_the_rest(rank_level, set_level, ranks[self.load[ranks] >= aim], depth)
+                return rank_level, set_level, True
+        return rank_level, set_level, False
+
+    def _forget_the_rest(self, rank_level: Int, set_level: Int, full: Int, depth: int) -> None:
+        """Take off the levels what has no way on: at the end ranks without room, then what led only there."""
+        rank_level[full] = -1
+        for level in reversed(range(depth)):
+            sets = np.flatnonzero(set_level == level)
+            edges = self._edges_of(sets)
+            goes_on = np.zeros(len(set_level), bool)
+            goes_on[self._set[edges[rank_level[self._rank[edges]] == level + 1]]] = True
+            set_level[sets[~goes_on[sets]]] = -1
+            ranks = np.flatnonzero(rank_level == level)
+            edges = self._given_by(ranks)
+            gives = np.zeros(len(rank_level), bool)
+            gives[self._rank[edges[set_level[self._set[edges]] == level]]] = True
+            rank_level[ranks[~gives[ranks]]] = -1
+
+    def _edges_of(self, sets: Int) -> Int:
+        """All edges of some sets."""
+        return ranges(self._first_edge[sets], self._first_edge[sets + 1])
+
+    def _given_by(self, ranks: Int) -> Int:
+        """The edges over which some ranks serve anything."""
+        edges = self._by_rank[ranges(self._first_of_rank[ranks], self._first_of_rank[ranks + 1])]
+        return edges[self.amount[edges] > 0]
 
     def _push(self, rank_level: Int, set_level: Int, aim: int) -> None:
         """Hand on what can be handed on over shortest ways, until every one of them is blocked."""
@@ -92,13 +117,13 @@ class Flow:
             return found
 
         def takes(of_set: int) -> list[int]:
-            begin, end = self._first_edge[of_set], self._first_edge[of_set + 1]
+            begin, end = self._first_edge[of_set : of_set + 2].tolist()
             onward = rank_level[self._rank[begin:end]] == set_level[of_set] + 1
             found: list[int] = (begin + np.flatnonzero(onward)).tolist()
             return found
 
         edges = _OnDemand(gives), _OnDemand(takes)
-        for source in np.flatnonzero(self.load > aim).tolist():
+        for source in np.flatnonzero((self.load > aim) & (rank_level == 0)).tolist():
             self._drain(source, *edges, aim)
 
     def _drain(self, source: int, gives: _OnDemand, takes: _OnDemand, aim: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.demands import Demands
+from eplb_cli.demands import Demands, ranges
 from eplb_cli.spread import spread
 
 Int = NDArray[np.int64]
@@ -96,7 +96,7 @@ def balanced_senders(
     sets, set_of, num_rows = np.unique(begin * num_keys + end, return_inverse=True, return_counts=True)
     begin, end = np.divmod(sets, num_keys)
     first_edge = np.concatenate([[0], np.cumsum(end - begin)])
-    holder = np.arange(first_edge[-1]) + np.repeat(begin - first_edge[:-1], end - begin)
+    holder = ranges(begin, end)
     row_nbytes = expert_nbytes[holders.layer[begin]]
     found = spread(Demands(num_rows, row_nbytes, first_edge, holders.rank[holder], holders.num_ranks))
     chosen = np.empty(len(requests.key), np.int64)

@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eplb_cli.demands import Demands, Int, sum_by
+from eplb_cli.demands import Demands, Int, ranges, sum_by
 from eplb_cli.flow import Flow
 
 DEAL_ROUNDS = 64
 """Rounds of the first deal; each of them knows what the ones before it made ranks serve."""
-
-SPLIT = 16
-"""Where sizes differ, the flow is left when it is so near to its bound: this part of the smallest row."""
 
 MAX_RELIEVED = 8
 """Rows for each rank that are handed on one by one, where sizes differ, after the flow."""
@@ -41,10 +38,13 @@ def spread(demands: Demands) -> Spread:
     unit = max(int(np.gcd.reduce(demands.row_nbytes, initial=0)), 1)
     dealt, load = _deal(open_demands, base)
     flow = Flow(open_demands, dealt, load, unit, _first_bound(demands, base, unit))
-    one_size = len(demands.row_nbytes) == 0 or (demands.row_nbytes == demands.row_nbytes[0]).all()
-    flow.level_out(tolerance=0 if one_size else int(demands.row_nbytes.min()) // unit // SPLIT)
-    whole = _best_whole_rows(open_demands, dealt, flow.amount, unit, base)
-    rows[np.repeat(~forced, demands.num_edges)] = whole
+    sizes = np.unique(demands.row_nbytes).tolist()
+    one_size = len(sizes) <= 1
+    flow.level_out(tolerance=0 if one_size else sizes[0] // unit)
+    served = flow.amount // np.maximum(open_demands.per_edge(open_demands.row_nbytes // unit), 1)
+    rows[np.repeat(~forced, demands.num_edges)] = (
+        served if one_size else _whole_rows(open_demands, dealt, served, base)
+    )
     return Spread(rows, flow.bound * unit)
 
 
@@ -78,17 +78,15 @@ def _deal(demands: Demands, base: Int) -> tuple[Int, Int]:
     return rows, load
 
 
-def _best_whole_rows(demands: Demands, dealt: Int, amount: Int, unit: int, base: Int) -> Int:
-    """(M,) rows of each edge: what flowed where it is whole rows, else the better of two ways to make it so.
+def _whole_rows(demands: Demands, dealt: Int, served: Int, base: Int) -> Int:
+    """(M,) rows of each edge, from the better of two starts.
 
-    One deals again what is left of a set when its amounts are rounded down; the other is the first deal.
+    One is the first deal; the other deals again what is left of each set when the amounts that flowed are
+    rounded down to whole rows, `served`.
     """
-    rows = amount // np.maximum(demands.per_edge(demands.row_nbytes // unit), 1)
-    left = demands.num_rows - sum_by(demands.edge_set, rows, len(demands.num_rows))
-    if not left.any():
-        return rows
-    rows = rows + _deal(replace(demands, num_rows=left), base + demands.load(rows))[0]
-    better = min(rows, dealt, key=lambda attempt: int((base + demands.load(attempt)).max()))
+    left = demands.num_rows - sum_by(demands.edge_set, served, len(demands.num_rows))
+    again = served + _deal(replace(demands, num_rows=left), base + demands.load(served))[0]
+    better = min(again, dealt, key=lambda rows: int((base + demands.load(rows)).max()))
     return _relieved(demands, better, base)
 
 
@@ -104,7 +102,7 @@ def _relieved(demands: Demands, rows: Int, base: Int) -> Int:
         given = given[rows[given] > 0]
         begin, end = demands.first_edge[edge_set[given]], demands.first_edge[edge_set[given] + 1]
         given = np.repeat(given, end - begin)
-        taken = np.arange(len(given)) + np.repeat(begin - np.cumsum(end - begin) + (end - begin), end - begin)
+        taken = ranges(begin, end)
         nbytes = demands.row_nbytes[edge_set[taken]]
         after = np.maximum(load[demands.rank[taken]] + nbytes, load[busiest] - nbytes)
         if after.min(initial=load[busiest]) >= load[busiest]:
