@@ -66,6 +66,25 @@ class Report:
     traffic_by: str = "rank"
     warnings: list[str] = field(default_factory=list)
     run: RunReport | None = None
+    estimate: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run of the plan needs at given rates.
+
+    Attributes:
+        seconds: "read", "exchange", "write", "verify" and "total"; None where a rate is missing. The total
+            is of the stages that are known.
+        bound_by: the link that moving the bytes waits for; None without rates.
+        memory_bytes_per_worker: peak, with buffers of the usual size.
+        disk_bytes: of DST; the expert rows alone where nothing says more.
+    """
+
+    seconds: dict[str, float | None]
+    bound_by: str | None
+    memory_bytes_per_worker: int
+    disk_bytes: int
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,7 @@ def report_json(report: Report) -> dict[str, Any]:
     """The report as `--format json` shows it.
 
     A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys and whatever is in
-    `extra`. "traffic_by" is there only where it is "node".
+    `extra`. "traffic_by" is there only where it is "node", "estimate" only where rates are given.
     """
     result: dict[str, Any] = {
         "format": "eplb-report/1",
@@ -126,6 +145,8 @@ def report_json(report: Report) -> dict[str, Any]:
     }
     if report.traffic_by != "rank":
         result["traffic_by"] = report.traffic_by
+    if report.estimate:
+        result["estimate"] = asdict(report.estimate)
     if report.run:
         result |= {key: getattr(report.run, key) for key in _RUN_KEYS} | report.run.extra
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from eplb_cli.checkpoint import open_shards
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs import PlacementOptions, read_new, read_old
 from eplb_cli.plan import Senders
+from eplb_cli.planning import prepared_report
 from eplb_cli.prepare import Prepared, prepare
 from eplb_cli.report import Report
+from eplb_cli.saved_plan import read_plan, require_same_moves, require_unchanged
 from eplb_cli.shards import check_destination
-from eplb_cli.tally import plan_report
 
 DEFAULT_BUFFER_NBYTES = 256 << 20
 DEFAULT_TIMEOUT_S = 600.0
@@ -22,12 +23,13 @@ DEFAULT_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; see the design for each option."""
+    """What the command line asks for, see the design for each option; `plan` instead of `new` and `old`."""
 
     source: Path
     destination: Path
-    new: str
+    new: str | None
     old: str | None = None
+    plan: Path | None = None
     layout: str = "auto"
     backend: str = "auto"
     num_workers: int | None = None
@@ -59,23 +61,37 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
         EplbError: the inputs cannot be used, or DST is not free.
     """
     check_destination(request.source, request.destination)
-    shards = open_shards(request.source, request.layout)
-    old, old_warnings = read_old(shards, request.old, request.new, request.placements)
-    new, new_warnings = read_new(request.new, old, request.placements)
-    prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)
-    report = plan_report(
-        prepared.plan,
-        prepared.checkpoint.expert_nbytes,
-        other_nbytes=prepared.output.other_nbytes,
-        output_nbytes=prepared.output.nbytes,
-        full=full,
-        warnings=[
-            *(finding.message for finding in [*old_warnings, *new_warnings]),
-            *prepared.checkpoint.warnings,
-        ],
-    )
+    if request.plan is None:
+        shards = open_shards(request.source, request.layout)
+        old, old_warnings = read_old(shards, request.old, request.new or "", request.placements)
+        new, new_warnings = read_new(request.new or "", old, request.placements)
+        prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)
+        findings = [*old_warnings, *new_warnings]
+    else:
+        request, prepared = _follow(request, request.plan)
+        findings = []
+    report = prepared_report(prepared, findings, full=full)
     backend, num_workers = choose_backend(request, prepared.plan.num_ranks)
     return Planned(request, prepared, report, backend, num_workers)
+
+
+def _follow(request: Request, path: Path) -> tuple[Request, Prepared]:
+    """What a saved plan says, with the options it was made with.
+
+    Raises:
+        PlanError: EP303, it is no plan; EP304, what it was made for has changed.
+    """
+    saved = read_plan(path)
+    layout = saved.read_layout(path) if request.layout == "auto" else None
+    shards = open_shards(request.source, layout or request.layout)
+    require_unchanged(saved, path, shards)
+    senders: Senders = "vllm" if saved.senders == "vllm" else "balanced"
+    request = replace(request, senders=senders, ranks_per_node=saved.ranks_per_node)
+    prepared = prepare(
+        shards, saved.read_old(path), saved.read_new(path), request.senders, request.ranks_per_node
+    )
+    require_same_moves(saved, path, prepared.plan)
+    return request, prepared
 
 
 def choose_backend(request: Request, num_ranks: int) -> tuple[str, int]:

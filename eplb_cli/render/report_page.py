@@ -12,7 +12,7 @@ from eplb_cli.render.heat_map import show_heat_map
 from eplb_cli.render.page import fits, heading, show_list, table
 from eplb_cli.render.run_page import show_run
 from eplb_cli.render.text import format_bytes, format_seconds, format_share, plural, printable
-from eplb_cli.report import RankTraffic, Report, Totals
+from eplb_cli.report import Estimate, RankTraffic, Report, Totals
 
 MAX_RANKS = 64
 """Ranks that are all listed; of more, only the `BUSIEST_RANKS` are, unless all are asked for."""
@@ -34,6 +34,8 @@ def show_report(console: Console, report: Report, *, full: bool) -> None:
     _show_ranks(console, report, full=full)
     show_heat_map(console, report)
     _show_totals(console, report)
+    if report.estimate:
+        _show_estimate(console, report.estimate)
     if report.run:
         show_run(console, report.run)
     show_list(console, "warnings", report.warnings)
@@ -117,6 +119,20 @@ def _show_totals(console: Console, report: Report) -> None:
     busiest = _against_bound(totals.busiest_sender_bytes, totals.busiest_sender_bound_bytes)
     cross_node = _against_bound(totals.cross_node_bytes, totals.cross_node_bound_bytes)
     console.print(f"busiest sender {busiest}\nbetween nodes {cross_node}")
+
+
+def _show_estimate(console: Console, estimate: Estimate) -> None:
+    heading(console, "estimate")
+    rows = [
+        (stage, "no rate given" if seconds is None else format_seconds(seconds))
+        for stage, seconds in estimate.seconds.items()
+    ]
+    console.print(table(["", "time"], rows))
+    console.print()
+    if estimate.bound_by:
+        console.print(f"bound by {estimate.bound_by}")
+    console.print(f"memory per worker {format_bytes(estimate.memory_bytes_per_worker)}")
+    console.print(f"disk space {format_bytes(estimate.disk_bytes)}")
 
 
 def _totals_table(totals: Totals) -> Table:
