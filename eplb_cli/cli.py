@@ -279,6 +279,12 @@ def plan(
             "--out", metavar="FILE", help="Write the plan to FILE, for `reshard --plan FILE`; it is replaced."
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write the report as one page for a browser; FILE is replaced."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Accepted, and changes nothing: a plan is one.")
     ] = False,
@@ -296,7 +302,11 @@ def plan(
     from eplb_cli.inputs import PlacementOptions
     from eplb_cli.planning import check_outputs, plan_command
 
-    check_outputs([path for path in (out,) if path is not None], [old, new, layout], checkpoint)
+    if html is not None:
+        from eplb_cli.render.html_page import require_plotly
+
+        require_plotly()
+    check_outputs([path for path in (out, html) if path is not None], [old, new, layout], checkpoint)
     if checkpoint is not None and expert_bytes is not None:
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
     rates = None if bandwidth is None else parse_rates(bandwidth)
@@ -317,6 +327,10 @@ def plan(
 
         shards = answer.prepared.checkpoint.shards if answer.prepared else None
         save_plan(out, answer.plan, answer.report, shards, {"old": old, "new": new, "layout": layout})
+    if html is not None:
+        from eplb_cli.render.html_page import write_html
+
+        write_html(html, answer.plan, answer.report, (old, new))
     _print_report(answer.report, output_format, full=full)
 
 

@@ -25,6 +25,7 @@ EXIT_INTERRUPTED = 130
 
 CODES = {
     "EP001": "options that cannot be used together, or one that is missing",
+    "EP002": "an option needs a package that is not installed",
     "EP101": "a placement file cannot be read",
     "EP102": "a placement file is not well-formed JSON",
     "EP103": "a file is not a placement: a key is missing, unknown or of the wrong type",
@@ -85,6 +86,7 @@ CODES = {
 
 HINTS = {
     "EP001": "`eplb COMMAND --help` lists the options",
+    "EP002": "install the package that is named",
     "EP101": "is the path right, and may you read it?",
     "EP102": "a placement is JSON in UTF-8; `python -m json.tool FILE` finds the place too",
     "EP103": "configs/placements has examples of the format eplb-placement/1",

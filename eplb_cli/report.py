@@ -54,10 +54,22 @@ class RankTraffic:
 
 
 @dataclass(frozen=True)
+class LayerTraffic:
+    """What comes from another rank in one layer; `layer` is the model's own number where known."""
+
+    layer: int
+    remote_bytes: int | None
+    remote_rows: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What `plan` and `reshard` print; `traffic` is `[old_rank, new_rank, bytes, rows]`.
 
-    `traffic_by` is "rank", or "node" where there are too many ranks to list.
+    Attributes:
+        traffic_by: "rank", or "node" where there are too many ranks to list.
+        block: ranks of each entry of `traffic`: 1, or those of a node.
+        ranks_per_node: G, None where there is one node.
     """
 
     totals: Totals
@@ -67,6 +79,9 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     run: RunReport | None = None
     estimate: Estimate | None = None
+    layers: list[LayerTraffic] = field(default_factory=list)
+    block: int = 1
+    ranks_per_node: int | None = None
 
 
 @dataclass(frozen=True)

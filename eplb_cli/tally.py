@@ -11,7 +11,7 @@ from eplb_cli.bounds import sender_bounds
 from eplb_cli.demands import sum_by
 from eplb_cli.placement import EMPTY
 from eplb_cli.plan import DUPLICATE, LOCAL, REMOTE, UNCHANGED, ReshardPlan
-from eplb_cli.report import RankTraffic, Report, Totals
+from eplb_cli.report import LayerTraffic, RankTraffic, Report, Totals
 
 Int = NDArray[np.int64]
 
@@ -66,6 +66,9 @@ def plan_report(
         traffic=_traffic(plan, remote, block),
         traffic_by="rank" if block == 1 else "node",
         warnings=list(warnings),
+        layers=_layers(plan, remote, expert_nbytes),
+        block=block,
+        ranks_per_node=plan.ranks_per_node,
     )
 
 
@@ -138,6 +141,15 @@ def _layers_between_nodes(plan: ReshardPlan, remote: _Count) -> Int:
     )
     layers: Int = plan.moves.layer[remote.entries[src_node != dst_node]]
     return layers
+
+
+def _layers(plan: ReshardPlan, remote: _Count, expert_nbytes: Int | None) -> list[LayerTraffic]:
+    rows = np.bincount(plan.moves.layer[remote.entries], minlength=plan.new.num_layers)
+    nbytes = None if expert_nbytes is None else rows * expert_nbytes
+    return [
+        LayerTraffic(plan.new.layer_name(layer), _item(nbytes, layer), int(count))
+        for layer, count in enumerate(rows)
+    ]
 
 
 def _traffic(plan: ReshardPlan, remote: _Count, block: int) -> list[tuple[int, int, int | None, int]]:

@@ -10,6 +10,7 @@
     report_page   rich: what `plan` and `reshard` print
     run_page      rich: what a run took and proved
     heat_map      rich: who sends how much to whom
+    html_page     plotly: what `plan --html` writes, into the frame of html_text
     inspection    rich: what `inspect` and `verify` print
 
 Importing rich costs as much as importing typer, so it is imported by the first page that is printed,
