@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eplb_cli.render.heat_map import show_heat_map
+from eplb_cli.render.bars import show_layers
+from eplb_cli.render.heat_map import show_traffic
 from eplb_cli.render.page import fits, heading, show_list, table
 from eplb_cli.render.run_page import show_run
 from eplb_cli.render.text import format_bytes, format_seconds, format_share, plural, printable
@@ -32,7 +33,8 @@ def show_report(console: Console, report: Report, *, full: bool) -> None:
     """Print the whole page: details first, what matters most last, where a terminal stops scrolling."""
     console.print(Text(_headline(report), style="bold", overflow="fold"))
     _show_ranks(console, report, full=full)
-    show_heat_map(console, report)
+    show_traffic(console, report)
+    show_layers(console, report.layers)
     _show_totals(console, report)
     if report.estimate:
         _show_estimate(console, report.estimate)

@@ -27,7 +27,8 @@ import json, sys
 
 from eplb_cli.cli import main
 
-packages = {"torch", "triton", "rich", "numpy", "safetensors", "xxhash", "pydantic", "tomllib", "asyncio", "plotly"}
+packages = {"torch", "triton", "rich", "numpy", "safetensors", "xxhash", "pydantic", "tomllib", "asyncio"}
+packages.add("plotly")
 result = []
 for line in sys.argv[2:]:
     sys.argv = ["eplb", *line.split()]
