@@ -72,11 +72,12 @@ class FindingsFormat(StrEnum):
 SendersOption = Annotated[
     Senders,
     typer.Option(
-        "--senders", help="Who sends an expert that several ranks hold: evenly, or as vLLM chooses."
+        "--senders",
+        help="Who sends an expert that several ranks hold: the busiest least, or as vLLM chooses.",
     ),
 ]
 RanksPerNode = Annotated[
-    int | None, typer.Option("--ranks-per-node", min=1, metavar="G", help="Prefer senders on the same node.")
+    int | None, typer.Option("--ranks-per-node", min=1, metavar="G", help="Cross nodes no more than must be.")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
 LayoutOption = Annotated[

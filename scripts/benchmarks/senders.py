@@ -33,6 +33,11 @@ class Case(NamedTuple):
 
 
 CASES = (Case(8, 32), Case(32, 32), Case(64, 64), Case(32, 32, mixed=True), Case(64, 64, mixed=True))
+LARGE = tuple(
+    Case(ranks, 2 * ranks - NUM_EXPERTS, mixed) for ranks in (1024, 10_240) for mixed in (False, True)
+)
+"""Two slots a rank; some minutes."""
+
 CHOICES: tuple[tuple[Senders, int | None], ...] = (
     ("vllm", None),
     ("balanced", None),
@@ -56,11 +61,12 @@ def main(arguments: list[str]) -> int:
     """Print the table, in Markdown."""
     parser = argparse.ArgumentParser(prog="scripts/bench senders", description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED)
-    seed = parser.parse_args(arguments).seed
+    parser.add_argument("--large", action="store_true", help="1,024 and 10,240 ranks instead")
+    options = parser.parse_args(arguments)
     print(_row(HEAD), _row(["---"] * len(HEAD)), sep="\n")
-    for case in CASES:
+    for case in LARGE if options.large else CASES:
         num_slots = NUM_EXPERTS + case.num_redundant
-        old, new = balanced_pair(NUM_LAYERS, NUM_EXPERTS, num_slots, case.num_ranks, seed)
+        old, new = balanced_pair(NUM_LAYERS, NUM_EXPERTS, num_slots, case.num_ranks, options.seed)
         for senders, ranks_per_node in CHOICES:
             if ranks_per_node == case.num_ranks:
                 continue  # one node, as without nodes
@@ -79,7 +85,7 @@ def _cells(
     busiest, bound = totals.busiest_sender_bytes or 0, totals.busiest_sender_bound_bytes or 1
     cross = [totals.cross_node_bytes, totals.cross_node_bound_bytes] if ranks_per_node else [None, None]
     return [
-        str(case.num_ranks),
+        f"{case.num_ranks:,}",
         "two" if case.mixed else "one",
         str(ranks_per_node or "—"),
         senders,
