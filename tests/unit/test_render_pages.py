@@ -385,6 +385,27 @@ def test_bars_show_the_smallest_and_the_largest():
     assert "\nsent      ::..@@\nreceived  @@::..\n" in stream.buffer.getvalue().decode("ascii")
 
 
+def test_a_gap_to_the_bound_is_said():
+    """In percent, for bytes and for rows; nothing where the bound is reached."""
+    report = report_of(ring(2))
+    totals = dataclasses.replace(
+        report.totals,
+        busiest_sender_bytes=1002 * MB,
+        busiest_sender_bound_bytes=1000 * MB,
+        cross_node_bytes=MB,
+        cross_node_bound_bytes=MB,
+    )
+    page = page_of(dataclasses.replace(report, totals=totals))
+    assert (
+        "busiest sender 1.00 GB, bound 1.00 GB, 0.2% above it\nbetween nodes 1.00 MB, bound 1.00 MB\n" in page
+    )
+    report = report_of(ring(2), row_nbytes=None)
+    totals = dataclasses.replace(report.totals, busiest_sender_rows=6, busiest_sender_bound_rows=5)
+    assert "busiest sender 6 rows, bound 5 rows, 20% above it" in page_of(
+        dataclasses.replace(report, totals=totals)
+    )
+
+
 def test_the_layers_that_move_most():
     """Five of them, the first of them first; one layer is not compared with itself."""
     layers = [LayerTraffic(3 + number, number * MB, number) for number in (1, 4, 0, 2, 8, 5, 3)]
