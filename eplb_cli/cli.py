@@ -210,9 +210,18 @@ def reshard(
     """
     if (new is None) == (plan_file is None):
         raise UsageError("EP001", "reshard needs either --new or --plan", "add one, or leave the other out")
-    if plan_file is not None and (old, senders, ranks_per_node) != (None, None, None):
-        problem = "--plan FILE says --old, --senders and --ranks-per-node"
-        raise UsageError("EP001", problem, "leave them out, or leave out --plan")
+    said = (
+        old,
+        senders,
+        ranks_per_node,
+        num_ranks,
+        old_num_ranks,
+        num_logical_experts,
+        num_redundant_experts,
+    )
+    if plan_file is not None and any(option is not None for option in said):
+        problem = "--plan FILE has the placements, --senders and --ranks-per-node"
+        raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
     from eplb_cli.inputs import PlacementOptions
     from eplb_cli.reshard import Request, plan_request
     from eplb_cli.reshard import reshard as run

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eplb_cli import __version__, files
+from eplb_cli.checkpoint import Shards, with_layers
 from eplb_cli.errors import EplbError, PlanError
 from eplb_cli.layout import Layout, layout_from_json, read_layout
 from eplb_cli.named_map import NAMED_MAPS
@@ -22,9 +23,6 @@ from eplb_cli.placement import Hints, Placement
 from eplb_cli.placement_file import placement_from_json, placement_to_json, read_placement
 from eplb_cli.plan import MoveTable, ReshardPlan
 from eplb_cli.report import Report, report_json
-
-if TYPE_CHECKING:
-    from eplb_cli.checkpoint import Shards
 
 FORMAT = "eplb-plan/1"
 MAX_PLAN_NBYTES = 1 << 28
@@ -57,7 +55,7 @@ class SavedPlan:
 
     def to_bytes(self) -> bytes:
         """The plan as its file holds it, with a digest of everything else in it."""
-        content = {"format": FORMAT, **asdict(self)}
+        content = {"format": FORMAT} | {field.name: getattr(self, field.name) for field in fields(self)}
         return _text({**content, "digest": _digest(content)}) + b"\n"
 
     def read_old(self, where: Path) -> Placement:
@@ -139,7 +137,7 @@ def require_unchanged(saved: SavedPlan, where: Path, shards: Shards) -> None:
         _require_shards(saved.shards, where, shards)
     if shards.manifest is not None:
         recorded = shards.manifest.read_placement(shards.path)
-        if recorded.digest != saved.read_old(where).digest:
+        if recorded.digest != with_layers(saved.read_old(where), shards).digest:
             raise _changed(where, f"OLD is not the placement in {shards.path / 'eplb.json'}")
     for role, planned in (("old", saved.read_old(where)), ("new", saved.read_new(where))):
         name = saved.sources.get(role)

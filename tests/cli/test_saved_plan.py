@@ -180,8 +180,23 @@ def test_a_plan_without_a_checkpoint(case):
     assert reshard(case, file).code == 0
 
 
+def test_a_plan_without_layers_on_a_tree_that_has_them(case):
+    """Layer numbers that only the manifest of SRC has are no change."""
+    case.reshard()
+    bare = [{key: value for key, value in each.items() if key != "layer_ids"} for each in (OLD, NEW)]
+    old, new = case.old(bare[1]), case.new(bare[0])
+    file = case.home / "plan.json"
+    assert case.eplb("plan", old, new, "--out", file).code == 0
+    arguments = ("reshard", case.dst, case.home / "back", "--plan", file, "--backend", "file")
+    assert case.eplb(*arguments).code == 0
+    again = case.eplb("plan", new, old, "--out", file)
+    assert again.code == 0
+    assert_error(case.eplb(*arguments[:2], case.home / "other", *arguments[3:]), "EP304", "eplb.json")
+
+
 @pytest.mark.parametrize(
-    "options", [("--new", "x"), ("--old", "x"), ("--senders", "balanced"), ("--ranks-per-node", 2)]
+    "options",
+    [("--new", "x"), ("--old", "x"), ("--senders", "balanced"), ("--ranks-per-node", 2), ("--num-ranks", 2)],
 )
 def test_options_that_the_plan_says(case, saved, options):
     """EP001: the plan has them."""
