@@ -11,14 +11,12 @@ from eplb_cli.bounds import sender_bounds
 from eplb_cli.demands import sum_by
 from eplb_cli.placement import EMPTY
 from eplb_cli.plan import DUPLICATE, LOCAL, REMOTE, UNCHANGED, ReshardPlan
-from eplb_cli.report import LayerTraffic, RankTraffic, Report, Totals
+from eplb_cli.report import DEFAULT_NODE, LayerTraffic, RankTraffic, Report, Totals
 
 Int = NDArray[np.int64]
 
 MAX_RANKS_LISTED = 1024
 """Above this many ranks, traffic is given by node unless all of it is asked for."""
-
-DEFAULT_BLOCK = 8
 
 
 def plan_report(
@@ -59,7 +57,7 @@ def plan_report(
         )
         for rank in range(plan.num_ranks)
     ]
-    block = 1 if full or plan.num_ranks <= MAX_RANKS_LISTED else plan.ranks_per_node or DEFAULT_BLOCK
+    block = 1 if full or plan.num_ranks <= MAX_RANKS_LISTED else plan.ranks_per_node or DEFAULT_NODE
     return Report(
         totals=_totals(plan, tables, expert_nbytes, (sent_bytes, sent_rows), other_nbytes, output_nbytes),
         ranks=ranks,

@@ -6,7 +6,6 @@ shades take its place, so that the map can be read in a log file or under `NO_CO
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,13 +15,10 @@ from rich.text import Text
 from eplb_cli.render.bars import show_rank_bars
 from eplb_cli.render.page import heading
 from eplb_cli.render.text import format_bytes, plural
-from eplb_cli.report import Report
+from eplb_cli.report import Report, block_of, name_of_block, traffic_by
 
 MAX_NUMBERED = 16
 """Ranks up to which cells have numbers; more of them are a wall of digits, not a map."""
-
-DEFAULT_NODE = 8
-"""Ranks taken together where there are too many to show, and nothing says what a node is."""
 
 _NUMBER_WIDTH = 6
 
@@ -150,12 +146,12 @@ def show_traffic(console: Console, report: Report) -> None:
     if not any(rows for *_, rows in report.traffic):
         console.print("\nnothing goes from one rank to another")
         return
-    ink, block = ink_for(console), report.block
-    while (cell_width := _widest_cell(console, -(-len(report.ranks) // block), ink)) is None:
-        block = max(2 * block, report.ranks_per_node or DEFAULT_NODE) if block == 1 else 2 * block
+    ink = ink_for(console)
+    block = block_of(report, lambda size: _widest_cell(console, size, ink) > 0)
     size = -(-len(report.ranks) // block)
-    heat_map = HeatMap(_folded(report, block), size, in_bytes, ink, cell_width)
-    of = _name_of_block(report, block)
+    cell_width = _widest_cell(console, size, ink)
+    heat_map = HeatMap(traffic_by(report, block), size, in_bytes, ink, cell_width)
+    of = name_of_block(report, block)
     noun = of.split(maxsplit=1)[0]
     heading(console, f"{'bytes' if in_bytes else 'rows'}, old {of} (down) to new {noun} (across)")
     for line in heat_map.lines():
@@ -163,27 +159,10 @@ def show_traffic(console: Console, report: Report) -> None:
     show_rank_bars(console, report, block=block, of=of)
 
 
-def _name_of_block(report: Report, block: int) -> str:
-    if block == 1:
-        return "rank"
-    return f"{'node' if block == report.ranks_per_node else 'block'} of {block} ranks"
-
-
-def _folded(report: Report, block: int) -> dict[tuple[int, int], int]:
-    """Amounts by (old, new) block of so many ranks."""
-    fold = block // report.block
-    amounts: dict[tuple[int, int], int] = defaultdict(int)
-    for old, new, nbytes, rows in report.traffic:
-        amounts[old // fold, new // fold] += rows if nbytes is None else nbytes
-    return amounts
-
-
-def _widest_cell(console: Console, size: int, ink: Ink) -> int | None:
-    """The widest cells with which a map of this size fits; None where not even one character does."""
+def _widest_cell(console: Console, size: int, ink: Ink) -> int:
+    """The widest cells with which a map of this size fits; 0 where not even one character does."""
     cell_widths = (ink.numbered_width, 2, 1) if size <= MAX_NUMBERED else (2, 1)
-    fitting = (
-        width
-        for width in cell_widths
-        if HeatMap({}, size, in_bytes=True, ink=ink, cell_width=width).width <= console.width
-    )
-    return next(fitting, None)
+    for width in cell_widths:
+        if HeatMap({}, size, in_bytes=True, ink=ink, cell_width=width).width <= console.width:
+            return width
+    return 0

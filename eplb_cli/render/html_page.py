@@ -20,7 +20,7 @@ from eplb_cli.placement import EMPTY, Placement
 from eplb_cli.plan import ReshardPlan
 from eplb_cli.render.html_text import PAGE, THEME
 from eplb_cli.render.text import format_bytes, format_seconds, plural
-from eplb_cli.report import Report
+from eplb_cli.report import Report, block_of, name_of_block, traffic_by
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 SCALE = "Viridis"
 COLOURS = ("#3b78c3", "#d98032")
 """First and second of two: sent and received, before and after. Readable on white and on black."""
+
+
+MAX_CELLS = 256
+"""Ranks, or blocks of them, on a side of the map; cells of more are smaller than two pixels."""
 
 
 def require_plotly() -> None:
@@ -97,59 +101,54 @@ def _figure(title: str, traces: list[Any], x: str, y: str, height: int = 420) ->
 
 
 def _traffic(report: Report) -> Figure:
-    """Old to new, by rank or by node; a pair without traffic is left blank."""
+    """Old to new, by rank or by as few ranks as make a map that can be seen; no traffic is left blank."""
     from plotly.graph_objects import Heatmap
 
-    unit, amounts = _amounts(report)
-    of = report.traffic_by
-    size = 1 + max((max(entry[:2]) for entry in report.traffic), default=0)
-    size = len(report.ranks) if of == "rank" else size
+    unit = " rows" if report.totals.remote_bytes is None else "B"
+    block = block_of(report, lambda size: size <= MAX_CELLS)
+    of = name_of_block(report, block)
+    noun = of.split(maxsplit=1)[0]
+    size = -(-len(report.ranks) // block)
     cells = np.full((size, size), np.nan, np.float32)
-    if report.traffic:
-        pairs = np.array([entry[:2] for entry in report.traffic])
-        cells[pairs[:, 0], pairs[:, 1]] = amounts
+    for pair, amount in traffic_by(report, block).items():
+        cells[pair] = amount
     heat = Heatmap(
         z=cells,
         colorscale=SCALE,
         colorbar={"title": {"text": unit}, "tickformat": "~s"},
-        hovertemplate=f"old {of} %{{y}} to new {of} %{{x}}<br>%{{z:.3s}}{unit}<extra></extra>",
+        hovertemplate=f"old {noun} %{{y}} to new {noun} %{{x}}<br>%{{z:.3s}}{unit}<extra></extra>",
         hoverongaps=False,
     )
-    blocks = f" of {report.block} ranks" if of == "node" else ""
-    figure = _figure("Who sends how much to whom", [heat], f"new {of}{blocks}", f"old {of}{blocks}", 640)
+    figure = _figure("Who sends how much to whom", [heat], f"new {of}", f"old {of}", 640)
     figure.update_yaxes(autorange="reversed")
     return figure
 
 
-def _amounts(report: Report) -> tuple[str, list[int]]:
-    if report.totals.remote_bytes is None:
-        return " rows", [entry[3] for entry in report.traffic]
-    return "B", [entry[2] or 0 for entry in report.traffic]
-
-
 def _ranks(report: Report) -> Figure:
-    """What each rank sends and receives, and the bound for the busiest sender."""
-    from plotly.graph_objects import Bar
+    """What each rank sends and receives, and the bound of the busiest; lines where bars are too thin."""
+    from plotly.graph_objects import Bar, Scatter
 
     in_bytes = report.totals.remote_bytes is not None
     quantity, unit = ("bytes", "B") if in_bytes else ("rows", " rows")
-    traces = [
-        Bar(
-            name=flow,
-            x=[rank.rank for rank in report.ranks],
-            y=[getattr(rank, f"{flow}_{quantity}") for rank in report.ranks],
-            marker={"color": colour, "line": {"width": 0}},
-            hovertemplate=f"rank %{{x}}: {flow} %{{y:.3s}}{unit}<extra></extra>",
-        )
-        for flow, colour in zip(("sent", "received"), COLOURS, strict=True)
-    ]
+    traces = []
+    for flow, colour in zip(("sent", "received"), COLOURS, strict=True):
+        content = {
+            "name": flow,
+            "x": [rank.rank for rank in report.ranks],
+            "y": [getattr(rank, f"{flow}_{quantity}") for rank in report.ranks],
+            "hovertemplate": f"rank %{{x}}: {flow} %{{y:.3s}}{unit}<extra></extra>",
+        }
+        if len(report.ranks) <= MAX_CELLS:
+            traces.append(Bar(content, marker={"color": colour, "line": {"width": 0}}))
+        else:
+            traces.append(Scatter(content, mode="lines", line={"color": colour, "shape": "hvh", "width": 1}))
     figure = _figure("Per rank", traces, "rank", quantity)
     bound = getattr(report.totals, f"busiest_sender_bound_{quantity}")
     if bound is not None:
         figure.add_hline(
             y=bound, line={"dash": "dot", "color": COLOURS[0]}, annotation_text="bound, busiest sender"
         )
-    figure.update_yaxes(tickformat="~s")
+    figure.update_yaxes(tickformat="~s", rangemode="tozero")
     return figure
 
 

@@ -134,7 +134,7 @@ def test_dark_and_light(browser, html):
 
 
 def test_many_ranks(browser, eplb, tmp_path):
-    """1,100 ranks are drawn by node, and rows where no sizes are known."""
+    """1,100 ranks are a map of blocks and lines instead of bars; rows where no sizes are known."""
     rows = [[(slot + layer) % 1100 for slot in range(1100)] for layer in range(2)]
     many = write_json(
         tmp_path / "many.json",
@@ -143,7 +143,8 @@ def test_many_ranks(browser, eplb, tmp_path):
     page = tmp_path / "many.html"
     assert eplb("plan", "linear", many, "--html", page, "--format", "json").code == 0
     looked = Looked(browser, page)
-    assert "new node of 8 ranks" in (looked.page.text_content("#traffic") or "")
+    assert looked.page.locator("#ranks .scatterlayer .trace").count() == 2
+    assert "new block of 8 ranks" in (looked.page.text_content("#traffic") or "")
     assert "rows" in (looked.page.text_content("#ranks .ytitle") or "")
     assert looked.said == []
     looked.page.close()
