@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -21,7 +20,7 @@ from eplb_cli import __version__, render
 from eplb_cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EplbError, UsageError, WorkerError
 
 if TYPE_CHECKING:
-    from eplb_cli.placement import Hints
+    from eplb_cli.model import Model
     from eplb_cli.report import Report
 
 app = typer.Typer(
@@ -72,6 +71,17 @@ class FindingsFormat(StrEnum):
     github = "github"
 
 
+class DialectName(StrEnum):
+    """--from and --to."""
+
+    eplb = "eplb"
+    vllm = "vllm"
+    sglang = "sglang"
+    tensorrt_llm = "tensorrt-llm"
+    ascend = "ascend"
+    deepseek = "deepseek"
+
+
 SendersOption = Annotated[
     Senders,
     typer.Option(
@@ -111,6 +121,22 @@ NumRedundant = Annotated[
     int | None,
     typer.Option(
         "--num-redundant-experts", min=0, metavar="N", help="Redundant experts of the named map `linear`."
+    ),
+]
+FromOption = Annotated[
+    DialectName | None,
+    typer.Option("--from", help="The dialect of NEW, where its content is not to say it."),
+]
+OldFromOption = Annotated[
+    DialectName | None,
+    typer.Option("--old-from", help="The dialect of OLD, where its content is not to say it."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PRESET|config.json",
+        help="The model: its layers, experts and sizes; `eplb inspect --models` lists presets.",
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="List all ranks, however many there are.")]
@@ -228,6 +254,8 @@ def reshard(
     old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
     num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    old_dialect: OldFromOption = None,
     full: Full = False,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -261,6 +289,8 @@ def reshard(
             old_num_ranks=old_num_ranks,
             num_logical_experts=num_logical_experts,
             num_redundant_experts=num_redundant_experts,
+            dialect=dialect,
+            old_dialect=old_dialect,
         ),
     )
     report = plan_request(request, full=full).report if dry_run else run(request, _progress)
@@ -272,7 +302,7 @@ def reshard(
     epilog="""\b
 Examples:
   eplb plan old.json new.json
-  eplb plan old.json new.json --expert-bytes 44050944 --ranks-per-node 8
+  eplb plan old.json new.json --model deepseek-v3 --ranks-per-node 8
   eplb plan linear new.json --checkpoint SRC --format json""",
 )
 def plan(
@@ -295,6 +325,9 @@ def plan(
     old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
     num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    old_dialect: OldFromOption = None,
+    model: ModelOption = None,
     full: Full = False,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -305,10 +338,20 @@ def plan(
 
     if checkpoint is not None and expert_bytes is not None:
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
+    if checkpoint is not None and model is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
     report = plan_command(
         old,
         new,
-        PlacementOptions(num_ranks, old_num_ranks, num_logical_experts, num_redundant_experts),
+        PlacementOptions(
+            num_ranks,
+            old_num_ranks,
+            num_logical_experts,
+            num_redundant_experts,
+            dialect,
+            old_dialect,
+            _find_model(model),
+        ),
         checkpoint=checkpoint,
         layout=layout,
         expert_nbytes=None if expert_bytes is None else parse_size(expert_bytes),
@@ -349,6 +392,9 @@ def validate(
     old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
     num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    old_dialect: OldFromOption = None,
+    model: ModelOption = None,
     output_format: Annotated[
         FindingsFormat, typer.Option("--format", help="What stdout gets.")
     ] = FindingsFormat.text,
@@ -357,14 +403,21 @@ def validate(
 
     Exits with 1 where there is an error among the findings; warnings alone are no reason.
     """
-    from eplb_cli.placement import Hints
+    from eplb_cli.inputs import PlacementOptions, hints_to_validate
     from eplb_cli.validate import validate_files
 
-    old_ranks = old_num_ranks or (num_ranks if against in ("linear", "round_robin") else None)
-    hints = Hints(num_ranks, None, num_logical_experts, num_redundant_experts=num_redundant_experts)
-    old_hints = replace(hints, num_ranks=old_ranks)
-    if checkpoint is not None:
-        hints, old_hints = _with_checkpoint(checkpoint, hints, old_hints, compares_old=against is not None)
+    if checkpoint is not None and model is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
+    options = PlacementOptions(
+        num_ranks,
+        old_num_ranks,
+        num_logical_experts,
+        num_redundant_experts,
+        dialect,
+        old_dialect,
+        _find_model(model),
+    )
+    hints, old_hints = hints_to_validate(options, against, checkpoint)
     findings = validate_files(files, hints, against, old_hints)
     render.print_findings(findings, files, output_format.value)
     if any(finding.severity == "error" for finding in findings):
@@ -399,9 +452,12 @@ def verify(
         render.print_verification(result)
 
 
-@app.command(short_help="Show what a directory of shards holds.")
+@app.command(short_help="Show what a directory of shards, or a load dump, holds.")
 def inspect(
-    src: Annotated[Path, typer.Argument(metavar="SRC", help="A directory of per-rank shards.")],
+    src: Annotated[
+        Path | None,
+        typer.Argument(metavar="SRC", help="A directory of per-rank shards, or a file of expert loads."),
+    ] = None,
     layout: LayoutOption = "auto",
     deep: Annotated[
         bool,
@@ -409,9 +465,46 @@ def inspect(
             "--deep", help="Read all rows: compare replicas, and what eplb.json says; exit 1 on findings."
         ),
     ] = False,
+    models: Annotated[bool, typer.Option("--models", help="List the model presets instead.")] = False,
+    model: ModelOption = None,
     output_format: FormatOption = Format.text,
 ) -> None:
-    """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert."""
+    """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert.
+
+    Where SRC is a file, show the load it holds: how many tokens each expert got, layer by layer.
+    """
+    if models or src is None:
+        _list_models(src, models, output_format)
+    elif src.is_file():
+        _inspect_load(src, model, output_format)
+    else:
+        _inspect_shards(src, layout, deep, output_format)
+
+
+def _list_models(src: Path | None, models: bool, output_format: Format) -> None:
+    from eplb_cli.inspection import describe_models
+
+    if src is not None or not models:
+        raise UsageError("EP001", "inspect takes SRC, or --models", "name one of the two")
+    described = describe_models()
+    if output_format is Format.json:
+        render.print_json(described)
+    else:
+        render.print_models(described)
+
+
+def _inspect_load(path: Path, model: str | None, output_format: Format) -> None:
+    from eplb_cli.load import describe_load, read_load
+
+    load = read_load(str(path), _find_model(model))
+    described = describe_load(str(path), load)
+    if output_format is Format.json:
+        render.print_json(described)
+    else:
+        render.print_load(described)
+
+
+def _inspect_shards(src: Path, layout: str, deep: bool, output_format: Format) -> None:
     from eplb_cli.inspection import inspect_shards
     from eplb_cli.progress import accumulate
 
@@ -427,18 +520,83 @@ def inspect(
         raise typer.Exit(EXIT_FINDINGS)
 
 
-def _with_checkpoint(
-    path: Path, hints: Hints, old_hints: Hints, *, compares_old: bool
-) -> tuple[Hints, Hints]:
-    """The hints together with what the shards say: of OLD where there is one, else of each placement."""
-    import numpy as np
+@app.command(
+    short_help="Write a placement in another engine's dialect.",
+    epilog="""\b
+Examples:
+  eplb convert map.json new.json --to eplb --model deepseek-v3 --num-ranks 32
+  eplb convert new.json map.json --to sglang --model deepseek-v3
+  eplb convert new.json moe_load_balancer.yaml --to tensorrt-llm""",
+)
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A placement in any dialect, or linear, or round_robin.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="A new file: .json, for vllm .jsonl too, for tensorrt-llm .yaml."),
+    ],
+    to: Annotated[DialectName, typer.Option("--to", help="The dialect to write.")],
+    dialect: Annotated[
+        DialectName | None,
+        typer.Option("--from", help="The dialect of IN, where its content is not to say it."),
+    ] = None,
+    num_ranks: Annotated[
+        int | None,
+        typer.Option("--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks, where IN does not say."),
+    ] = None,
+    num_logical_experts: NumExperts = None,
+    num_redundant_experts: NumRedundant = None,
+    model: ModelOption = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="DIR", help="Whose config.json or shards say the model's layers."
+        ),
+    ] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write the placement IN to OUT in another dialect; refuse where that would lose something."""
+    from eplb_cli.convert import convert as run
+    from eplb_cli.convert import model_named
+    from eplb_cli.inputs import PlacementOptions
 
-    from eplb_cli.checkpoint import open_shards
+    if checkpoint is not None and model is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
+    options = PlacementOptions(
+        num_ranks,
+        None,
+        num_logical_experts,
+        num_redundant_experts,
+        dialect,
+        model=model_named(model, checkpoint),
+    )
+    done = run(source, output, to, options)
+    for warning in done.warnings:
+        render.print_warning(warning.message)
+    placement = done.placement
+    numbers = {
+        "num_layers": placement.num_layers,
+        "num_slots": placement.num_slots,
+        "num_ranks": placement.num_ranks,
+        "num_logical_experts": placement.num_logical_experts,
+    }
+    if output_format is Format.json:
+        render.print_json({"format": "eplb-conversion/1", "output": str(output), "dialect": to, **numbers})
+    else:
+        said = ", ".join(
+            f"{value:,} {name.removeprefix('num_').replace('_', ' ')}" for name, value in numbers.items()
+        )
+        sys.stdout.write(f"{output}: {to}, {said}\n")
 
-    shards = open_shards(path)
-    layer_ids, slots = np.array(shards.moe_layers, np.int64), shards.slots_per_rank
-    of_old = replace(old_hints, layer_ids=layer_ids, slots_per_rank=slots)
-    return replace(hints, layer_ids=layer_ids, slots_per_rank=None if compares_old else slots), of_old
+
+def _find_model(name: str | None) -> Model | None:
+    """The model of --model."""
+    if name is None:
+        return None
+    from eplb_cli.model import find_model
+
+    return find_model(name)
 
 
 def _print_report(report: Report, output_format: Format, *, full: bool) -> None:

@@ -35,6 +35,8 @@ def plan_command(  # noqa: PLR0913 - an argument for each option
             old_name, new_name, options, checkpoint, layout, senders, ranks_per_node, full=full
         )
     old, new, warnings = read_pair(old_name, new_name, options)
+    if expert_nbytes is None and options.model is not None:
+        expert_nbytes = options.model.expert_nbytes
     sizes = None if expert_nbytes is None else np.full(old.num_layers, expert_nbytes, np.int64)
     plan = plan_reshard(old, new, senders, expert_nbytes=sizes, ranks_per_node=ranks_per_node)
     return plan_report(plan, sizes, full=full, warnings=_messages(warnings))
@@ -57,6 +59,7 @@ def _with_checkpoint(  # noqa: PLR0913 - as plan_command
     from eplb_cli.prepare import prepare
 
     shards = open_shards(path, layout)
+    options = options.beside(shards)
     old, old_warnings = read_old(shards, old_name, new_name, options)
     new, new_warnings = read_new(new_name, old, options)
     prepared = prepare(shards, old, new, senders, ranks_per_node)

@@ -76,8 +76,9 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
     check_destination(request.source, request.destination)
     shards = open_shards(request.source, request.layout)
     require_headers_as_in_manifest(shards)
-    old, old_warnings = read_old(shards, request.old, request.new, request.placements)
-    new, new_warnings = read_new(request.new, old, request.placements)
+    options = request.placements.beside(shards)
+    old, old_warnings = read_old(shards, request.old, request.new, options)
+    new, new_warnings = read_new(request.new, old, options)
     prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)
     report = plan_report(
         prepared.plan,

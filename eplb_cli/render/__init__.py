@@ -35,6 +35,8 @@ __all__ = [
     "print_findings",
     "print_inspection",
     "print_json",
+    "print_load",
+    "print_models",
     "print_report",
     "print_verification",
     "print_warning",
@@ -57,6 +59,24 @@ def print_inspection(inspection: Mapping[str, Any], stream: TextIO | None = None
 
     with page(stream or sys.stdout) as console:
         show_inspection(console, inspection)
+
+
+def print_load(described: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Print the load that a file holds."""
+    from eplb_cli.render.inspection import show_load
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_load(console, described)
+
+
+def print_models(described: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Print the model presets."""
+    from eplb_cli.render.inspection import show_models
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_models(console, described)
 
 
 def print_verification(verification: Mapping[str, Any], stream: TextIO | None = None) -> None:

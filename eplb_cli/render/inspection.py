@@ -69,6 +69,43 @@ def _finding_line(finding: Finding | Mapping[str, Any]) -> str:
     return f"{entry['severity']}[{entry['code']}]: {entry['message']}{hint}"
 
 
+def show_models(console: Console, described: Mapping[str, Any]) -> None:
+    """Print a line for each model preset."""
+    rows = [
+        (
+            model["name"],
+            f"{len(model['moe_layers'])} of {model['num_hidden_layers']}",
+            str(model["num_logical_experts"]),
+            format_bytes(model["expert_bytes"]),
+            printable(model["description"]),
+        )
+        for model in described["models"]
+    ]
+    console.print(table(["model", "MoE layers", "experts", "bytes of one", "what it is"], rows, words=(0, 4)))
+
+
+def show_load(console: Console, described: Mapping[str, Any]) -> None:
+    """Print what a load dump is in one line, then its layers."""
+    steps, layers = plural(described["num_steps"], "step"), plural(described["num_layers"], "layer")
+    experts = plural(described["num_logical_experts"], "expert")
+    headline = f"{described['form']}: {steps}, {layers}, {experts}, {described['tokens']:,.0f} tokens"
+    console.print(Text(headline, "bold", overflow="fold"))
+    kind = "the model's own numbers" if described["layer_ids"] is not None else "counted from 0"
+    heading(console, f"layers ({kind})")
+    rows = [
+        (
+            str(layer["layer"]),
+            f"{layer['tokens']:,.0f}",
+            str(layer["busiest_expert"]),
+            f"{layer['busiest_over_mean']:.2f}",
+            str(layer["idle_experts"]),
+        )
+        for layer in described["layers"]
+    ]
+    console.print(table(["layer", "tokens", "busiest expert", "over the mean", "idle experts"], rows))
+    show_list(console, "notes", described["notes"])
+
+
 def show_verification(console: Console, verification: Mapping[str, Any]) -> None:
     """Print the verdict, and the numbers behind it."""
     proved, total = verification["rows_proved"], verification["rows_total"]
