@@ -22,6 +22,7 @@ from eplb_cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EplbError, UsageErr
 if TYPE_CHECKING:
     from eplb_cli.model import Model
     from eplb_cli.report import Report
+    from eplb_cli.shard import Converted
 
 app = typer.Typer(
     add_completion=False,
@@ -138,6 +139,9 @@ ModelOption = Annotated[
         metavar="PRESET|config.json",
         help="The model: its layers, experts and sizes; `eplb inspect --models` lists presets.",
     ),
+]
+NoFsyncOption = Annotated[
+    bool, typer.Option("--no-fsync", help="Leave it to the system when bytes reach the disk.")
 ]
 Full = Annotated[bool, typer.Option("--full", help="List all ranks, however many there are.")]
 
@@ -597,6 +601,71 @@ def _find_model(name: str | None) -> Model | None:
     from eplb_cli.model import find_model
 
     return find_model(name)
+
+
+@app.command(
+    short_help="Write a Hugging Face checkpoint as shards.",
+    epilog="""\b
+Examples:
+  eplb shard HF_DIR DST --placement map.json --num-ranks 32 --engine sglang
+  eplb shard HF_DIR DST --placement linear --num-ranks 4 --engine huggingface""",
+)
+def shard(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face checkpoint; only read.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="Where the shards appear: new, or empty.")
+    ],
+    placement: Annotated[
+        str,
+        typer.Option("--placement", metavar="FILE", help="In any dialect, or linear, or round_robin."),
+    ],
+    engine: Annotated[
+        str,
+        typer.Option("--engine", metavar="NAME", help="Whose names tensors get: sglang, or huggingface."),
+    ],
+    num_ranks: NumRanks = None,
+    num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    no_fsync: NoFsyncOption = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write the experts of a Hugging Face checkpoint to the ranks that a placement names, and prove it.
+
+    Every byte is read once. Tensors that are no experts' are on all ranks, in one file under many names.
+    """
+    from eplb_cli.inputs import PlacementOptions
+    from eplb_cli.shard import shard as run
+
+    options = PlacementOptions(num_ranks, num_redundant_experts=num_redundant_experts, dialect=dialect)
+    done = run(source, destination, placement, engine, options, durable=not no_fsync, progress=_progress)
+    _print_converted("shards", done, output_format)
+
+
+@app.command(short_help="Write shards as the Hugging Face checkpoint they were made of.")
+def merge(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="What `eplb shard` wrote, resharded or not.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="HF_DIR", help="Where the checkpoint appears: new, or empty.")
+    ],
+    no_fsync: NoFsyncOption = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write the Hugging Face checkpoint that shards were made of: the same files, byte for byte."""
+    from eplb_cli.merge import merge as run
+
+    done = run(source, destination, durable=not no_fsync, progress=_progress)
+    _print_converted("checkpoint", done, output_format)
+
+
+def _print_converted(what: str, done: Converted, output_format: Format) -> None:
+    from dataclasses import asdict
+
+    for warning in done.warnings:
+        render.print_warning(warning)
+    if output_format is Format.json:
+        render.print_json({"format": f"eplb-{what}/1", **asdict(done), "output": str(done.output)})
+    else:
+        render.print_converted(what, done)
 
 
 def _print_report(report: Report, output_format: Format, *, full: bool) -> None:

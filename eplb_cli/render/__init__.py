@@ -28,9 +28,11 @@ from eplb_cli.render.progress import Progress
 
 if TYPE_CHECKING:
     from eplb_cli.report import Report
+    from eplb_cli.shard import Converted
 
 __all__ = [
     "Progress",
+    "print_converted",
     "print_error",
     "print_findings",
     "print_inspection",
@@ -59,6 +61,15 @@ def print_inspection(inspection: Mapping[str, Any], stream: TextIO | None = None
 
     with page(stream or sys.stdout) as console:
         show_inspection(console, inspection)
+
+
+def print_converted(what: str, done: Converted, stream: TextIO | None = None) -> None:
+    """Print what `shard` or `merge` has made."""
+    from eplb_cli.render.inspection import show_converted
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_converted(console, what, done)
 
 
 def print_load(described: Mapping[str, Any], stream: TextIO | None = None) -> None:

@@ -15,6 +15,7 @@ from eplb_cli.render.text import format_bytes, format_rate, format_runs, format_
 
 if TYPE_CHECKING:
     from eplb_cli.findings import Finding
+    from eplb_cli.shard import Converted
 
 
 def show_inspection(console: Console, inspection: Mapping[str, Any]) -> None:
@@ -104,6 +105,24 @@ def show_load(console: Console, described: Mapping[str, Any]) -> None:
     ]
     console.print(table(["layer", "tokens", "busiest expert", "over the mean", "idle experts"], rows))
     show_list(console, "notes", described["notes"])
+
+
+def show_converted(console: Console, what: str, done: Converted) -> None:
+    """Print what was made in one line, then its numbers and how it is served."""
+    ranks, layers = plural(done.num_ranks, "rank"), plural(done.num_layers, "layer")
+    headline = f"{what}: {done.output}, {plural(done.rows_proved, 'row')} proved"
+    console.print(Text(printable(headline), "bold", overflow="fold"))
+    console.print()
+    pairs = {
+        "names of": done.engine,
+        "from"
+        if what == "checkpoint"
+        else "to": f"{ranks}, {layers} of {done.num_logical_experts:,} experts",
+        "wrote": format_bytes(done.nbytes),
+        "took": f"{format_seconds(done.seconds)}, {format_rate(done.nbytes, done.seconds)}",
+    }
+    show_pairs(console, pairs.items())
+    show_list(console, "serving", done.serving)
 
 
 def show_verification(console: Console, verification: Mapping[str, Any]) -> None:
