@@ -17,6 +17,9 @@ from eplb_cli.placement import MAX_EXPERTS, MAX_LAYERS
 
 _MAX_SIZE = 1 << 24
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
+"""How families, and versions of transformers, call E."""
+
 _GATED = ("gate_proj", "up_proj", "down_proj")
 _NUMBERED = ("w1", "w3", "w2")
 
@@ -52,13 +55,12 @@ class Family:
 
     Attributes:
         layers: which layers are MoE layers.
-        experts, intermediate: the keys for E and for the width of an expert.
+        intermediate: the key for the width of an expert.
         key: the key of an expert tensor.
         projections: gate, up and down, as keys call them; none where experts are stacked.
     """
 
     layers: Callable[[Config, int], list[int]]
-    experts: str
     intermediate: str
     key: str
     projections: tuple[str, ...] = _GATED
@@ -66,22 +68,19 @@ class Family:
 
 _MLP = "model.layers.{layer}.mlp.experts.{expert}.{tensor}"
 _SPARSE_MOE = "model.layers.{layer}.block_sparse_moe.experts.{expert}.{tensor}"
-_DEEPSEEK = Family(_after_first, "n_routed_experts", "moe_intermediate_size", _MLP)
+_DEEPSEEK = Family(_after_first, "moe_intermediate_size", _MLP)
 
 FAMILIES = {
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
     "glm4_moe": _DEEPSEEK,
-    "qwen3_moe": Family(_sparse, "num_experts", "moe_intermediate_size", _MLP),
-    "mixtral": Family(_every, "num_local_experts", "intermediate_size", _SPARSE_MOE, _NUMBERED),
-    "minimax_m2": Family(_every, "num_local_experts", "intermediate_size", _SPARSE_MOE, _NUMBERED),
-    "gpt_oss": Family(
-        _every, "num_local_experts", "intermediate_size", "model.layers.{layer}.mlp.experts.{tensor}", ()
-    ),
+    "qwen3_moe": Family(_sparse, "moe_intermediate_size", _MLP),
+    "mixtral": Family(_every, "intermediate_size", _SPARSE_MOE, _NUMBERED),
+    "minimax_m2": Family(_every, "intermediate_size", _SPARSE_MOE, _NUMBERED),
+    "gpt_oss": Family(_every, "intermediate_size", "model.layers.{layer}.mlp.experts.{tensor}", ()),
     "llama4_text": Family(
         _interleaved,
-        "num_local_experts",
         "intermediate_size",
         "language_model.model.layers.{layer}.feed_forward.experts.{tensor}",
         (),
@@ -108,13 +107,14 @@ def read_config(path: Path) -> Model:
         raise malformed(path, f"its layers cannot be told: {error}") from error
     if not layers or not all(type(layer) is int and 0 <= layer < hidden for layer in layers):
         raise malformed(path, "it has no MoE layers, or some that are no layers")
+    experts = next((key for key in _EXPERTS if key in config), _EXPERTS[0])
     mtp = config.get("num_nextn_predict_layers") or 0
     return Model(
         name=str(config["model_type"]),
         num_hidden_layers=hidden,
         moe_layers=layers,
         mtp_layers=tuple(range(hidden, hidden + mtp)) if type(mtp) is int and mtp < MAX_LAYERS else (),
-        num_logical_experts=number(path, config, family.experts, MAX_EXPERTS),
+        num_logical_experts=number(path, config, experts, MAX_EXPERTS),
         hidden_size=number(path, config, "hidden_size", _MAX_SIZE),
         intermediate_size=number(path, config, family.intermediate, _MAX_SIZE),
         experts=family.key,

@@ -115,9 +115,7 @@ def show_converted(console: Console, what: str, done: Converted) -> None:
     console.print()
     pairs = {
         "names of": done.engine,
-        "from"
-        if what == "checkpoint"
-        else "to": f"{ranks}, {layers} of {done.num_logical_experts:,} experts",
+        "experts": f"{done.num_logical_experts:,} in {layers}, on {ranks}",
         "wrote": format_bytes(done.nbytes),
         "took": f"{format_seconds(done.seconds)}, {format_rate(done.nbytes, done.seconds)}",
     }

@@ -142,6 +142,13 @@ def test_a_config_says_what_the_preset_says(config, name, content):
         assert model.experts == preset.experts
 
 
+def test_the_number_of_experts_has_several_names(config):
+    """Version 5 of transformers saves Qwen's `num_experts` as `num_local_experts`."""
+    content = dict(CONFIGS[1][1])
+    content["num_local_experts"] = content.pop("num_experts")
+    assert find_model(config(content)).num_logical_experts == 128
+
+
 def test_dense_layers_between(config):
     """Qwen lists them, Llama 4 counts steps."""
     qwen = {**CONFIGS[1][1], "num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
