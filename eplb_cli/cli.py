@@ -471,6 +471,14 @@ def inspect(
     ] = False,
     models: Annotated[bool, typer.Option("--models", help="List the model presets instead.")] = False,
     model: ModelOption = None,
+    baked: Annotated[
+        Path | None,
+        typer.Option(
+            "--baked",
+            metavar="DIR",
+            help="The baked checkpoint that a load is of: show the model's own experts.",
+        ),
+    ] = None,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert.
@@ -480,7 +488,7 @@ def inspect(
     if models or src is None:
         _list_models(src, models, output_format)
     elif src.is_file():
-        _inspect_load(src, model, output_format)
+        _inspect_load(src, model, baked, output_format)
     else:
         _inspect_shards(src, layout, deep, output_format)
 
@@ -497,10 +505,14 @@ def _list_models(src: Path | None, models: bool, output_format: Format) -> None:
         render.print_models(described)
 
 
-def _inspect_load(path: Path, model: str | None, output_format: Format) -> None:
-    from eplb_cli.load import describe_load, read_load
+def _inspect_load(path: Path, model: str | None, baked: Path | None, output_format: Format) -> None:
+    from eplb_cli.load import describe_load, read_load, unbaked
 
     load = read_load(str(path), _find_model(model))
+    if baked is not None:
+        from eplb_cli.bake import read_baked
+
+        load = unbaked(load, read_baked(baked))
     described = describe_load(str(path), load)
     if output_format is Format.json:
         render.print_json(described)
@@ -647,13 +659,52 @@ def merge(
     destination: Annotated[
         Path, typer.Argument(metavar="HF_DIR", help="Where the checkpoint appears: new, or empty.")
     ],
+    bake: Annotated[
+        bool,
+        typer.Option("--bake", help="Leave the experts in the order of the shards, as `eplb bake` does."),
+    ] = False,
     no_fsync: NoFsyncOption = False,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Write the Hugging Face checkpoint that shards were made of: the same files, byte for byte."""
+    from eplb_cli.bake import bake_shards
     from eplb_cli.merge import merge as run
 
-    done = run(source, destination, durable=not no_fsync, progress=_progress)
+    made = bake_shards if bake else run
+    done = made(source, destination, durable=not no_fsync, progress=_progress)
+    _print_converted("checkpoint", done, output_format)
+
+
+@app.command(
+    short_help="Write a placement into a Hugging Face checkpoint.",
+    epilog="""\b
+Example:
+  eplb bake HF_DIR OUT --placement new.json --num-ranks 16""",
+)
+def bake(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face checkpoint; only read.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Where the checkpoint appears: new, or empty.")
+    ],
+    placement: Annotated[
+        str,
+        typer.Option("--placement", metavar="FILE", help="Without replicas, in any dialect."),
+    ],
+    num_ranks: NumRanks = None,
+    dialect: FromOption = None,
+    no_fsync: NoFsyncOption = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write a Hugging Face checkpoint that any engine serves under a placement, without being told of it.
+
+    Experts get the numbers of their slots, and the rows of routers move with them: what the model computes is
+    the same, and the engine's default placement is the one that was wanted.
+    """
+    from eplb_cli.bake import bake as run
+    from eplb_cli.inputs import PlacementOptions
+
+    options = PlacementOptions(num_ranks, dialect=dialect)
+    done = run(source, destination, placement, options, durable=not no_fsync, progress=_progress)
     _print_converted("checkpoint", done, output_format)
 
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from eplb_cli.document import NotReadableError, parse_document, read_bytes
 from eplb_cli.errors import PlacementError
 from eplb_cli.model import Model
-from eplb_cli.placement import MAX_EXPERTS, MAX_LAYERS
+from eplb_cli.placement import MAX_EXPERTS, MAX_LAYERS, Placement
 
 RECORD = "eplb_load_stats"
 _MAX_COUNT = 1 << 53
@@ -152,6 +152,38 @@ def _check_model(name: str, counts: Counts, model: Model, num_layers: int, kind:
         raise _no_load(
             name, f"it counts {found[0]:,} layers of {found[1]:,} experts; {model.name} has {said}"
         )
+
+
+def unbaked(load: Load, placement: Placement) -> Load:
+    """The load of a baked model by the experts of the model that it was baked of.
+
+    Raises:
+        PlacementError: EP109, they differ in experts or layers.
+    """
+    layers = None if load.layer_ids is None else load.layer_ids.tolist()
+    named = None if placement.layer_ids is None else placement.layer_ids.tolist()
+    if load.counts.shape[2] != placement.num_logical_experts:
+        said = f"{load.counts.shape[2]:,} experts, and the placement has {placement.num_logical_experts:,}"
+        raise PlacementError("EP109", f"the load is of {said}")
+    if layers is None or named is None:
+        if load.counts.shape[1] != placement.num_layers:
+            said = f"{load.counts.shape[1]:,} layers, and the placement has {placement.num_layers:,}"
+            raise PlacementError("EP109", f"the load is of {said}", "say the model with --model")
+        places = list(range(placement.num_layers))
+    else:
+        places = [layers.index(layer) for layer in named if layer in layers]
+        placement = replace(
+            placement,
+            physical_to_logical=placement.physical_to_logical[[layer in layers for layer in named]],
+        )
+    counts = load.counts.copy()
+    table = np.broadcast_to(
+        placement.physical_to_logical, (len(counts), *placement.physical_to_logical.shape)
+    )
+    moved = np.empty_like(counts[:, places])
+    np.put_along_axis(moved, table, counts[:, places], axis=2)
+    counts[:, places] = moved
+    return replace(load, counts=counts)
 
 
 def _no_load(name: str, problem: str) -> PlacementError:

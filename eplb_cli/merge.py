@@ -19,8 +19,7 @@ from eplb_cli.origin import Origin, read_origin
 from eplb_cli.output import OtherCopy, OutputFile, OutputTree
 from eplb_cli.prepare import Prepared, place_name
 from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.prove import prove
-from eplb_cli.shard import Converted, in_layer_order, move_parts, plan_moves
+from eplb_cli.shard import Converted, in_layer_order, move_parts, plan_moves, prove_parts
 from eplb_cli.shards import check_destination, check_space, create_files, publish, staging
 
 
@@ -42,15 +41,7 @@ def merge(source: Path, destination: Path, *, durable: bool, progress: ProgressB
             old_digests, new_digests = move_parts(
                 prepared, stage, accumulate(show), durable=durable, verify=True
             )
-        proof = prove(
-            prepared.checkpoint,
-            prepared.plan.new,
-            prepared.pieces,
-            prepared.new_places,
-            old_digests,
-            new_digests,
-            lambda place: place_name(prepared, place),
-        )
+        proof = prove_parts(prepared, old_digests, new_digests)
         _compare(prepared, origin, new_digests)
         if origin.tree.index_name is not None:
             files.write_file(stage.path / origin.tree.index_name, origin.tree.index, durable=durable)
@@ -71,14 +62,22 @@ def merge(source: Path, destination: Path, *, durable: bool, progress: ProgressB
     )
 
 
-def _prepare(source: Path, origin: Origin) -> Prepared:
+def open_sharded(source: Path, origin: Origin) -> tuple[ShardedCheckpoint, Joined]:
+    """Shards that `shard` wrote, or a reshard since, and both forms of what they were made of.
+
+    Raises:
+        CheckpointError: EP225, nothing says what their rows are; what `bind` and `join` raise.
+    """
     shards = open_shards(source)
     if shards.manifest is None:
         raise CheckpointError("EP225", f"{source} has no eplb.json, so nothing says what its rows are")
     engine = bind(shards, in_layer_order(shards.manifest.read_placement(source)))
-    joined = join(origin.tree, origin.names)
-    parts = parts_of_shards(joined, engine)
-    new = joined.parts.placement
+    return engine, join(origin.tree, origin.names)
+
+
+def _prepare(source: Path, origin: Origin) -> Prepared:
+    engine, joined = open_sharded(source, origin)
+    parts, new = parts_of_shards(joined, engine), joined.parts.placement
     raise_first(check_pair(engine.placement, new))
     return Prepared(parts, plan_moves(engine.placement, new), _output(joined, parts, origin))
 

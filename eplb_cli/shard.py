@@ -8,10 +8,11 @@ tensors it is now.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from eplb_cli.findings import Finding, check_pair, raise_first
 from eplb_cli.huggingface import ORIGIN_NAME, HuggingFace, config_of, open_huggingface
 from eplb_cli.inputs import PlacementOptions, read_new
 from eplb_cli.joined import Joined, join, parts_of_output, tensor_places
+from eplb_cli.journal import Known
 from eplb_cli.machine import available_memory_nbytes, default_threads
 from eplb_cli.manifest import file_entry
 from eplb_cli.meter import Meter
@@ -36,7 +38,7 @@ from eplb_cli.placement import EMPTY, Placement
 from eplb_cli.plan import ReshardPlan, plan_reshard, verify_plan
 from eplb_cli.prepare import Prepared, place_name
 from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.prove import prove
+from eplb_cli.prove import Proof, prove
 from eplb_cli.rows import BLOCK_NBYTES, Tasks, Tree, cut_tasks
 from eplb_cli.serving import serving_notes
 from eplb_cli.shards import Staging, check_destination, check_space, create_files, publish, staging
@@ -103,15 +105,7 @@ def shard(
             old_digests = move_parts(plan.parts, stage, advance, durable=durable, verify=False)[0]
             fill_unlinked(stage, output, unlinked, durable=durable)
             by_part, by_tensor = _read_back(plan, stage, advance)
-        proof = prove(
-            plan.parts.checkpoint,
-            new,
-            plan.parts.pieces,
-            plan.parts.new_places,
-            old_digests,
-            by_part,
-            lambda place: place_name(plan.parts, place),
-        )
+        proof = prove_parts(plan.parts, old_digests, by_part)
         record = origin_bytes(plan.tree, plan.names, old_digests)
         files.write_file(stage.path / ORIGIN_NAME, record, durable=durable)
         carried[ORIGIN_NAME] = file_entry(record)
@@ -141,12 +135,7 @@ def _plan(source: Path, placement: str, engine: str, options: PlacementOptions) 
     names = find_names(engine, str(config.get("model_type")), tree.tensors)
     joined = join(tree, names)
     old = joined.engine.placement
-    hidden = config.get("num_hidden_layers")
-    hidden = hidden if type(hidden) is int else None
-    layers = [] if old.layer_ids is None else old.layer_ids.tolist()
-    counted = tuple(layer for layer in layers if hidden is None or layer < hidden)
-    model = Model(str(source), hidden, counted, tuple(layers[len(counted) :]), old.num_logical_experts)
-    new, warnings = read_new(placement, old, replace(options, model=model))
+    new, warnings = placement_for(source, config, placement, old, options)
     new = in_layer_order(with_layers(new, joined.engine.shards))
     raise_first(check_pair(old, new))
     plan = plan_moves(old, new)
@@ -156,6 +145,22 @@ def _plan(source: Path, placement: str, engine: str, options: PlacementOptions) 
     num_rows = joined.engine.row_nbytes.size * new.num_slots
     places = tensor_places(joined, new.num_slots, num_rows, other_tensors)
     return _Plan(tree, names, joined, Prepared(joined.parts, plan, in_parts), tensors, places, warnings)
+
+
+def placement_for(
+    source: Path, config: Mapping[str, Any], name: str, old: Placement, options: PlacementOptions
+) -> tuple[Placement, list[Finding]]:
+    """A placement for a checkpoint that has the layers and experts of `old`; and its warnings.
+
+    Raises:
+        PlacementError: it cannot be read, or is of another model.
+    """
+    hidden = config.get("num_hidden_layers")
+    hidden = hidden if type(hidden) is int else None
+    layers = [] if old.layer_ids is None else old.layer_ids.tolist()
+    counted = tuple(layer for layer in layers if hidden is None or layer < hidden)
+    model = Model(str(source), hidden, counted, tuple(layers[len(counted) :]), old.num_logical_experts)
+    return read_new(name, old, replace(options, model=model))
 
 
 def in_layer_order(placement: Placement) -> Placement:
@@ -175,7 +180,13 @@ def plan_moves(old: Placement, new: Placement) -> ReshardPlan:
 
 
 def move_parts(
-    prepared: Prepared, stage: Staging, advance: Callable[[int], None], *, durable: bool, verify: bool
+    prepared: Prepared,
+    stage: Staging,
+    advance: Callable[[int], None],
+    *,
+    durable: bool,
+    verify: bool,
+    known: Known | None = None,
 ) -> tuple[Digests, Digests]:
     """Move all bytes in this process; digests of old places, and of new ones if they are to be verified."""
     nbytes = prepared.checkpoint.shards.nbytes + prepared.output.own_nbytes
@@ -187,8 +198,21 @@ def move_parts(
         durable=durable,
         keep_cache=nbytes < available_memory_nbytes() // 2,
     )
-    result = transfer(prepared, stage.path, options, 0, None, advance)
+    result = transfer(prepared, stage.path, options, 0, None, advance, known)
     return result.old_digests, result.new_digests
+
+
+def prove_parts(prepared: Prepared, old_digests: Digests, new_digests: Digests) -> Proof:
+    """The proof that every part is where it belongs. Raises BytesError."""
+    return prove(
+        prepared.checkpoint,
+        prepared.plan.new,
+        prepared.pieces,
+        prepared.new_places,
+        old_digests,
+        new_digests,
+        lambda place: place_name(prepared, place),
+    )
 
 
 def _read_back(plan: _Plan, stage: Staging, advance: Callable[[int], None]) -> tuple[Digests, Digests]:

@@ -83,7 +83,31 @@ def gpt_oss():
     )
 
 
-MODELS = {"qwen3_moe": qwen3_moe, "mixtral": mixtral, "deepseek_v3": deepseek_v3, "gpt_oss": gpt_oss}
+def glm4_moe():
+    from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
+
+    return Glm4MoeForCausalLM(
+        Glm4MoeConfig(
+            **{**SMALL, "head_dim": 8},
+            num_key_value_heads=2,
+            intermediate_size=48,
+            moe_intermediate_size=16,
+            n_routed_experts=NUM_EXPERTS,
+            n_group=2,
+            topk_group=1,
+            num_experts_per_tok=2,
+            first_k_dense_replace=1,
+        )
+    )
+
+
+MODELS = {
+    "qwen3_moe": qwen3_moe,
+    "mixtral": mixtral,
+    "deepseek_v3": deepseek_v3,
+    "gpt_oss": gpt_oss,
+    "glm4_moe": glm4_moe,
+}
 CASES = [
     ("qwen3_moe", "sglang", "20KB"),
     ("qwen3_moe", "huggingface", "5GB"),
@@ -155,6 +179,70 @@ def test_a_model_survives_the_whole_way(eplb, tmp_path, name, engine, file_size)
         ]
     assert torch.equal(*logits)
     assert logits[0].abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers, about itself
+@pytest.mark.parametrize("name", MODELS)
+def test_a_baked_model_computes_the_same(eplb, tmp_path, monkeypatch, name):
+    """Equal logits in float64 to rounding, and the same experts for every token up to the permutation."""
+    import torch
+
+    # Routers go down to float32, where a sum depends on the order of the experts.
+    softmax, to_float = torch.nn.functional.softmax, torch.Tensor.float
+    stay = {
+        "softmax": lambda values, *, dim, dtype=None: softmax(values, dim=dim, dtype=dtype and torch.float64),
+        "float": lambda values: values if values.dtype is torch.float64 else to_float(values),
+    }
+    monkeypatch.setattr(torch.nn.functional, "softmax", stay["softmax"])
+    monkeypatch.setattr(torch.Tensor, "float", stay["float"])
+    torch.manual_seed(len(name))
+    hf, out = tmp_path / "hf", tmp_path / "out"
+    model = MODELS[name]().to(torch.float64)
+    with torch.no_grad():
+        for key, parameter in [*model.named_parameters(), *model.named_buffers()]:
+            if any(part in key for part in (".gate.", ".router.")):
+                parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64))
+    model.save_pretrained(hf)
+    layers = sorted(moe_layers(hf))
+    orders = {layer: [[3, 2, 0, 1], [1, 0, 3, 2]][number % 2] for number, layer in enumerate(layers)}
+    (tmp_path / "new.json").write_text(json.dumps(list(orders.values())))
+    result = eplb("bake", hf, out, "--placement", tmp_path / "new.json", "--num-ranks", 2)
+    assert result.code == 0, result.err
+    before, after = chosen_and_logits(hf), chosen_and_logits(out)
+    assert before[0].keys() == after[0].keys() == set(layers)
+    for layer, order in orders.items():
+        as_before = torch.tensor(order)[after[0][layer]]
+        assert torch.equal(as_before.sort(dim=-1).values, before[0][layer].sort(dim=-1).values)
+        assert len(before[0][layer].unique()) == NUM_EXPERTS
+    assert torch.allclose(before[1], after[1], rtol=1e-9, atol=1e-12)
+    assert not all(torch.equal(before[0][layer], after[0][layer]) for layer in layers)
+
+
+def chosen_and_logits(path: Path):
+    """By layer, the experts that each token was sent to; and the logits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float64, experts_implementation="eager"
+    ).eval()
+    chosen = {}
+
+    def watch(layer):
+        def hook(module, arguments, named):
+            values = [*arguments, *named.values()]
+            (chosen[layer],) = [
+                at for at in values if isinstance(at, torch.Tensor) and not at.is_floating_point()
+            ]
+
+        return hook
+
+    for key, module in model.named_modules():
+        if key.endswith(".experts"):
+            module.register_forward_pre_hook(watch(int(key.split(".")[2])), with_kwargs=True)
+    with torch.no_grad():
+        logits = model(torch.arange(48).reshape(2, 24)).logits
+    return chosen, logits
 
 
 def moe_layers(path: Path) -> set[int]:
