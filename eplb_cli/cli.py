@@ -479,6 +479,17 @@ def inspect(
             help="The baked checkpoint that a load is of: show the model's own experts.",
         ),
     ] = None,
+    identify: Annotated[
+        Path | None,
+        typer.Option(
+            "--identify",
+            metavar="HF_DIR",
+            help="Tell which expert each row is, by the bytes of a checkpoint.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="With --identify: write the placement there.")
+    ] = None,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert.
@@ -489,6 +500,8 @@ def inspect(
         _list_models(src, models, output_format)
     elif src.is_file():
         _inspect_load(src, model, baked, output_format)
+    elif identify is not None:
+        _identify(src, layout, identify, out, output_format)
     else:
         _inspect_shards(src, layout, deep, output_format)
 
@@ -503,6 +516,20 @@ def _list_models(src: Path | None, models: bool, output_format: Format) -> None:
         render.print_json(described)
     else:
         render.print_models(described)
+
+
+def _identify(src: Path, layout: str, against: Path, out: Path | None, output_format: Format) -> None:
+    from eplb_cli.inspection import identify_shards
+    from eplb_cli.progress import accumulate
+
+    total_nbytes = _tree_nbytes(src) + _tree_nbytes(against)
+    with _progress(total_nbytes, "identify") as show:
+        found = identify_shards(src, layout, against, out, accumulate(show))
+        show(total_nbytes)
+    if output_format is Format.json:
+        render.print_json(found)
+    else:
+        render.print_identification(found)
 
 
 def _inspect_load(path: Path, model: str | None, baked: Path | None, output_format: Format) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "print_converted",
     "print_error",
     "print_findings",
+    "print_identification",
     "print_inspection",
     "print_json",
     "print_load",
@@ -70,6 +71,15 @@ def print_converted(what: str, done: Converted, stream: TextIO | None = None) ->
 
     with page(stream or sys.stdout) as console:
         show_converted(console, what, done)
+
+
+def print_identification(found: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Print what the rows of shards turned out to be."""
+    from eplb_cli.render.inspection import show_identification
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_identification(console, found)
 
 
 def print_load(described: Mapping[str, Any], stream: TextIO | None = None) -> None:

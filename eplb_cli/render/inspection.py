@@ -123,6 +123,23 @@ def show_converted(console: Console, what: str, done: Converted) -> None:
     show_list(console, "serving", done.serving)
 
 
+def show_identification(console: Console, found: Mapping[str, Any]) -> None:
+    """Print that every row was told, and where the placement went."""
+    rows = found["num_layers"] * found["num_slots"] - found["empty_slots"]
+    headline = f"identified: {plural(rows, 'row')} are experts of {found['against']}"
+    console.print(Text(printable(headline), "bold", overflow="fold"))
+    console.print()
+    layers, ranks = plural(found["num_layers"], "layer"), plural(found["num_ranks"], "rank")
+    pairs = {
+        "shards": found["path"],
+        "experts": f"{found['num_logical_experts']:,} in {layers}, on {ranks}",
+        "slots": f"{found['num_slots']:,} a layer; {found['empty_slots']:,} empty in all",
+        "placement": found["out"] or "not written: name a file with --out",
+    }
+    show_pairs(console, pairs.items())
+    show_list(console, "warnings", found["warnings"])
+
+
 def show_verification(console: Console, verification: Mapping[str, Any]) -> None:
     """Print the verdict, and the numbers behind it."""
     proved, total = verification["rows_proved"], verification["rows_total"]

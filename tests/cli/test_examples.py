@@ -87,6 +87,18 @@ def test_engines_that_arrange_experts_themselves(home):
     assert [device["device_expert"] for device in devices] == [[3, 0, 2], [1, 0, 2]]
 
 
+def test_vllm(home):
+    """It takes no map, so the checkpoint is put into the map's order."""
+    write_json(home / "map.json", [[3, 0, 2, 1], [0, 1, 3, 2]])
+    run(home, "vllm.sh", "hf", "map.json", "2", "out")
+    found = read_tree(home / "out")
+    tensors = {key: at for tensors in found.values() for key, at in tensors.items()}
+    source = deepseek_v3()
+    for number, expert in enumerate([3, 0, 2, 1]):
+        new, old = (f"model.layers.1.mlp.experts.{at}.up_proj.weight" for at in (number, expert))
+        assert tensors[new] == source[old]
+
+
 def test_every_script_is_tried():
     """None is there that nobody runs."""
     assert {path.name for path in EXAMPLES.iterdir()} == {
@@ -94,4 +106,5 @@ def test_every_script_is_tried():
         "deepseek.sh",
         "sglang.sh",
         "tensorrt-llm.sh",
+        "vllm.sh",
     }
