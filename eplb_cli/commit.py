@@ -36,7 +36,7 @@ def carry_files(
                 for begin, view in _blocks(source, nbytes, path):
                     files.write_from(destination, view, begin, stage.path / name)
                     state.update(view)
-                files.refuse_changed(source, status, shards.path / name)
+                files.refuse_changed(source, status, path)
                 if durable:
                     files.sync(destination, stage.path / name)
             finally:

@@ -21,6 +21,7 @@ from eplb_cli.engine import AS_THEY_ARE, find_names
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.huggingface import INDEX_SUFFIX, config_of, open_huggingface
 from eplb_cli.joined import join
+from eplb_cli.layout import Layout
 from eplb_cli.machine import default_threads
 from eplb_cli.meter import Meter
 from eplb_cli.pieces import Places
@@ -48,10 +49,12 @@ class Identified:
     warnings: list[str]
 
 
-def is_huggingface(path: Path) -> bool:
-    """Whether a directory looks like a Hugging Face checkpoint, and not like shards."""
+def is_huggingface(path: Path, layout: Layout) -> bool:
+    """Whether a directory looks like a Hugging Face checkpoint, and not like shards of a layout."""
     with files.reading(path):
         names = [file.name for file in path.iterdir()]
+    if any(layout.match_file(name) for name in names):
+        return False
     return any(name.endswith(INDEX_SUFFIX) for name in names) or "model.safetensors" in names
 
 
@@ -181,6 +184,7 @@ def _columns(file: Sequence[NDArray[np.int32]], offset: Sequence[Int], nbytes: S
 
 
 def _digest(places: Places, paths: Sequence[Path], advance: Callable[[int], None]) -> Digests:
+    files.allow_open_files(len(paths))
     tree = Tree(paths, files.open_source, Meter())
     try:
         with ThreadPoolExecutor(default_threads(1)) as pool:

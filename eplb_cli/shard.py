@@ -189,7 +189,9 @@ def move_parts(
     known: Known | None = None,
 ) -> tuple[Digests, Digests]:
     """Move all bytes in this process; digests of old places, and of new ones if they are to be verified."""
-    nbytes = prepared.checkpoint.shards.nbytes + prepared.output.own_nbytes
+    shards, output = prepared.checkpoint.shards, prepared.output
+    files.allow_open_files(len(shards.files) + len(output.files))
+    nbytes = shards.nbytes + output.own_nbytes
     options = TransferOptions(
         1,
         0,

@@ -56,7 +56,7 @@ def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> 
     warnings: list[str] = []
     if known is not None:
         warnings = check_own_digests(checkpoint, digests, known)
-    if against is not None and is_huggingface(against):
+    if against is not None and is_huggingface(against, layout):
         warnings = [*warnings, *prove_placement(checkpoint, against, advance)]
     elif against is not None:
         warnings = _prove_against(checkpoint, manifest, layout, against, digests, advance)
