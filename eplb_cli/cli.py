@@ -660,7 +660,9 @@ def shard(
     ],
     engine: Annotated[
         str,
-        typer.Option("--engine", metavar="NAME", help="Whose names tensors get: sglang, or huggingface."),
+        typer.Option(
+            "--engine", metavar="NAME", help="Whose names tensors get: sglang, vllm, or huggingface."
+        ),
     ],
     num_ranks: NumRanks = None,
     num_redundant_experts: NumRedundant = None,

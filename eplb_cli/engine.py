@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +54,7 @@ class Names:
         layout: the layout of the shards.
         experts, fused: a template of the engine to those of Hugging Face, in the order they are joined in.
         kept: templates of other tensors that are the same in both.
+        constants: templates of tensors without dimensions that only the engine has: dtype and bytes.
     """
 
     engine: str
@@ -63,6 +64,7 @@ class Names:
     experts: Mapping[str, tuple[str, ...]]
     fused: Mapping[str, tuple[str, ...]]
     kept: tuple[str, ...]
+    constants: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @cached_property
     def goals(self) -> dict[str, Goal]:
@@ -98,7 +100,8 @@ def names_from_json(raw: Mapping[str, Any]) -> Names:
     }
     engine, family, layout, serving = (str(raw[key]) for key in ("engine", "family", "layout", "serving"))
     kept = tuple(map(str, raw["kept"]))
-    return Names(engine, family, layout, serving, joined["experts"], joined["fused"], kept)
+    constants = {str(target): (str(dtype), str(data)) for target, (dtype, data) in raw["constants"].items()}
+    return Names(engine, family, layout, serving, joined["experts"], joined["fused"], kept, constants)
 
 
 def engine_names() -> list[str]:
@@ -131,7 +134,8 @@ def find_names(engine: str, family: str, keys: Iterable[str]) -> Names:
         for field in ("experts", "fused")
     }
     words = {"engine": engine, "family": family, "layout": raw["layout"], "serving": raw["serving"]}
-    return names_from_json({**words, **full, "kept": map(_full, table["kept"])})
+    constants = {_full(target): value for target, value in table.get("constants", {}).items()}
+    return names_from_json({**words, **full, "kept": map(_full, table["kept"]), "constants": constants})
 
 
 def _full(name: str) -> str:

@@ -53,6 +53,7 @@ class Joined:
         tensor_of_part: (K,) the engine's tensor that a part is in.
         offset_in_row: (L, K) the first byte of a part in the engine's row.
         others: by its key, where an other tensor of Hugging Face lies.
+        constants: by its key, what an other tensor of the engine holds that no tensor of Hugging Face makes.
     """
 
     parts: ShardedCheckpoint
@@ -60,6 +61,7 @@ class Joined:
     tensor_of_part: Int
     offset_in_row: Int
     others: Mapping[str, PartOf]
+    constants: Mapping[str, bytes]
 
     def extents_of_parts(self, extents: Extents) -> Extents:
         """(L, K, P) where parts lie, from (L, T, P) where the engine's rows do."""
@@ -92,9 +94,14 @@ def join(tree: HuggingFace, names: Names) -> Joined:
     )
     parts = _bind_parts(shards, old, names, experts, others)
     tensors, in_engine = _engine_tensors(parts, names)
-    engine = bind(replace(shards, tensors=(tensors,)), old)
+    constants = _constants(tree, names)
+    empty = {
+        key: TensorAt(0, 0, TensorEntry(dtype, (), 0, len(data))) for key, (dtype, data) in constants.items()
+    }
+    engine = bind(replace(shards, tensors=({**tensors, **empty},)), old)
     tensor_of_part, offsets = _place_parts(parts, engine, names)
-    return Joined(parts, engine, tensor_of_part, offsets, in_engine)
+    contents = {key: data for key, (_, data) in constants.items()}
+    return Joined(parts, engine, tensor_of_part, offsets, in_engine, contents)
 
 
 Experts = Mapping[tuple[int, str], Mapping[int | None, TensorAt]]
@@ -218,6 +225,16 @@ def _engine_tensors(parts: ShardedCheckpoint, names: Names) -> tuple[dict[str, T
             where[source] = PartOf(key, offset)
             offset += entry.nbytes
     return tensors, where
+
+
+def _constants(tree: HuggingFace, names: Names) -> dict[str, tuple[str, bytes]]:
+    """Dtype and content of each tensor that only the engine has, for every layer of the checkpoint."""
+    layers = sorted({layer for key in tree.tensors if (layer := split_key(key).layer) is not None})
+    return {
+        template.replace("{layer}", str(layer)): (dtype, bytes.fromhex(data))
+        for template, (dtype, data) in names.constants.items()
+        for layer in layers
+    }
 
 
 def _members(parts: ShardedCheckpoint, names: Names, layer: int) -> dict[str, list[int]]:

@@ -7,6 +7,7 @@ tensors it is now.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from eplb_cli import files
@@ -22,6 +24,7 @@ from eplb_cli.checkpoint import with_layers
 from eplb_cli.commit import carry_files, fill_unlinked, reopen, write_manifest
 from eplb_cli.digests import DigestTable, ThreadBuffers
 from eplb_cli.engine import Names, find_names
+from eplb_cli.errors import BytesError
 from eplb_cli.findings import Finding, check_pair, raise_first
 from eplb_cli.huggingface import ORIGIN_NAME, HuggingFace, config_of, open_huggingface
 from eplb_cli.inputs import PlacementOptions, read_new
@@ -39,8 +42,8 @@ from eplb_cli.plan import ReshardPlan, plan_reshard, verify_plan
 from eplb_cli.prepare import Prepared, place_name
 from eplb_cli.progress import ProgressBar, accumulate
 from eplb_cli.prove import Proof, prove
-from eplb_cli.rows import BLOCK_NBYTES, Tasks, Tree, cut_tasks
-from eplb_cli.serving import serving_notes
+from eplb_cli.rows import BLOCK_NBYTES, Tasks, Tree, cut_tasks, digest_places
+from eplb_cli.serving import NO_ENGINE, serving_notes
 from eplb_cli.shards import Staging, check_destination, check_space, create_files, publish, staging
 from eplb_cli.transfer import TransferOptions, transfer
 
@@ -100,11 +103,15 @@ def shard(
         unlinked = create_files(stage, output)
         carried = carry_files(plan.tree.carried, stage, durable=durable)
         nbytes = int(plan.parts.pieces.nbytes.sum() + plan.parts.new_places.nbytes.sum())
+        constants = _write_constants(plan, stage)
         with progress(nbytes, "shard") as show:
             advance = accumulate(show)
             old_digests = move_parts(plan.parts, stage, advance, durable=durable, verify=False)[0]
             fill_unlinked(stage, output, unlinked, durable=durable)
             by_part, by_tensor = _read_back(plan, stage, advance)
+        for place, digest in constants.items():
+            if by_tensor[place].tobytes() != digest:
+                raise BytesError("EP504", f"{place_name(plan.tensors, place)} is not what was written")
         proof = prove_parts(plan.parts, old_digests, by_part)
         record = origin_bytes(plan.tree, plan.names, old_digests)
         files.write_file(stage.path / ORIGIN_NAME, record, durable=durable)
@@ -204,6 +211,25 @@ def move_parts(
     return result.old_digests, result.new_digests
 
 
+def _write_constants(plan: _Plan, stage: Staging) -> dict[int, bytes]:
+    """Write what only the engine has; the digest of each, by its new place."""
+    output = plan.tensors.output
+    num_rows = output.extents.file.size
+    digests = {}
+    for number, copy in enumerate(output.others):
+        content = plan.joined.constants.get(copy.key)
+        if content is None:
+            continue
+        path = stage.path / output.files[copy.dst_file].name
+        descriptor = files.open_output(path)
+        try:
+            files.write_from(descriptor, memoryview(content), copy.dst_offset, path)
+        finally:
+            os.close(descriptor)
+        digests[num_rows + number] = xxhash.xxh3_128_digest(content)
+    return digests
+
+
 def prove_parts(prepared: Prepared, old_digests: Digests, new_digests: Digests) -> Proof:
     """The proof that every part is where it belongs. Raises BytesError."""
     return prove(
@@ -222,9 +248,13 @@ def _read_back(plan: _Plan, stage: Staging, advance: Callable[[int], None]) -> t
     output = plan.tensors.output
     tree = Tree([stage.path / file.name for file in output.files], files.open_output, Meter())
     try:
+        whole = plan.tensors.new_places
         by_part, by_tensor = digest_both(
-            plan.parts.new_places, plan.tensor_places, len(plan.tensors.new_places.rank), tree, advance
+            plan.parts.new_places, plan.tensor_places, len(whole.rank), tree, advance
         )
+        constants = np.setdiff1d(np.flatnonzero(whole.nbytes), plan.tensor_places)
+        with ThreadPoolExecutor(1) as pool:
+            by_tensor |= digest_places(whole, constants, tree, pool, advance)
     finally:
         tree.close()
     table = plan.parts.plan.new.physical_to_logical
@@ -273,4 +303,5 @@ def _serving(new: Placement, names: Names) -> list[str]:
     if not names.serving:
         return ["shards with Hugging Face names: load them with a program that reads those"]
     notes = [note for note in serving_notes(new, names.layout) if note.lower().startswith(names.engine)]
+    notes = [note for note in notes if NO_ENGINE not in note]
     return [names.serving] if notes else [f"{names.engine}: no stock engine loads this placement from shards"]

@@ -110,6 +110,7 @@ MODELS = {
 }
 CASES = [
     ("qwen3_moe", "sglang", "20KB"),
+    ("qwen3_moe", "vllm", "20KB"),
     ("qwen3_moe", "huggingface", "5GB"),
     ("mixtral", "sglang", "20KB"),
     ("mixtral", "huggingface", "5GB"),

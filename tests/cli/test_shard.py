@@ -17,8 +17,12 @@ from tests.support.huggingface import (
     deepseek_in_sglang,
     deepseek_v3,
     gpt_oss,
+    joined,
+    qwen3_moe,
     write_checkpoint,
 )
+
+DATA = Path(__file__).parents[1] / "data"
 
 REPLICAS = placement([[3, 0, 0, 1, 2, 2], [0, 1, 2, 3, 3, 1]], layer_ids=list(MOE_LAYERS))
 THREE_RANKS = placement([[3, 0, 1, 2, 2, 0], [0, 1, 2, 3, 3, 1]], 3, layer_ids=list(MOE_LAYERS))
@@ -166,6 +170,46 @@ def test_dense_tensors_are_written_once(eplb, home):
     assert len({status.st_ino for status in common}) == 1
 
 
+def test_the_names_of_vllm_are_those_that_it_wrote(eplb, tmp_path):
+    """Real shards, of another family with the same attention, have them; and the same scales of 1.0."""
+    real = next(iter(read_tree(DATA / "eplb-replicas" / "src").values()))
+    hf = write_checkpoint(tmp_path / "hf", qwen3_moe(), "qwen3_moe")
+    arguments = ["--placement", "linear", "--num-ranks", 2, "--engine", "vllm"]
+    result = eplb("shard", hf, tmp_path / "dst", *arguments)
+    assert result.code == 0, result.err
+    tensors = read_tree(tmp_path / "dst")["model-rank-1"]
+    own = {"model.layers.1.mlp.experts.gate.weight"}  # Glm4Moe has its router elsewhere
+    assert tensors.keys() - own <= real.keys()
+    assert {key for key in real if "layers.0." in key} == {key for key in tensors if "layers.0." in key}
+    scales = {key: at for key, at in tensors.items() if key.endswith("_scale")}
+    assert scales == {key: real[key] for key in scales}
+    assert len(scales) == 8
+    source = qwen3_moe()
+    parts = [source[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
+    assert tensors["model.layers.1.self_attn.qkv_proj.weight"] == joined(parts)
+    w13 = [
+        source[f"model.layers.1.mlp.experts.{expert}.{name}_proj.weight"]
+        for expert in (2, 3)
+        for name in ("gate", "up")
+    ]
+    found = tensors["model.layers.1.mlp.experts.routed_experts.w13_weight"]
+    assert found.data == joined(w13).data
+    assert found.shape == (2, 12, 4)
+    assert eplb("verify", tmp_path / "dst").code == 0
+    assert eplb("merge", tmp_path / "dst", tmp_path / "merged").code == 0
+    assert_same(hf, tmp_path / "merged")
+
+
+def test_vllm_is_not_promised_what_it_does_not_load(eplb, tmp_path):
+    """From shards it loads its default placements and no other."""
+    hf = write_checkpoint(tmp_path / "hf", qwen3_moe(), "qwen3_moe")
+    write_json(tmp_path / "map.json", [[3, 0, 1, 2]])
+    for name, loads in (("linear", True), (tmp_path / "map.json", False)):
+        arguments = ["--placement", name, "--num-ranks", 2, "--engine", "vllm", "--format", "json"]
+        result = eplb("shard", hf, tmp_path / f"dst{loads}", *arguments)
+        assert ("--load-format sharded_state" in result.json["serving"][0]) == loads
+
+
 class TestRefused:
     """A coded error, no output, and nothing left behind."""
 
@@ -195,7 +239,7 @@ class TestRefused:
 
     def test_an_unknown_engine(self, refuse):
         """The known ones are listed."""
-        refuse("EP224", "'vlm' is no engine", "huggingface, sglang", engine="vlm")
+        refuse("EP224", "'vlm' is no engine", "huggingface, sglang, vllm", engine="vlm")
 
     def test_a_tensor_without_a_name(self, refuse, home):
         """Nothing is passed on because nobody asked."""

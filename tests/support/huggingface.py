@@ -58,6 +58,29 @@ def deepseek_v3() -> Rank:
     return made(shapes)
 
 
+def qwen3_moe() -> Rank:
+    """Plain bf16; layer 0 is dense."""
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "model.embed_tokens.weight": ("BF16", (8, HIDDEN)),
+        "model.norm.weight": ("BF16", (HIDDEN,)),
+        "lm_head.weight": ("BF16", (8, HIDDEN)),
+    }
+    for layer in range(2):
+        base = f"model.layers.{layer}"
+        linear = {"self_attn.q_proj": (4, HIDDEN), "self_attn.k_proj": (2, HIDDEN)}
+        linear |= {"self_attn.v_proj": (2, HIDDEN), "self_attn.o_proj": (HIDDEN, 4)}
+        linear |= {"self_attn.q_norm": (2,), "self_attn.k_norm": (2,)}  # type: ignore[dict-item]
+        linear |= {"input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,)}  # type: ignore[dict-item]
+        prefixes = ["mlp"] if layer == 0 else [f"mlp.experts.{expert}" for expert in range(EXPERTS)]
+        if layer:
+            linear["mlp.gate"] = (EXPERTS, HIDDEN)
+        for prefix in prefixes:
+            linear |= {f"{prefix}.gate_proj": (WIDTH, HIDDEN), f"{prefix}.up_proj": (WIDTH, HIDDEN)}
+            linear[f"{prefix}.down_proj"] = (HIDDEN, WIDTH)
+        shapes |= {f"{base}.{name}.weight": ("BF16", shape) for name, shape in linear.items()}
+    return made(shapes)
+
+
 def gpt_oss() -> Rank:
     """mxfp4, stacked over all experts, with biases."""
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {"model.norm.weight": ("BF16", (HIDDEN,))}
