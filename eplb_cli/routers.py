@@ -21,7 +21,8 @@ from eplb_cli.named_map import slots_of_linear
 from eplb_cli.placement import EMPTY, Placement
 
 _LAYER = "model.layers.{layer}"
-_NAMES_AN_EXPERT = re.compile(r"experts\\*\.[0-9{\[(*]")
+_NAMES_AN_EXPERT = re.compile(r"(?<!shared_)experts\\*\.(?:[0-9]|\(|\[(?!0-9\][+*]))")
+"""A number, or a choice of numbers; patterns that are about all experts alike name none of them."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from eplb_cli.checkpoint import with_layers
 from eplb_cli.commit import carry_files, fill_unlinked, reopen, write_manifest
 from eplb_cli.digests import DigestTable, ThreadBuffers
 from eplb_cli.engine import Names, find_names
-from eplb_cli.errors import BytesError
+from eplb_cli.errors import BytesError, PlacementError
 from eplb_cli.findings import Finding, check_pair, raise_first
 from eplb_cli.huggingface import ORIGIN_NAME, HuggingFace, config_of, open_huggingface
 from eplb_cli.inputs import PlacementOptions, read_new
@@ -34,6 +34,7 @@ from eplb_cli.machine import available_memory_nbytes, default_threads
 from eplb_cli.manifest import file_entry
 from eplb_cli.meter import Meter
 from eplb_cli.model import Model
+from eplb_cli.named_map import NAMED_MAPS
 from eplb_cli.origin import origin_bytes
 from eplb_cli.output import plan_output
 from eplb_cli.pieces import Places
@@ -162,6 +163,8 @@ def placement_for(
     Raises:
         PlacementError: it cannot be read, or is of another model.
     """
+    if name in NAMED_MAPS and options.num_ranks is None:
+        raise PlacementError("EP114", f"the map {name} needs --num-ranks", "say it with --num-ranks R")
     hidden = config.get("num_hidden_layers")
     hidden = hidden if type(hidden) is int else None
     layers = [] if old.layer_ids is None else old.layer_ids.tolist()

@@ -292,6 +292,15 @@ class TestRefused:
         write_json(path, {**known, **content})
         refuse(f"{name} names single experts")
 
+    def test_lists_that_name_all_experts(self, eplb, home):
+        """Patterns about all of them, or about shared ones, are right in any order; in kimi_k2 too."""
+        ignored = ["re:.*shared_experts.*", "re:.*experts.*", r"re:.*experts\.[0-9]+\.up", "lm_head"]
+        config = {"model_type": "kimi_k2", "num_hidden_layers": 3, "n_group": 1}
+        write_json(home / "hf" / "config.json", {**config, "quantization_config": {"ignore": ignored}})
+        result = eplb("bake", home / "hf", home / "out", "--placement", home / "new.json")
+        assert result.code == 0, result.err
+        assert read_files(home / "out")[0] == baked(deepseek_v3(), ORDER)
+
     def test_a_checkpoint_that_was_baked(self, eplb, bake, home):
         """Twice would leave an eplb.json that says half of it."""
         result = eplb("bake", bake(), home / "twice", "--placement", home / "new.json")

@@ -327,6 +327,11 @@ class TestRefused:
         change(home / "hf")
         refuse("EP223", says)
 
+    def test_a_named_map_without_ranks(self, eplb, home):
+        """One rank would be a strange guess."""
+        arguments = ["--placement", "linear", "--engine", "sglang"]
+        assert_error(eplb("shard", home / "hf", home / "dst", *arguments), "EP114", "--num-ranks")
+
     def test_a_destination_that_is_taken(self, refuse, home):
         """As everywhere."""
         (home / "dst").mkdir()
