@@ -101,7 +101,7 @@ LayoutOption = Annotated[
     typer.Option(
         "--layout",
         metavar="auto|NAME|FILE",
-        help="How files and tensors are named: sharded-state, per-row, deepseek, or a TOML file.",
+        help="How tensors are named: sharded-state, per-row, deepseek, huggingface, or a TOML file.",
     ),
 ]
 NumRanks = Annotated[
@@ -537,7 +537,7 @@ def _inspect_load(path: Path, model: str | None, baked: Path | None, output_form
 
     load = read_load(str(path), _find_model(model))
     if baked is not None:
-        from eplb_cli.bake import read_baked
+        from eplb_cli.baked import read_baked
 
         load = unbaked(load, read_baked(baked))
     described = describe_load(str(path), load)
