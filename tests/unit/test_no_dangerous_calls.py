@@ -19,7 +19,6 @@ BANNED_MODULES = {
     "marshal",
     "shelve",
     "multiprocessing",
-    "yaml",
     "code",
 }
 BANNED_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "from_markup", "format_map"}
@@ -53,6 +52,8 @@ def _problems(call: ast.Call) -> Iterator[str]:
         yield "a format that is no literal"
     if not _is(said.get("shell"), value=False, default=False):
         yield "a shell"
+    if path.startswith("yaml.") and name not in {"parse", "compose"}:
+        yield f"{path} may build objects"
     if path == "torch.load" and not _is(said.get("weights_only"), value=True, default=False):
         yield "torch.load without weights_only=True"
     for suffix, keyword in KEYWORDS.items():
@@ -94,6 +95,8 @@ def test_no_module_does_what_none_may(path):
         ("np.load(x)\n", ["1: np.load without allow_pickle=False"]),
         ("np.save(x, y, allow_pickle=True)\n", ["1: np.save without allow_pickle=False"]),
         ("np.load(x, allow_pickle=False)\n", []),
+        ("yaml.safe_load(x)\n", ["1: yaml.safe_load may build objects"]),
+        ("yaml.compose(x, Loader=L)\n", []),
         ("TextColumn('x')\n", ["1: markup in a column"]),
     ],
 )
