@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eplb_cli import files
-from eplb_cli.dialects import DIALECTS
+from eplb_cli.dialects.registry import DIALECTS
 from eplb_cli.errors import EplbError, OutputError, UsageError
 from eplb_cli.findings import Finding, check_placement, raise_first
 from eplb_cli.inputs import PlacementOptions, model_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from eplb_cli.dialects import content_of, find_dialect
+from eplb_cli.dialects import find_and_read
 from eplb_cli.document import MAX_FILE_NBYTES, Document, NotReadableError, parse_document, read_bytes
 from eplb_cli.errors import PlacementError
 from eplb_cli.findings import Finding, raise_first
@@ -77,8 +77,7 @@ def draft_of_document(document: Document, hints: Hints) -> Draft:
         notes.append(Finding(code, "warning", message, file=document.name))
 
     try:
-        dialect = find_dialect(document.value, hints)
-        content = content_of(dialect, document.value, hints, note)
+        dialect, content = find_and_read(document.value, hints, note)
     except PlacementError as error:
         draft = Draft(hints, Origin(document.name))
         draft.findings.append(Finding(error.code, "error", error.message, error.hint, document.name))

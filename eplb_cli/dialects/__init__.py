@@ -1,7 +1,10 @@
 """The ways in which engines write placements down: found by content, read into one form, and written.
 
+A file of eplb's own format says so itself; the others are imported only for a file that is none.
+
 ::
 
+    registry       all of them by name; which of them a value is of
     dialect        what the package calls a dialect; layer numbers; what cannot be said
     eplb           eplb-placement/1
     vllm           physical_to_logical_map, initial_expert_map_path, initial_mapping_path
@@ -18,67 +21,31 @@ from typing import Any
 
 import numpy as np
 
-from eplb_cli.dialects.ascend import ASCEND
-from eplb_cli.dialects.deepseek import DEEPSEEK
-from eplb_cli.dialects.dialect import Dialect, Note, known_layers
+from eplb_cli.dialects.dialect import Dialect, Note
 from eplb_cli.dialects.eplb import EPLB
-from eplb_cli.dialects.sglang import SGLANG
-from eplb_cli.dialects.tensorrt_llm import TENSORRT_LLM
-from eplb_cli.dialects.vllm import VLLM
 from eplb_cli.errors import PlacementError
 from eplb_cli.placement import MAX_ENTRIES, Hints
-from eplb_cli.placement_keys import MAP
 
-__all__ = ["DIALECTS", "Dialect", "content_of", "find_dialect"]
-
-DIALECTS = {dialect.name: dialect for dialect in (EPLB, VLLM, SGLANG, TENSORRT_LLM, ASCEND, DEEPSEEK)}
+__all__ = ["Dialect", "find_and_read"]
 
 _DEPTH = 3
 """How deep in objects and lists a map may be an array."""
 
 
-def find_dialect(value: object, hints: Hints) -> Dialect:
-    """The dialect that the hints name, or the one that the value is of; eplb's own where it is of none.
+def find_and_read(value: object, hints: Hints, note: Note) -> tuple[Dialect, Mapping[str, Any]]:
+    """The dialect of a value, and the content of an eplb-placement/1 file that says the same.
 
     Raises:
-        PlacementError: EP116, it is not of the dialect that is named, or of several with other layers.
+        PlacementError: EP116, it is not of the dialect that is named, or of several with other layers; EP103,
+            EP104 or EP109, it is not well-formed.
     """
+    if hints.dialect in {None, EPLB.name} and EPLB.fits(value):
+        return EPLB, EPLB.read(value, hints, note)
+    from eplb_cli.dialects.registry import find_dialect
+
     value = _as_lists(value)
-    if hints.dialect is not None:
-        dialect = DIALECTS[hints.dialect]
-        if dialect is not EPLB and not dialect.fits(value):
-            others = [name for name, other in DIALECTS.items() if other.fits(value)]
-            looks = f"; it looks like one of {' or '.join(others)}" if others else ""
-            raise PlacementError("EP116", f"not a placement of {dialect.name}{looks}", "see docs/dialects.md")
-        return dialect
-    fitting = [dialect for dialect in DIALECTS.values() if dialect.fits(value)]
-    if isinstance(value, dict) and fitting == [VLLM, SGLANG]:
-        return _vllm_or_sglang(value[MAP], hints)
-    return fitting[0] if fitting else EPLB  # vllm's and deepseek's bare lists of rows mean the same
-
-
-def _vllm_or_sglang(rows: object, hints: Hints) -> Dialect:
-    """Told apart by the number of rows: MoE layers, or all hidden layers."""
-    layers = known_layers(hints)
-    counted = hints.num_layers if layers is None else len(layers)
-    hidden = None if hints.model is None else hints.model.num_hidden_layers
-    if not isinstance(rows, list) or len(rows) == counted:
-        return VLLM
-    if len(rows) == hidden or (hidden is None and counted is not None and len(rows) > counted):
-        return SGLANG
-    if counted is not None:
-        of_model = "" if hidden is None else f" or {hidden:,} hidden"
-        raise PlacementError("EP109", f"the map has {len(rows):,} rows, for {counted:,} MoE{of_model} layers")
-    raise PlacementError(
-        "EP116",
-        f'{len(rows):,} rows under only "{MAP}": vllm means MoE layers with them, sglang all hidden layers',
-        "say which: --from vllm or --from sglang, or the model with --model PRESET|config.json",
-    )
-
-
-def content_of(dialect: Dialect, value: object, hints: Hints, note: Note) -> Mapping[str, Any]:
-    """The content of an eplb-placement/1 file that says what `value` says. Raises PlacementError."""
-    return dialect.read(_as_lists(value), hints, note)
+    dialect = find_dialect(value, hints)
+    return dialect, dialect.read(value, hints, note)
 
 
 def _as_lists(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever a document holds

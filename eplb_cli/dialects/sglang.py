@@ -47,7 +47,12 @@ def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN4
             "a map of sglang has a row for each hidden layer, and which of them have experts nothing says",
             "say it with --model PRESET|config.json, or with a checkpoint",
         )
-    # Without a model, whatever is numbered beyond the rows is a layer that SGLang does not count (MTP).
+    # Without a model, what is numbered right behind the rows are layers that SGLang does not count (MTP).
+    beyond = [layer for layer in layers if layer >= len(rows)]
+    if beyond != list(range(len(rows), len(rows) + len(beyond))):
+        raise PlacementError(
+            "EP109", f"a map of sglang has {len(rows):,} rows, and none for layer {beyond[0]}"
+        )
     layers = [layer for layer in layers if layer < len(rows)]
     return content([rows[layer] for layer in layers], layers)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_cli.dialects import DIALECTS
+from eplb_cli.dialects.registry import DIALECTS
 from eplb_cli.model import Model
 from eplb_cli.placement import Hints, Placement
 from eplb_cli.placement_file import parse_placement

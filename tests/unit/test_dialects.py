@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eplb_cli.dialects import DIALECTS
+from eplb_cli.dialects.registry import DIALECTS
 from eplb_cli.document import parse_document
 from eplb_cli.errors import PlacementError
 from eplb_cli.model import Model
@@ -111,7 +111,7 @@ class TestLayers:
             (3, OF_MODEL, [1, 2]),
             (2, Hints(2, None, 4, np.array([5, 9])), [5, 9]),
             (10, Hints(2, None, 4, np.array([5, 9])), [5, 9]),
-            (10, Hints(2, None, 4, np.array([5, 9, 10])), [5, 9]),
+            (10, Hints(2, None, 4, np.array([5, 9, 10]), dialect="sglang"), [5, 9]),
             (2, Hints(2, None, 4, np.array([1, 2, 3]), model=Model("mtp", 3, (1, 2), (3,))), [1, 2]),
         ],
     )
@@ -133,6 +133,9 @@ class TestLayers:
             (Hints(2, None, 4, dialect="sglang"), "EP116", "which of them have experts nothing says"),
             (Hints(2, None, 4, model=Model("m", 5, (1, 2, 3))), "EP109", "2 rows, for 3 MoE or 5 hidden"),
             (Hints(2, None, 4, model=Model("m", 5, (1, 2)), dialect="sglang"), "EP109", "2 rows for the 5"),
+            (Hints(2, None, 4, np.array([1, 2, 3])), "EP109", "the map has 2 rows, for 3 MoE layers"),
+            (Hints(2, None, 4, np.array([2])), "EP109", "the map has 2 rows, for 1 MoE layers"),
+            (Hints(2, None, 4, np.array([0, 3]), dialect="sglang"), "EP109", "none for layer 3"),
             (Hints(2, None, 4, dialect="ascend"), "EP116", "it looks like one of vllm or sglang"),
         ],
     )
