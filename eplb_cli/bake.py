@@ -45,7 +45,7 @@ from eplb_cli.routers import (
     find_routers,
     unbakeable,
 )
-from eplb_cli.shard import Converted, move_parts, placement_for, plan_moves, prove_parts
+from eplb_cli.shard import Written, move_parts, placement_for, plan_moves, prove_parts
 from eplb_cli.shards import Staging, check_destination, check_space, create_files, publish, staging
 
 
@@ -57,7 +57,7 @@ def bake(
     *,
     durable: bool,
     progress: ProgressBar,
-) -> Converted:
+) -> Written:
     """Write a Hugging Face checkpoint whose experts are in the order of a placement, and prove it.
 
     Raises:
@@ -85,7 +85,7 @@ def bake(
     return _made(destination, new, prepared, proof.rows_proved, time.perf_counter() - started, said)
 
 
-def bake_shards(source: Path, destination: Path, *, durable: bool, progress: ProgressBar) -> Converted:
+def bake_shards(source: Path, destination: Path, *, durable: bool, progress: ProgressBar) -> Written:
     """Write the Hugging Face checkpoint that shards were made of, in the order they have its experts in.
 
     Raises:
@@ -131,8 +131,8 @@ def _finish(
 
 def _made(
     destination: Path, new: Placement, prepared: Prepared, rows: int, seconds: float, warnings: list[str]
-) -> Converted:
-    return Converted(
+) -> Written:
+    return Written(
         destination,
         AS_THEY_ARE,
         new.num_ranks,

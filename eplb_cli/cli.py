@@ -22,7 +22,7 @@ from eplb_cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EplbError, UsageErr
 if TYPE_CHECKING:
     from eplb_cli.model import Model
     from eplb_cli.report import Report
-    from eplb_cli.shard import Converted
+    from eplb_cli.shard import Written
 
 app = typer.Typer(
     add_completion=False,
@@ -679,7 +679,7 @@ def shard(
 
     options = PlacementOptions(num_ranks, num_redundant_experts=num_redundant_experts, dialect=dialect)
     done = run(source, destination, placement, engine, options, durable=not no_fsync, progress=_progress)
-    _print_converted("shards", done, output_format)
+    _print_written("shards", done, output_format)
 
 
 @app.command(short_help="Write shards as the Hugging Face checkpoint they were made of.")
@@ -701,7 +701,7 @@ def merge(
 
     made = bake_shards if bake else run
     done = made(source, destination, durable=not no_fsync, progress=_progress)
-    _print_converted("checkpoint", done, output_format)
+    _print_written("checkpoint", done, output_format)
 
 
 @app.command(
@@ -734,10 +734,10 @@ def bake(
 
     options = PlacementOptions(num_ranks, dialect=dialect)
     done = run(source, destination, placement, options, durable=not no_fsync, progress=_progress)
-    _print_converted("checkpoint", done, output_format)
+    _print_written("checkpoint", done, output_format)
 
 
-def _print_converted(what: str, done: Converted, output_format: Format) -> None:
+def _print_written(what: str, done: Written, output_format: Format) -> None:
     from dataclasses import asdict
 
     for warning in done.warnings:
@@ -745,7 +745,7 @@ def _print_converted(what: str, done: Converted, output_format: Format) -> None:
     if output_format is Format.json:
         render.print_json({"format": f"eplb-{what}/1", **asdict(done), "output": str(done.output)})
     else:
-        render.print_converted(what, done)
+        render.print_written(what, done)
 
 
 def _print_report(report: Report, output_format: Format, *, full: bool) -> None:

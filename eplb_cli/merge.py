@@ -19,11 +19,11 @@ from eplb_cli.origin import Origin, read_origin
 from eplb_cli.output import OtherCopy, OutputFile, OutputTree
 from eplb_cli.prepare import Prepared, place_name
 from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.shard import Converted, in_layer_order, move_parts, plan_moves, prove_parts
+from eplb_cli.shard import Written, in_layer_order, move_parts, plan_moves, prove_parts
 from eplb_cli.shards import check_destination, check_space, create_files, publish, staging
 
 
-def merge(source: Path, destination: Path, *, durable: bool, progress: ProgressBar) -> Converted:
+def merge(source: Path, destination: Path, *, durable: bool, progress: ProgressBar) -> Written:
     """Write the Hugging Face checkpoint that the shards in `source` were made of, and prove it.
 
     Raises:
@@ -48,7 +48,7 @@ def merge(source: Path, destination: Path, *, durable: bool, progress: ProgressB
         reopen(prepared.output, stage)
         publish(stage, durable=durable)
     new = prepared.plan.new
-    return Converted(
+    return Written(
         destination,
         "huggingface",
         prepared.plan.old.num_ranks,

@@ -52,7 +52,7 @@ Digests = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Converted:
+class Written:
     """What was made: rows are experts in slots, `nbytes` what was written."""
 
     output: Path
@@ -89,7 +89,7 @@ def shard(
     *,
     durable: bool,
     progress: ProgressBar,
-) -> Converted:
+) -> Written:
     """Write a Hugging Face checkpoint as an engine's shards, and prove them.
 
     Raises:
@@ -123,7 +123,7 @@ def shard(
         )
         reopen(output, stage)
         publish(stage, durable=durable)
-    return Converted(
+    return Written(
         destination,
         engine,
         new.num_ranks,

@@ -28,11 +28,10 @@ from eplb_cli.render.progress import Progress
 
 if TYPE_CHECKING:
     from eplb_cli.report import Report
-    from eplb_cli.shard import Converted
+    from eplb_cli.shard import Written
 
 __all__ = [
     "Progress",
-    "print_converted",
     "print_error",
     "print_findings",
     "print_identification",
@@ -43,6 +42,7 @@ __all__ = [
     "print_report",
     "print_verification",
     "print_warning",
+    "print_written",
 ]
 
 
@@ -64,13 +64,13 @@ def print_inspection(inspection: Mapping[str, Any], stream: TextIO | None = None
         show_inspection(console, inspection)
 
 
-def print_converted(what: str, done: Converted, stream: TextIO | None = None) -> None:
+def print_written(what: str, done: Written, stream: TextIO | None = None) -> None:
     """Print what `shard` or `merge` has made."""
-    from eplb_cli.render.inspection import show_converted
+    from eplb_cli.render.inspection import show_written
     from eplb_cli.render.page import page
 
     with page(stream or sys.stdout) as console:
-        show_converted(console, what, done)
+        show_written(console, what, done)
 
 
 def print_identification(found: Mapping[str, Any], stream: TextIO | None = None) -> None:

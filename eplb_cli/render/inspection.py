@@ -15,7 +15,7 @@ from eplb_cli.render.text import format_bytes, format_rate, format_runs, format_
 
 if TYPE_CHECKING:
     from eplb_cli.findings import Finding
-    from eplb_cli.shard import Converted
+    from eplb_cli.shard import Written
 
 
 def show_inspection(console: Console, inspection: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ def show_load(console: Console, described: Mapping[str, Any]) -> None:
     show_list(console, "notes", described["notes"])
 
 
-def show_converted(console: Console, what: str, done: Converted) -> None:
+def show_written(console: Console, what: str, done: Written) -> None:
     """Print what was made in one line, then its numbers and how it is served."""
     ranks, layers = plural(done.num_ranks, "rank"), plural(done.num_layers, "layer")
     headline = f"{what}: {done.output}, {plural(done.rows_proved, 'row')} proved"

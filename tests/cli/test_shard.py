@@ -127,6 +127,27 @@ def test_stacked_experts(eplb, tmp_path, num_files):
     assert_same(hf, tmp_path / "merged")
 
 
+def test_a_model_inside_another(eplb, tmp_path):
+    """Llama 4: a prefix before the layers, some of them dense, and a vision tower with layers of its own."""
+    base = "language_model.model.layers.1.feed_forward"
+    source = {
+        f"{base}.experts.gate_up_proj": tensor("BF16", (4, 3, 8), "gate up"),
+        f"{base}.experts.down_proj": tensor("BF16", (4, 4, 3), "down"),
+        f"{base}.router.weight": tensor("BF16", (4, 3), "router"),
+        "language_model.model.layers.0.feed_forward.up_proj.weight": tensor("BF16", (2, 3), "dense"),
+        "vision_model.model.layers.1.mlp.fc1.weight": tensor("BF16", (2, 3), "vision"),
+    }
+    hf = write_checkpoint(tmp_path / "hf", source, "llama4")
+    write_json(tmp_path / "replicas.json", placement([[3, 0, 0, 1, 2, 2]], layer_ids=[1]))
+    dst = sharded(eplb, tmp_path, "huggingface")
+    at = source[f"{base}.experts.down_proj"]
+    rows = [at.data[24 * expert : 24 * expert + 24] for expert in (1, 2, 2)]
+    found = read_tree(dst)["model-rank-1"][f"{base}.experts.down_proj"]
+    assert found == Tensor("BF16", (3, 4, 3), b"".join(rows))
+    assert eplb("merge", dst, tmp_path / "merged").code == 0
+    assert_same(hf, tmp_path / "merged")
+
+
 def test_a_cache_of_links_is_followed(eplb, home):
     """Hugging Face keeps snapshots of links; what they lead to is what is read and carried along."""
     cache = home / "snapshot"
