@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import traceback
@@ -18,6 +17,7 @@ import typer
 
 from eplb_cli import __version__, render
 from eplb_cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EplbError, UsageError, WorkerError
+from eplb_cli.sizes import parse_rates, parse_size
 
 if TYPE_CHECKING:
     from eplb_cli.model import Model
@@ -36,9 +36,6 @@ Exit codes: 0 done, 1 findings, 2 usage, 3 an input cannot be used,
 4 a worker failed, 5 bytes differ, 6 the output cannot be written,
 130 interrupted.""",
 )
-
-MAX_SIZE_NBYTES = 1 << 40
-"""The largest size an option takes: a sum over all rows of a placement still fits 64 bits."""
 
 
 class Senders(StrEnum):
@@ -86,13 +83,14 @@ class DialectName(StrEnum):
 SendersOption = Annotated[
     Senders,
     typer.Option(
-        "--senders", help="Who sends an expert that several ranks hold: evenly, or as vLLM chooses."
+        "--senders",
+        help="Who sends an expert that several ranks hold: the busiest least, or as vLLM chooses.",
     ),
 ]
 RanksPerNode = Annotated[
     int | None,
     typer.Option(
-        "--ranks-per-node", min=1, max=1_000_000, metavar="G", help="Prefer senders on the same node."
+        "--ranks-per-node", min=1, max=1_000_000, metavar="G", help="Cross nodes no more than must be."
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
@@ -146,21 +144,6 @@ NoFsyncOption = Annotated[
 Full = Annotated[bool, typer.Option("--full", help="List all ranks, however many there are.")]
 
 
-def parse_size(text: str) -> int:
-    """Bytes in "256MiB", "1GB" or "65536".
-
-    Raises:
-        UsageError: EP001, it is no size, or larger than `MAX_SIZE_NBYTES`.
-    """
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([kmg]i?)?b?", text.strip().lower())
-    nbytes = int(float(match[1]) * units[match[2] or ""]) if match else 0
-    if not 1 <= nbytes <= MAX_SIZE_NBYTES:
-        hint = "sizes look like 65536, 256MiB or 1GB, and go up to 1024GiB"
-        raise UsageError("EP001", f"{text!r} is not a size", hint)
-    return nbytes
-
-
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Nothing but --version."""
@@ -175,7 +158,8 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 Examples:
   eplb reshard SRC DST --old old.json --new new.json
   eplb reshard SRC DST --old linear --new new.json --backend file
-  eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)""",
+  eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)
+  eplb reshard SRC DST --plan plan.json""",
 )
 def reshard(
     src: Annotated[
@@ -183,15 +167,21 @@ def reshard(
     ],
     dst: Annotated[Path, typer.Argument(metavar="DST", help="Where the result appears: new, or empty.")],
     new: Annotated[
-        str,
+        str | None,
         typer.Option("--new", metavar="NEW", help="The placement wanted: a file, or linear, or round_robin."),
-    ],
+    ] = None,
     old: Annotated[
         str | None,
         typer.Option(
             "--old",
             metavar="OLD",
             help="The placement of SRC, where no eplb.json says it: a file, or linear, or round_robin.",
+        ),
+    ] = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", metavar="FILE", help="Do what `plan --out FILE` planned, instead of --new and --old."
         ),
     ] = None,
     layout: LayoutOption = "auto",
@@ -212,7 +202,14 @@ def reshard(
             help="Workers of the torchrun job; any number serves any number of ranks.",
         ),
     ] = None,
-    senders: SendersOption = Senders.balanced,
+    senders: Annotated[
+        Senders | None,
+        typer.Option(
+            "--senders",
+            help="Who sends an expert that several ranks hold: balanced, so that the busiest sends least "
+            "(the default), or as vLLM chooses.",
+        ),
+    ] = None,
     ranks_per_node: RanksPerNode = None,
     buffer_size: Annotated[
         str | None,
@@ -267,6 +264,20 @@ def reshard(
 
     SRC is only read. DST appears whole, once every row has been read back and compared, or not at all.
     """
+    if (new is None) == (plan_file is None):
+        raise UsageError("EP001", "reshard needs either --new or --plan", "add one, or leave the other out")
+    said = (
+        old,
+        senders,
+        ranks_per_node,
+        num_ranks,
+        old_num_ranks,
+        num_logical_experts,
+        num_redundant_experts,
+    )
+    if plan_file is not None and any(option is not None for option in said):
+        problem = "--plan FILE has the placements, --senders and --ranks-per-node"
+        raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
     from eplb_cli.inputs import PlacementOptions
     from eplb_cli.reshard import Request, plan_request
     from eplb_cli.reshard import reshard as run
@@ -276,10 +287,11 @@ def reshard(
         destination=dst,
         new=new,
         old=old,
+        plan=plan_file,
         layout=layout,
         backend=backend.value,
         num_workers=nproc_per_node,
-        senders=senders.value,
+        senders=(senders or Senders.balanced).value,
         ranks_per_node=ranks_per_node,
         buffer_nbytes=None if buffer_size is None else parse_size(buffer_size),
         threads=threads,
@@ -307,7 +319,9 @@ def reshard(
 Examples:
   eplb plan old.json new.json
   eplb plan old.json new.json --model deepseek-v3 --ranks-per-node 8
-  eplb plan linear new.json --checkpoint SRC --format json""",
+  eplb plan old.json new.json --checkpoint SRC --bandwidth disk=3GB/s
+  eplb plan linear new.json --checkpoint SRC --format json
+  eplb plan linear new.json --checkpoint SRC --out plan.json""",
 )
 def plan(
     old: Annotated[str, typer.Argument(metavar="OLD", help="A placement file, or linear, or round_robin.")],
@@ -320,8 +334,29 @@ def plan(
         typer.Option("--expert-bytes", metavar="N", help="Bytes of one expert, for sizes without shards."),
     ] = None,
     layout: LayoutOption = "auto",
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            "--bandwidth",
+            metavar="RATES",
+            help="nvlink=370GB/s,network=50GB/s,disk=3GB/s, or some of them: how long it will take, and what "
+            "bounds it. nvlink and network are of a rank in each direction, disk is of a node.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write the plan to FILE, for `reshard --plan FILE`; it is replaced."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write the report as one page for a browser; FILE is replaced."
+        ),
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Accepted, and changes nothing: planning writes no file.")
+        bool, typer.Option("--dry-run", help="Accepted, and changes nothing: a plan is one.")
     ] = False,
     senders: SendersOption = Senders.balanced,
     ranks_per_node: RanksPerNode = None,
@@ -338,13 +373,19 @@ def plan(
     """Show what would move from OLD to NEW, rank by rank, without moving it."""
     del dry_run
     from eplb_cli.inputs import PlacementOptions
-    from eplb_cli.planning import plan_command
+    from eplb_cli.planning import check_outputs, plan_command
 
+    if html is not None:
+        from eplb_cli.render.html_page import require_plotly
+
+        require_plotly()
+    check_outputs([path for path in (out, html) if path is not None], [old, new, layout], checkpoint)
     if checkpoint is not None and expert_bytes is not None:
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
     if checkpoint is not None and model is not None:
         raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
-    report = plan_command(
+    rates = None if bandwidth is None else parse_rates(bandwidth)
+    answer = plan_command(
         old,
         new,
         PlacementOptions(
@@ -361,9 +402,19 @@ def plan(
         expert_nbytes=None if expert_bytes is None else parse_size(expert_bytes),
         senders=senders.value,
         ranks_per_node=ranks_per_node,
+        rates=rates,
         full=full,
     )
-    _print_report(report, output_format, full=full)
+    if out is not None:
+        from eplb_cli.saved_plan import save_plan
+
+        shards = answer.prepared.checkpoint.shards if answer.prepared else None
+        save_plan(out, answer.plan, answer.report, shards, {"old": old, "new": new, "layout": layout})
+    if html is not None:
+        from eplb_cli.render.html_page import write_html
+
+        write_html(html, answer.plan, answer.report, (old, new))
+    _print_report(answer.report, output_format, full=full)
 
 
 @app.command(

@@ -25,6 +25,7 @@ EXIT_INTERRUPTED = 130
 
 CODES = {
     "EP001": "options that cannot be used together, or one that is missing",
+    "EP002": "an option needs a package that is not installed",
     "EP101": "a placement file cannot be read",
     "EP102": "a placement file is not well-formed JSON",
     "EP103": "a file is not a placement: a key is missing, unknown or of the wrong type",
@@ -73,6 +74,8 @@ CODES = {
     "EP227": "rows of shards cannot be told by their bytes",
     "EP301": "the plan does not produce NEW from OLD",
     "EP302": "workers disagree on the plan",
+    "EP303": "a plan file cannot be used",
+    "EP304": "what a plan was made for has changed",
     "EP305": "what an earlier run has left is for other inputs",
     "EP401": "a worker failed",
     "EP402": "a worker was killed",
@@ -96,6 +99,7 @@ CODES = {
 
 HINTS = {
     "EP001": "`eplb COMMAND --help` lists the options",
+    "EP002": "install the package that is named",
     "EP101": "is the path right, and may you read it?",
     "EP102": "a placement is JSON in UTF-8; `python -m json.tool FILE` finds the place too",
     "EP103": "configs/placements has examples of the format eplb-placement/1",
@@ -144,6 +148,8 @@ HINTS = {
     "EP227": "were they made of another checkpoint, or repacked by a kernel before they were saved?",
     "EP301": "this is an error in eplb: please report it with both placements",
     "EP302": "do all workers see the same SRC?",
+    "EP303": "`eplb plan OLD NEW --checkpoint SRC --out FILE` writes one",
+    "EP304": "look at what changed, and make the plan again with `eplb plan --out`",
     "EP305": "run again without --resume to start over, or with the inputs it was begun with",
     "EP401": "EPLB_DEBUG=1 shows where it happened",
     "EP402": "was memory short? a smaller --buffer-size needs less",

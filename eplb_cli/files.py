@@ -273,6 +273,23 @@ def write_file(path: Path, content: bytes, *, durable: bool) -> None:
         os.close(descriptor)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file beside `path` and rename it there: a reader sees the old one or the whole new one.
+
+    Raises:
+        OutputError: EP603 or EP604; what was there before is left.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_file(beside, content, durable=True)
+        with writing(path):
+            attempt("rename", os.replace, beside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108 - as every call here
+    sync_directory(path.parent)
+
+
 def read_small_file(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 

@@ -54,13 +54,21 @@ class MoveTable:
 
 @dataclass(frozen=True, eq=False)
 class ReshardPlan:
-    """Two placements, the table of moves between them, and the options that shaped it."""
+    """Two placements, the table of moves between them, and the options that shaped it.
+
+    Attributes:
+        expert_nbytes: (L,) bytes of one expert in each layer, None where unknown.
+        busiest_bound: bytes, or rows without sizes, that the busiest sender sends at the very least; known of
+            "balanced" only.
+    """
 
     old: Placement
     new: Placement
     moves: MoveTable
     senders: Senders
     ranks_per_node: int | None = None
+    expert_nbytes: NDArray[np.int64] | None = None
+    busiest_bound: int | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -126,7 +134,7 @@ def plan_reshard(
     weights = np.ones(old.num_layers, np.int64) if expert_nbytes is None else expert_nbytes
     num_experts = max(old.num_logical_experts, new.num_logical_experts)
     num_ranks = max(old.num_ranks, new.num_ranks)
-    holders = _holders(old, num_experts, num_ranks)
+    holders = holders_of(old, num_experts, num_ranks)
 
     layer, dst_slot = np.nonzero(new.physical_to_logical != EMPTY)
     expert = new.physical_to_logical[layer, dst_slot]
@@ -147,17 +155,18 @@ def plan_reshard(
     kind[away[primary]] = REMOTE
     requests = Requests(request_key, num_experts, num_ranks)
     _refuse_without_source(new, holders, requests, dst_slot[away[primary]])
+    bound = None
     if senders == "vllm":
         chosen = vllm_senders(holders, requests)
     else:
-        chosen = balanced_senders(holders, requests, weights, ranks_per_node)
+        chosen, bound = balanced_senders(holders, requests, weights, ranks_per_node)
     src_slot[away] = holders.slot[chosen][request_of]
 
     moves = _in_wire_order(old, new, MoveTable(layer, expert, src_slot, dst_slot, kind))
-    return ReshardPlan(old, new, moves, senders, ranks_per_node)
+    return ReshardPlan(old, new, moves, senders, ranks_per_node, expert_nbytes, bound)
 
 
-def _holders(old: Placement, num_experts: int, num_ranks: int) -> Holders:
+def holders_of(old: Placement, num_experts: int, num_ranks: int) -> Holders:
     """The first slot of every (layer, expert, rank) of OLD, sorted by that key."""
     layer, slot = np.nonzero(old.physical_to_logical != EMPTY)
     expert = old.physical_to_logical[layer, slot]
@@ -249,7 +258,7 @@ def _verify_least(plan: ReshardPlan) -> None:
     _require((moves.kind == UNCHANGED) == can_stay, "a row moves that need not", plan)
     num_experts = max(old.num_logical_experts, new.num_logical_experts)
     wanted = (moves.layer * num_experts + moves.expert) * plan.num_ranks + plan.dst_rank
-    held = np.isin(wanted, _holders(old, num_experts, plan.num_ranks).key)
+    held = np.isin(wanted, holders_of(old, num_experts, plan.num_ranks).key)
     _require(held == (moves.kind <= LOCAL), "an expert travels to a rank that has it", plan)
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+DEFAULT_NODE = 8
+"""Ranks taken together where there are too many to show, and nothing says what a node is."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all ranks; bytes are None where sizes are unknown."""
+    """Sums over all ranks; bytes are None where sizes are unknown.
+
+    The bounds are what no choice of senders goes below. In rows that of the busiest sender is None where
+    experts differ in size, since it is bytes that are spread.
+    """
 
     unchanged_bytes: int | None
     local_bytes: int | None
@@ -26,6 +35,10 @@ class Totals:
     busiest_sender_bytes: int | None
     busiest_sender_bound_bytes: int | None = None
     cross_node_bound_bytes: int | None = None
+    cross_node_rows: int = 0
+    busiest_sender_rows: int = 0
+    busiest_sender_bound_rows: int | None = None
+    cross_node_bound_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +59,22 @@ class RankTraffic:
 
 
 @dataclass(frozen=True)
+class LayerTraffic:
+    """What comes from another rank in one layer; `layer` is the model's own number where known."""
+
+    layer: int
+    remote_bytes: int | None
+    remote_rows: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What `plan` and `reshard` print; `traffic` is `[old_rank, new_rank, bytes, rows]`.
 
-    `traffic_by` is "rank", or "node" where there are too many ranks to list.
+    Attributes:
+        traffic_by: "rank", or "node" where there are too many ranks to list.
+        block: ranks of each entry of `traffic`: 1, or those of a node.
+        ranks_per_node: G, None where there is one node.
     """
 
     totals: Totals
@@ -58,6 +83,28 @@ class Report:
     traffic_by: str = "rank"
     warnings: list[str] = field(default_factory=list)
     run: RunReport | None = None
+    estimate: Estimate | None = None
+    layers: list[LayerTraffic] = field(default_factory=list)
+    block: int = 1
+    ranks_per_node: int | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run of the plan needs at given rates.
+
+    Attributes:
+        seconds: "read", "exchange", "write", "verify" and "total"; None where a rate is missing. The total
+            is of the stages that are known.
+        bound_by: the link that moving the bytes waits for; None without rates.
+        memory_bytes_per_worker: peak, with buffers of the usual size.
+        disk_bytes: of DST; the expert rows alone where nothing says more.
+    """
+
+    seconds: dict[str, float | None]
+    bound_by: str | None
+    memory_bytes_per_worker: int
+    disk_bytes: int
 
 
 @dataclass(frozen=True)
@@ -99,6 +146,36 @@ class RunReport:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def block_of(report: Report, fits: Callable[[int], bool]) -> int:
+    """Ranks to take together so that as many blocks as that makes fit: one, a node, or some nodes.
+
+    A node is of `DEFAULT_NODE` ranks where nothing says.
+    """
+    block = report.block
+    while not fits(-(-len(report.ranks) // block)):
+        block = max(2, report.ranks_per_node or DEFAULT_NODE) if block == 1 else 2 * block
+    return block
+
+
+def name_of_block(report: Report, block: int) -> str:
+    """`rank`, `node of 8 ranks` or `block of 16 ranks`."""
+    if block == 1:
+        return "rank"
+    return f"{'node' if block == report.ranks_per_node else 'block'} of {block} ranks"
+
+
+def traffic_by(report: Report, block: int) -> dict[tuple[int, int], int]:
+    """Bytes, or rows where sizes are unknown, by (old, new) block of so many ranks."""
+    fold = block // report.block
+    amounts: dict[tuple[int, int], int] = defaultdict(int)
+    for old, new, nbytes, rows in report.traffic:
+        amounts[old // fold, new // fold] += rows if nbytes is None else nbytes
+    return amounts
+
+
+_NOT_SHOWN = ("cross_node_rows", "busiest_sender_rows", "busiest_sender_bound_rows", "cross_node_bound_rows")
+"""Totals for people who gave no sizes; the keys of the JSON are those of bytes."""
+
 _RANK_KEYS = (
     "rank",
     "sent_bytes",
@@ -131,16 +208,18 @@ def report_json(report: Report) -> dict[str, Any]:
     """The report as `--format json` shows it.
 
     A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys and whatever is in
-    `extra`. "traffic_by" is there only where it is "node".
+    `extra`. "traffic_by" is there only where it is "node", "estimate" only where rates are given.
     """
     result: dict[str, Any] = {
         "format": "eplb-report/1",
-        "totals": asdict(report.totals),
+        "totals": {key: value for key, value in asdict(report.totals).items() if key not in _NOT_SHOWN},
         "ranks": [{key: getattr(rank, key) for key in _RANK_KEYS} for rank in report.ranks],
-        "traffic": [list(entry) for entry in report.traffic],
+        "traffic": list(map(list, report.traffic)),
     }
     if report.traffic_by != "rank":
         result["traffic_by"] = report.traffic_by
+    if report.estimate:
+        result["estimate"] = asdict(report.estimate)
     if report.run:
         result |= {key: getattr(report.run, key) for key in _RUN_KEYS} | report.run.extra
     return result

@@ -11,23 +11,25 @@ from eplb_cli.inputs import PlacementOptions, read_new, read_old
 from eplb_cli.machine import count_cores, count_devices
 from eplb_cli.output import plan_output
 from eplb_cli.plan import Senders
+from eplb_cli.planning import prepared_report
 from eplb_cli.prepare import Prepared, prepare
 from eplb_cli.prove import require_headers_as_in_manifest
 from eplb_cli.report import Report
+from eplb_cli.saved_plan import read_plan, require_same_moves, require_unchanged
 from eplb_cli.shards import check_destination
-from eplb_cli.tally import plan_report
 
 DEFAULT_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; see the design for each option."""
+    """What the command line asks for, see the design for each option; `plan` instead of `new` and `old`."""
 
     source: Path
     destination: Path
-    new: str
+    new: str | None
     old: str | None = None
+    plan: Path | None = None
     layout: str = "auto"
     backend: str = "auto"
     num_workers: int | None = None
@@ -74,25 +76,39 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
         EplbError: the inputs cannot be used, or DST is not free.
     """
     check_destination(request.source, request.destination)
-    shards = open_shards(request.source, request.layout)
-    require_headers_as_in_manifest(shards)
-    options = request.placements.beside(shards)
-    old, old_warnings = read_old(shards, request.old, request.new, options)
-    new, new_warnings = read_new(request.new, old, options)
-    prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)
-    report = plan_report(
-        prepared.plan,
-        prepared.checkpoint.expert_nbytes,
-        other_nbytes=prepared.output.other_nbytes,
-        output_nbytes=prepared.output.nbytes,
-        full=full,
-        warnings=[
-            *(finding.message for finding in [*old_warnings, *new_warnings]),
-            *prepared.checkpoint.warnings,
-        ],
-    )
+    if request.plan is None:
+        shards = open_shards(request.source, request.layout)
+        options = request.placements.beside(shards)
+        old, old_warnings = read_old(shards, request.old, request.new or "", options)
+        new, new_warnings = read_new(request.new or "", old, options)
+        prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)
+        findings = [*old_warnings, *new_warnings]
+    else:
+        request, prepared = _follow(request, request.plan)
+        findings = []
+    require_headers_as_in_manifest(prepared.checkpoint.shards)
+    report = prepared_report(prepared, findings, full=full)
     backend, num_workers = choose_backend(request, prepared.plan.num_ranks)
     return Planned(request, prepared, report, backend, num_workers)
+
+
+def _follow(request: Request, path: Path) -> tuple[Request, Prepared]:
+    """What a saved plan says, with the options it was made with.
+
+    Raises:
+        PlanError: EP303, it is no plan; EP304, what it was made for has changed.
+    """
+    saved = read_plan(path)
+    layout = saved.read_layout(path) if request.layout == "auto" else None
+    shards = open_shards(request.source, layout or request.layout)
+    require_unchanged(saved, path, shards)
+    senders: Senders = "vllm" if saved.senders == "vllm" else "balanced"
+    request = replace(request, senders=senders, ranks_per_node=saved.ranks_per_node)
+    prepared = prepare(
+        shards, saved.read_old(path), saved.read_new(path), request.senders, request.ranks_per_node
+    )
+    require_same_moves(saved, path, prepared.plan)
+    return request, prepared
 
 
 def choose_backend(request: Request, num_ranks: int) -> tuple[str, int]:

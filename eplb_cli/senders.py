@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli.demands import Demands, ranges
+from eplb_cli.spread import spread
+
 Int = NDArray[np.int64]
 
 
@@ -76,80 +79,52 @@ def vllm_senders(holders: Holders, requests: Requests) -> Int:
 
 def balanced_senders(
     holders: Holders, requests: Requests, expert_nbytes: Int, ranks_per_node: int | None
-) -> Int:
-    """Holders chosen so that the bytes sent are even over ranks, layer after layer.
+) -> tuple[Int, int]:
+    """Holders chosen so that the busiest of them sends as little as can be, over all layers together.
 
-    In each layer the experts with one holder are counted first; the receivers of every other expert
-    are then dealt over its holders, the least loaded first. Loads carry over from layer to layer.
-    With `ranks_per_node`, holders on the receiver's node come before all others.
+    With `ranks_per_node`, as few bytes as possible cross nodes first of all: wherever a rank on the
+    receiver's node has the expert, such a rank sends it.
 
     Args:
         expert_nbytes: (L,) bytes of one expert in each layer.
 
     Returns:
-        (N,) indices into `holders`.
+        (N,) indices into `holders`, and the bytes that the busiest sends at the very least.
     """
+    begin, end = _who_can_send(holders, requests, ranks_per_node)
+    num_keys = len(holders.key) + 1
+    sets, set_of, num_rows = np.unique(begin * num_keys + end, return_inverse=True, return_counts=True)
+    begin, end = np.divmod(sets, num_keys)
+    first_edge = np.concatenate([[0], np.cumsum(end - begin)])
+    holder = ranges(begin, end)
+    row_nbytes = expert_nbytes[holders.layer[begin]]
+    found = spread(Demands(num_rows, row_nbytes, first_edge, holders.rank[holder], holders.num_ranks))
     chosen = np.empty(len(requests.key), np.int64)
-    load = np.zeros(holders.num_ranks, np.int64)
-    num_layers = len(expert_nbytes)
-    holder_bounds = np.searchsorted(holders.layer, np.arange(num_layers + 1))
-    request_bounds = np.searchsorted(requests.layer, np.arange(num_layers + 1))
-    holder_group, holder_rank = holders.group, holders.rank
-    request_group, request_rank = requests.group, requests.rank
-    for layer in range(num_layers):
-        of_layer = slice(*holder_bounds[layer : layer + 2])
-        wanted = slice(*request_bounds[layer : layer + 2])
-        picked = _deal_layer(
-            holder_group[of_layer],
-            holder_rank[of_layer],
-            request_group[wanted],
-            request_rank[wanted],
-            load,
-            int(expert_nbytes[layer]),
-            ranks_per_node,
-        )
-        chosen[wanted] = picked + of_layer.start
-    return chosen
+    chosen[np.argsort(set_of, kind="stable")] = np.repeat(holder, found.rows)
+    return chosen, found.bound_nbytes
 
 
-def _deal_layer(
-    holder_group: Int,
-    holder_rank: Int,
-    group: Int,
-    rank: Int,
-    load: Int,
-    nbytes: int,
-    ranks_per_node: int | None,
-) -> Int:
-    """Choose the senders of one layer, as indices into its holders, and add what they send to `load`."""
-    begin = np.searchsorted(holder_group, group, "left")
-    forced = np.searchsorted(holder_group, group, "right") - begin == 1
-    picked = np.where(forced, begin, -1)
-    _add_load(load, holder_rank[begin[forced]], nbytes)
-    if ranks_per_node is not None:
-        num_nodes = len(load) // ranks_per_node + 1
-        holder_key = holder_group * num_nodes + holder_rank // ranks_per_node
-        _deal(picked, group * num_nodes + rank // ranks_per_node, holder_key, holder_rank, load, nbytes)
-    _deal(picked, group, holder_group, holder_rank, load, nbytes)
-    return picked
+def must_cross(holders: Holders, requests: Requests, ranks_per_node: int) -> NDArray[np.bool_]:
+    """(N,) whether no rank on the receiver's node has what it needs."""
+    begin, end = _near(holders, requests, ranks_per_node)
+    return np.equal(begin, end)
 
 
-def _deal(picked: Int, key: Int, holder_key: Int, holder_rank: Int, load: Int, nbytes: int) -> None:
-    """Deal the open requests of each key over the holders of that key, least loaded first."""
-    order = np.lexsort((load[holder_rank], holder_key))
-    sorted_key = holder_key[order]
-    wanted = np.flatnonzero(picked < 0)
-    begin = np.searchsorted(sorted_key, key[wanted], "left")
-    count = np.searchsorted(sorted_key, key[wanted], "right") - begin
-    served = count > 0
-    wanted, begin, count = wanted[served], begin[served], count[served]
-    position, _ = _position_in_group(key[wanted])
-    picked[wanted] = order[begin + position % count] if len(wanted) else 0
-    _add_load(load, holder_rank[picked[wanted]], nbytes)
+def _who_can_send(holders: Holders, requests: Requests, ranks_per_node: int | None) -> tuple[Int, Int]:
+    """Begin and end, among the holders, of those that each request is to be served by."""
+    begin, end = holders.span(requests.group)
+    if ranks_per_node is None:
+        return begin, end
+    near_begin, near_end = _near(holders, requests, ranks_per_node)
+    is_near = near_begin < near_end
+    return np.where(is_near, near_begin, begin), np.where(is_near, near_end, end)
 
 
-def _add_load(load: Int, rank: Int, nbytes: int) -> None:
-    load += np.bincount(rank, minlength=len(load)) * nbytes
+def _near(holders: Holders, requests: Requests, ranks_per_node: int) -> tuple[Int, Int]:
+    """Begin and end, among the holders, of those on each receiver's node."""
+    num_nodes = holders.num_ranks // ranks_per_node + 1
+    held, wanted = (keyed.group * num_nodes + keyed.rank // ranks_per_node for keyed in (holders, requests))
+    return np.searchsorted(held, wanted, "left"), np.searchsorted(held, wanted, "right")
 
 
 def _position_in_group(group: Int) -> tuple[Int, Int]:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli.bounds import sender_bounds
+from eplb_cli.demands import sum_by
 from eplb_cli.placement import EMPTY
 from eplb_cli.plan import DUPLICATE, LOCAL, REMOTE, UNCHANGED, ReshardPlan
-from eplb_cli.report import RankTraffic, Report, Totals
+from eplb_cli.report import DEFAULT_NODE, LayerTraffic, RankTraffic, Report, Totals
 
 Int = NDArray[np.int64]
 
 MAX_RANKS_LISTED = 1024
 """Above this many ranks, traffic is given by node unless all of it is asked for."""
-
-DEFAULT_BLOCK = 8
 
 
 def plan_report(
@@ -57,13 +57,16 @@ def plan_report(
         )
         for rank in range(plan.num_ranks)
     ]
-    block = 1 if full or plan.num_ranks <= MAX_RANKS_LISTED else plan.ranks_per_node or DEFAULT_BLOCK
+    block = 1 if full or plan.num_ranks <= MAX_RANKS_LISTED else plan.ranks_per_node or DEFAULT_NODE
     return Report(
-        totals=_totals(plan, tables, expert_nbytes, sent_bytes, other_nbytes, output_nbytes),
+        totals=_totals(plan, tables, expert_nbytes, (sent_bytes, sent_rows), other_nbytes, output_nbytes),
         ranks=ranks,
         traffic=_traffic(plan, remote, block),
         traffic_by="rank" if block == 1 else "node",
         warnings=list(warnings),
+        layers=_layers(plan, remote, expert_nbytes),
+        block=block,
+        ranks_per_node=plan.ranks_per_node,
     )
 
 
@@ -82,14 +85,7 @@ class _Count:
         """(R,) rows, and bytes, of each rank."""
         chosen = rank[self.entries]
         rows = np.bincount(chosen, minlength=num_ranks)
-        return rows, None if self.nbytes is None else _sum_by(chosen, self.nbytes, num_ranks)
-
-
-def _sum_by(group: Int, values: Int, size: int) -> Int:
-    """Exact sums by group: `bincount` with weights would go through float64."""
-    result = np.zeros(size, np.int64)
-    np.add.at(result, group, values)
-    return result
+        return rows, None if self.nbytes is None else sum_by(chosen, self.nbytes, num_ranks)
 
 
 def _item(column: Int | None, rank: int) -> int | None:
@@ -100,26 +96,23 @@ def _totals(
     plan: ReshardPlan,
     tables: dict[int, _Count],
     expert_nbytes: Int | None,
-    sent_bytes: Int | None,
+    sent: tuple[Int | None, Int],
     other_nbytes: int | None,
     output_nbytes: int | None,
 ) -> Totals:
+    sent_bytes, sent_rows = sent
     empty = (plan.new.physical_to_logical == EMPTY).sum(axis=1)
-    cross = None
-    if expert_nbytes is not None:
-        cross = 0
-        if plan.ranks_per_node is not None:
-            remote = tables[REMOTE].entries
-            node = plan.ranks_per_node
-            away = plan.src_rank[remote] // node != plan.dst_rank[remote] // node
-            cross = int(expert_nbytes[plan.moves.layer[remote[away]]].sum())
+    cross = _layers_between_nodes(plan, tables[REMOTE])
+    weights = np.ones(plan.old.num_layers, np.int64) if expert_nbytes is None else expert_nbytes
+    bounds = sender_bounds(plan, weights)
+    is_one_size = (weights == weights[0]).all()
     return Totals(
         unchanged_bytes=tables[UNCHANGED].total_bytes,
         local_bytes=tables[LOCAL].total_bytes,
         remote_bytes=tables[REMOTE].total_bytes,
         duplicate_bytes=tables[DUPLICATE].total_bytes,
         empty_bytes=None if expert_nbytes is None else int((empty * expert_nbytes).sum()),
-        cross_node_bytes=cross,
+        cross_node_bytes=None if expert_nbytes is None else int(expert_nbytes[cross].sum()),
         other_bytes=other_nbytes,
         output_bytes=output_nbytes,
         unchanged_rows=len(tables[UNCHANGED].entries),
@@ -128,7 +121,33 @@ def _totals(
         duplicate_rows=len(tables[DUPLICATE].entries),
         empty_rows=int(empty.sum()),
         busiest_sender_bytes=None if sent_bytes is None else int(sent_bytes.max(initial=0)),
+        busiest_sender_bound_bytes=None if expert_nbytes is None else bounds.busiest_sender,
+        cross_node_bound_bytes=None if expert_nbytes is None else bounds.cross_node,
+        cross_node_rows=len(cross),
+        busiest_sender_rows=int(sent_rows.max(initial=0)),
+        busiest_sender_bound_rows=bounds.busiest_sender // max(int(weights[0]), 1) if is_one_size else None,
+        cross_node_bound_rows=bounds.cross_node_rows,
     )
+
+
+def _layers_between_nodes(plan: ReshardPlan, remote: _Count) -> Int:
+    """The layer of each row that goes from one node to another; none without nodes."""
+    if plan.ranks_per_node is None:
+        return np.zeros(0, np.int64)
+    src_node, dst_node = (
+        rank[remote.entries] // plan.ranks_per_node for rank in (plan.src_rank, plan.dst_rank)
+    )
+    layers: Int = plan.moves.layer[remote.entries[src_node != dst_node]]
+    return layers
+
+
+def _layers(plan: ReshardPlan, remote: _Count, expert_nbytes: Int | None) -> list[LayerTraffic]:
+    rows = np.bincount(plan.moves.layer[remote.entries], minlength=plan.new.num_layers)
+    nbytes = None if expert_nbytes is None else rows * expert_nbytes
+    return [
+        LayerTraffic(plan.new.layer_name(layer), _item(nbytes, layer), int(count))
+        for layer, count in enumerate(rows)
+    ]
 
 
 def _traffic(plan: ReshardPlan, remote: _Count, block: int) -> list[tuple[int, int, int | None, int]]:
@@ -136,8 +155,6 @@ def _traffic(plan: ReshardPlan, remote: _Count, block: int) -> list[tuple[int, i
     size = plan.num_ranks // block + 1
     pair = plan.src_rank[remote.entries] // block * size + plan.dst_rank[remote.entries] // block
     pairs, inverse, rows = np.unique(pair, return_inverse=True, return_counts=True)
-    nbytes = None if remote.nbytes is None else _sum_by(inverse, remote.nbytes, len(pairs))
-    return [
-        (int(key) // size, int(key) % size, _item(nbytes, number), int(count))
-        for number, (key, count) in enumerate(zip(pairs, rows, strict=True))
-    ]
+    nbytes = None if remote.nbytes is None else sum_by(inverse, remote.nbytes, len(pairs)).tolist()
+    old, new = ((pairs // size).tolist(), (pairs % size).tolist())
+    return list(zip(old, new, nbytes or [None] * len(pairs), rows.tolist(), strict=True))

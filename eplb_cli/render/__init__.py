@@ -10,6 +10,8 @@
     report_page   rich: what `plan` and `reshard` print
     run_page      rich: what a run took and proved
     heat_map      rich: who sends how much to whom
+    bars          rich: what ranks send and receive, and the layers that move most
+    html_page     plotly: what `plan --html` writes, into the frame of html_text
     inspection    rich: what `inspect` and `verify` print
 
 Importing rich costs as much as importing typer, so it is imported by the first page that is printed,

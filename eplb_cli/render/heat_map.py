@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+from eplb_cli.render.bars import show_rank_bars
 from eplb_cli.render.page import heading
 from eplb_cli.render.text import format_bytes, plural
-from eplb_cli.report import Report
+from eplb_cli.report import Report, block_of, name_of_block, traffic_by
 
 MAX_NUMBERED = 16
 """Ranks up to which cells have numbers; more of them are a wall of digits, not a map."""
@@ -135,22 +136,33 @@ class HeatMap:
         return Text.assemble("scale: ", self.ink.blank(0, 1), " none, ", *swatches, steps)
 
 
-def show_heat_map(console: Console, report: Report) -> None:
-    """Print the map with the widest cells that fit, or one line that says why there is none."""
-    of, in_bytes = report.traffic_by, report.totals.remote_bytes is not None
-    amounts = {(old, new): rows if nbytes is None else nbytes for old, new, nbytes, rows in report.traffic}
-    if not any(amounts.values()):
+def show_traffic(console: Console, report: Report) -> None:
+    """Print the map with the widest cells that fit, and bars for the same ranks, nodes or blocks of them.
+
+    Where ranks do not fit it is a map of nodes (of 8 ranks where nothing says), or of so many nodes together
+    as it takes.
+    """
+    in_bytes = report.totals.remote_bytes is not None
+    if not any(rows for *_, rows in report.traffic):
         console.print("\nnothing goes from one rank to another")
         return
-    size = len(report.ranks) if of == "rank" else 1 + max(map(max, amounts))
     ink = ink_for(console)
-    cell_widths = (ink.numbered_width, 2, 1) if size <= MAX_NUMBERED else (2, 1)
-    heat_maps = [HeatMap(amounts, size, in_bytes, ink, cell_width) for cell_width in cell_widths]
-    fitting = [heat_map for heat_map in heat_maps if heat_map.width <= console.width]
-    if not fitting:
-        needed = f"the heat map of {plural(size, of)} needs {heat_maps[-1].width} columns"
-        console.print(f"\n{needed}: `--format json` lists the traffic")
-        return
-    heading(console, f"{'bytes' if in_bytes else 'rows'}, old {of} (down) to new {of} (across)")
-    for line in fitting[0].lines():
+    block = block_of(report, lambda size: _widest_cell(console, size, ink) > 0)
+    size = -(-len(report.ranks) // block)
+    cell_width = _widest_cell(console, size, ink)
+    heat_map = HeatMap(traffic_by(report, block), size, in_bytes, ink, cell_width)
+    of = name_of_block(report, block)
+    noun = of.split(maxsplit=1)[0]
+    heading(console, f"{'bytes' if in_bytes else 'rows'}, old {of} (down) to new {noun} (across)")
+    for line in heat_map.lines():
         console.print(line)
+    show_rank_bars(console, report, block=block, of=of)
+
+
+def _widest_cell(console: Console, size: int, ink: Ink) -> int:
+    """The widest cells with which a map of this size fits; 0 where not even one character does."""
+    cell_widths = (ink.numbered_width, 2, 1) if size <= MAX_NUMBERED else (2, 1)
+    for width in cell_widths:
+        if HeatMap({}, size, in_bytes=True, ink=ink, cell_width=width).width <= console.width:
+            return width
+    return 0

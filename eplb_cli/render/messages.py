@@ -23,6 +23,9 @@ def print_json(obj: Mapping[str, Any]) -> None:
 def _value(value: object) -> str:
     """JSON of one value; a list of lists or objects has one of them per line."""
     if isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple | dict):
+        text = json.dumps(value)
+        if '"' not in text:  # numbers only, and perhaps a million of them: one call is five times as fast
+            return "[\n  " + text[1:-1].replace("], [", "],\n  [") + "]"
         return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "]"
     return json.dumps(value)
 

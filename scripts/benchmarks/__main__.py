@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 
-COMMANDS = ("plan", "reshard", "exchange")
+COMMANDS = ("plan", "senders", "reshard", "exchange")
 
 
 def main(arguments: list[str]) -> int:

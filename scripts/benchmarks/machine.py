@@ -9,9 +9,10 @@ import shlex
 from importlib.metadata import version
 from pathlib import Path
 
+from eplb_cli import __version__
 from scripts.benchmarks.timing import run
 
-PACKAGES = ("eplb-cli", "numpy", "safetensors", "torch", "typer", "xxhash")
+PACKAGES = ("numpy", "safetensors", "torch", "typer", "xxhash")
 
 
 def heading(command: str, arguments: list[str], workdir: Path) -> str:
@@ -22,7 +23,7 @@ def heading(command: str, arguments: list[str], workdir: Path) -> str:
         f"command:  {shlex.join(['scripts/bench', command, *arguments])}\n"
         f"machine:  {cpu_model()}, {len(os.sched_getaffinity(0))} cores, {memory_gib():.0f} GiB, "
         f"Linux {platform.release()}, {file_system(workdir)}\n"
-        f"versions: Python {platform.python_version()}, {packages}, cp {copier}"
+        f"versions: eplb {__version__}, Python {platform.python_version()}, {packages}, cp {copier}"
     )
 
 

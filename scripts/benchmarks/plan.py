@@ -1,4 +1,4 @@
-"""`scripts/bench plan`: the time of a plan of DeepSeek-V3's size, in process and as a whole command."""
+"""`scripts/bench plan`: the time of a plan of DeepSeek-V3's size, and how it grows up to 10,240 ranks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from typing import get_args
 from eplb_cli.placement import Placement
 from eplb_cli.plan import Senders, plan_reshard, verify_plan
 from scripts.benchmarks.machine import heading
+from scripts.benchmarks.scale import NUM_LAYERS, SLOTS_PER_RANK, measure, render_sizes
 from scripts.benchmarks.table import Line, render
 from scripts.benchmarks.timing import EPLB, PYTHON, Sample, interleave, run
 from scripts.benchmarks.trees import SEED, random_placement, write_placement
 
 NUM_EXPERTS = 256
+PLAN = "eplb plan --format json"
+PLAN_S = 0.35
+"""The most that a whole command may take, on two cores of the machine in docs/performance.md."""
+
 IMPORTS = "python -c 'import typer, numpy'"
 
 
@@ -33,7 +38,10 @@ def main(arguments: list[str]) -> int:
             f"plan:     {options.layers} layers, {options.slots} slots, {options.ranks} ranks\n", flush=True
         )
         lines = [*_in_process(old, new, options.runs), *_commands(old, new, Path(scratch), options.runs)]
-    print(render(lines))
+        print(render(lines))
+        if options.scale_runs:
+            print(f"\nplan:     {NUM_LAYERS} layers, {SLOTS_PER_RANK} slots a rank\n", flush=True)
+            print(render_sizes(measure(Path(scratch), options.scale_runs)))
     return 0
 
 
@@ -43,6 +51,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=288, help=f"{NUM_EXPERTS} experts and redundant ones")
     parser.add_argument("--ranks", type=int, default=32)
     parser.add_argument("--runs", type=int, default=15, help="rounds, after a warm-up")
+    parser.add_argument("--scale-runs", type=int, default=3, help="rounds of the larger sizes; 0 for none")
     return parser.parse_args(arguments)
 
 
@@ -80,17 +89,19 @@ def _commands(old: Placement, new: Placement, scratch: Path, runs: int) -> list[
         write_placement(path, content)
     old_path, new_path = map(str, paths)
     commands = {
-        "eplb plan --format json": ([EPLB, "plan", old_path, new_path, "--format", "json"], 2.2),
+        PLAN: ([EPLB, "plan", old_path, new_path, "--format", "json"], 2.2),
         "eplb validate --format json": ([EPLB, "validate", new_path, "--format", "json"], 1.6),
         "eplb --help": ([EPLB, "--help"], 1.6),
     }
     sides = {name: _command(command) for name, (command, _) in commands.items()}
     samples = interleave({IMPORTS: _command([PYTHON, "-c", "import typer, numpy"]), **sides}, runs)
     base = [sample["whole"] for sample in samples[IMPORTS]]
-    return [
+    lines = [
         Line(name, IMPORTS, [sample["whole"] for sample in samples[name]], base, limit=limit, digits=3)
         for name, (_, limit) in commands.items()
     ]
+    whole = [sample["whole"] for sample in samples[PLAN]]
+    return [*lines, Line(PLAN, f"{PLAN_S} s", whole, [PLAN_S] * len(whole), limit=1, digits=3)]
 
 
 def _command(command: list[str]) -> Callable[[], Sample]:

@@ -28,6 +28,7 @@ import json, sys
 from eplb_cli.cli import main
 
 packages = {"torch", "triton", "rich", "numpy", "safetensors", "xxhash", "pydantic", "tomllib", "asyncio"}
+packages.add("plotly")
 result = []
 for line in sys.argv[2:]:
     sys.argv = ["eplb", *line.split()]
@@ -133,7 +134,7 @@ COMMANDS = [
     "inspect dst --deep",
     "verify dst --against src",
 ]
-HEAVY = {"torch", "triton", "pydantic", "asyncio"}
+HEAVY = {"torch", "triton", "pydantic", "asyncio", "plotly"}
 
 
 def test_no_command_imports_torch_or_for_json_rich(home):

@@ -13,7 +13,6 @@ COMMANDS = ("reshard", "plan", "validate", "verify", "inspect")
     ("arguments", "says"),
     [
         (["reshard", "a", "b", "--nwe", "x"], "--new"),
-        (["reshard", "a", "b"], "Missing option '--new'"),
         (["reshard", "--new", "x"], "Missing argument 'SRC'"),
         (["reshard", "a", "b", "c", "--new", "x"], "unexpected extra argument"),
         (["reshard", "a", "b", "--new"], "requires an argument"),

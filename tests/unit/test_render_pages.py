@@ -8,7 +8,7 @@ import io
 import pytest
 
 from eplb_cli.render import print_inspection, print_report, print_verification
-from eplb_cli.report import RankTraffic, Report, RunReport, Totals
+from eplb_cli.report import LayerTraffic, RankTraffic, Report, RunReport, Totals
 
 MB = 1_000_000
 
@@ -55,6 +55,7 @@ def report_of(rows, *, row_nbytes=MB, local=0, duplicate=0, unchanged=0):
         other_bytes=nbytes(12),
         output_bytes=nbytes(sum(kinds.values()) + 12),
         busiest_sender_bytes=nbytes(max(map(sum, rows))),
+        busiest_sender_rows=max(map(sum, rows)),
     )
     pairs = [(old, new, number) for old, line in enumerate(rows) for new, number in enumerate(line) if number]
     return Report(totals, ranks, [(old, new, nbytes(number), number) for old, new, number in pairs])
@@ -116,6 +117,10 @@ bytes, old rank (down) to new rank (across)
 2  3.00M ▒▒ 1.00M ░░     ·
 scale: · none, ░░▒▒▓▓██ in 4 equal steps up to 8.00 MB
 
+bytes by rank, a full bar is 9.00 MB
+sent      ██▆▆▄▄
+received  ▇▇██▂▂
+
 in total
                  bytes  rows  share
 ───────────────────────────────────────────────────────────────────
@@ -155,6 +160,10 @@ rows, old rank (down) to new rank (across)
 1      4 ▒▒     ·        2 ░░
 2      3 ▒▒     1 ░░     ·
 scale: · none, ░░▒▒▓▓██ in 4 equal steps up to 8 rows
+
+rows by rank, a full bar is 9 rows
+sent      ██▆▆▄▄
+received  ▇▇██▂▂
 
 in total
            rows  share
@@ -259,7 +268,12 @@ def test_more_ranks_than_fit_are_announced_never_dropped():
     page = page_of(report_of(ring(100)))
     assert "\nthe 16 busiest ranks\n" in page
     assert "\n… 84 more ranks: `--full` or `--format json`\n" in page
-    assert "\nthe heat map of 100 ranks needs 103 columns: `--format json` lists the traffic\n" in page
+    lines = page.splitlines()
+    first = lines.index("bytes, old block of 8 ranks (down) to new block (across)") + 1
+    assert lines[first + 1].startswith(" 0") or lines[first + 1].startswith("0 ")
+    assert (
+        len(lines[first + 1 : lines.index("bytes by block of 8 ranks, a full bar is 8.00 MB") - 1]) == 13 + 1
+    )
 
 
 def test_the_busiest_ranks_come_first():
@@ -295,9 +309,10 @@ def test_a_narrow_page_has_a_table_each_for_bytes_and_rows(monkeypatch):
 
 def test_nodes_are_mapped_like_ranks():
     """Above the report's limit the traffic is by node."""
-    report = dataclasses.replace(report_of(ring(65)), traffic=[(0, 2, MB, 1)], traffic_by="node")
+    entry = {"traffic": [(0, 2, MB, 1)], "traffic_by": "node", "block": 24, "ranks_per_node": 24}
+    report = dataclasses.replace(report_of(ring(65)), **entry)
     assert """
-bytes, old node (down) to new node (across)
+bytes, old node of 24 ranks (down) to new node (across)
        0        1        2
 0      ·        ·    1.00M ██
 1      ·        ·        ·
@@ -310,7 +325,7 @@ def test_colours_replace_shades_on_a_terminal():
     page = page_of(report_of(ring(2)), stream=Terminal())
     assert "1.00M" in page
     assert "\x1b[" in page
-    assert "█" not in page
+    assert "██" not in page.partition("bytes by rank")[0]
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "xterm")])
@@ -352,8 +367,81 @@ def test_long_paths_fold():
 def test_without_a_terminal_a_page_has_100_columns(monkeypatch):
     """COLUMNS says otherwise where it is set."""
     monkeypatch.delenv("COLUMNS")
-    assert "the heat map of 97 ranks needs 100 columns" not in page_of(report_of(ring(97)))
-    assert "the heat map of 98 ranks needs 101 columns" in page_of(report_of(ring(98)))
+    assert "old rank (down)" in page_of(report_of(ring(97)))
+    assert "old block of 8 ranks (down)" in page_of(report_of(ring(98)))
+
+
+@pytest.mark.parametrize(
+    ("ranks_per_node", "of", "size"),
+    [(None, "block of 16 ranks", 64), (4, "block of 16 ranks", 64), (32, "node of 32 ranks", 32)],
+)
+def test_1024_ranks_fit_80_columns(ranks_per_node, of, size):
+    """By node where nodes fit, else by so many ranks as it takes; nothing of the traffic is left out."""
+    rows = ring(1024)
+    report = dataclasses.replace(report_of(rows), ranks_per_node=ranks_per_node)
+    lines = page_of(report).splitlines()
+    first = lines.index(f"bytes, old {of} (down) to new {of.split()[0]} (across)") + 1
+    assert max(map(len, lines)) <= 80
+    scale = next(i for i, line in enumerate(lines) if line.startswith("scale: "))
+    assert scale - first - 1 == size
+    width = len(str(size - 1)) + 1
+    cell = 2 if size == 32 else 1
+    for rank, line in enumerate(lines[first + 1 : scale]):
+        cells = [line[width + at * cell : width + (at + 1) * cell].strip() for at in range(size)]
+        assert [at for at, shade in enumerate(cells) if shade != "·"] == sorted({rank, (rank + 1) % size})
+    assert f"bytes by {of}, a full bar is {1024 // size}.0 MB" in lines
+
+
+def test_bars_show_the_smallest_and_the_largest():
+    """Next to nothing is a low bar and nothing is a point; in ASCII other heights take their place."""
+    rows = [[0, 1, 0], [0, 0, 0], [1000, 0, 0]]
+    assert "\nsent      ▁▁··██\nreceived  ██▁▁··\n" in page_of(report_of(rows))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    print_report(report_of(rows), stream)
+    assert "\nsent      ::..@@\nreceived  @@::..\n" in stream.buffer.getvalue().decode("ascii")
+
+
+def test_a_gap_to_the_bound_is_said():
+    """In percent, for bytes and for rows; nothing where the bound is reached."""
+    report = report_of(ring(2))
+    totals = dataclasses.replace(
+        report.totals,
+        busiest_sender_bytes=1002 * MB,
+        busiest_sender_bound_bytes=1000 * MB,
+        cross_node_bytes=MB,
+        cross_node_bound_bytes=MB,
+    )
+    page = page_of(dataclasses.replace(report, totals=totals))
+    assert (
+        "busiest sender 1.00 GB, bound 1.00 GB, 0.2% above it\nbetween nodes 1.00 MB, bound 1.00 MB\n" in page
+    )
+    report = report_of(ring(2), row_nbytes=None)
+    totals = dataclasses.replace(report.totals, busiest_sender_rows=6, busiest_sender_bound_rows=5)
+    assert "busiest sender 6 rows, bound 5 rows, 20% above it" in page_of(
+        dataclasses.replace(report, totals=totals)
+    )
+
+
+def test_the_layers_that_move_most():
+    """Five of them, the first of them first; one layer is not compared with itself."""
+    layers = [LayerTraffic(3 + number, number * MB, number) for number in (1, 4, 0, 2, 8, 5, 3)]
+    report = dataclasses.replace(report_of(ring(3)), layers=layers)
+    assert """
+layers that move most
+layer    bytes  rows
+──────────────────────────────────────────
+   11  8.00 MB     8  ████████████████████
+    8  5.00 MB     5  █████████████
+    7  4.00 MB     4  ██████████
+    6  3.00 MB     3  ████████
+    5  2.00 MB     2  █████
+
+in total
+""" in page_of(report)
+    rows = [LayerTraffic(layer, None, 6 - layer) for layer in range(2)]
+    page = page_of(dataclasses.replace(report_of(ring(3), row_nbytes=None), layers=rows))
+    assert "\n    0     6  ████████████████████\n    1     5  █████████████████\n" in page
+    assert "layers" not in page_of(dataclasses.replace(report, layers=layers[:1]))
 
 
 INSPECTION = {

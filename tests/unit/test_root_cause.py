@@ -29,7 +29,12 @@ def log_of(*ends: tuple[int, int]) -> str:
 def cause(path, log: str, *outcomes: Outcome, num_workers: int = 3) -> tuple[str, str]:
     """The code and the message of the root cause."""
     (path / "torchrun.log").write_text(log)
-    job: Any = SimpleNamespace(work=path, transfer=SimpleNamespace(num_workers=num_workers))
+    job: Any = SimpleNamespace(
+        work=path,
+        old={"num_ranks": 3},
+        new={"num_ranks": 5},
+        transfer=SimpleNamespace(num_workers=num_workers),
+    )
     error = _root_cause(job, {outcome.worker: outcome for outcome in outcomes})
     return error.code, error.message
 
@@ -48,7 +53,7 @@ def test_who_dies_without_a_word_is_to_blame(tmp_path, ends):
     victim = Outcome(0, 5, VICTIM, is_victim=True)
     code, message = cause(tmp_path, log_of(*ends), victim)
     assert code == "EP402"
-    assert message.startswith("worker 1 ")
+    assert message.startswith("worker 1 (ranks 1, 4) ")
     assert message.endswith("by SIGKILL")
 
 

@@ -1,0 +1,64 @@
+"""Sizes and rates as people write them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from eplb_cli.errors import UsageError
+
+MAX_SIZE_NBYTES = 1 << 40
+"""The largest size an option takes: a sum over all rows of a placement still fits 64 bits."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "256MiB", "1GB" or "65536".
+
+    Raises:
+        UsageError: EP001, it is no size, or larger than `MAX_SIZE_NBYTES`.
+    """
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([kmg]i?)?b?", text.strip().lower())
+    nbytes = int(float(match[1]) * units[match[2] or ""]) if match else 0
+    if not 1 <= nbytes <= MAX_SIZE_NBYTES:
+        hint = "sizes look like 65536, 256MiB or 1GB, and go up to 1024GiB"
+        raise UsageError("EP001", f"{text!r} is not a size", hint)
+    return nbytes
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes per second, None where nothing says.
+
+    Attributes:
+        nvlink: of one rank, in each direction, to ranks on its node.
+        network: of one rank, in each direction, to other nodes.
+        disk: of one node, reads and writes together.
+    """
+
+    nvlink: int | None = None
+    network: int | None = None
+    disk: int | None = None
+
+
+RATES_HINT = "rates look like nvlink=370GB/s,network=50GB/s,disk=3GB/s; any of the three may be left out"
+
+
+def parse_rates(text: str) -> Rates:
+    """Rates in "nvlink=370GB/s,network=50GB/s,disk=3GB/s".
+
+    Raises:
+        UsageError: EP001, a name is unknown or there twice, or what it has is no rate.
+    """
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, rate = (word.strip() for word in part.partition("="))
+        if name not in Rates.__dataclass_fields__:
+            raise UsageError("EP001", f"--bandwidth: {name!r} is no link", RATES_HINT)
+        if name in found:
+            raise UsageError("EP001", f"--bandwidth: {name} has two rates", RATES_HINT)
+        try:
+            found[name] = parse_size(re.sub(r"/\s*s$", "", rate))
+        except UsageError as error:
+            raise UsageError("EP001", f"--bandwidth: {rate!r} is not a rate", RATES_HINT) from error
+    return Rates(**found)
