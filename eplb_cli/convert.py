@@ -69,11 +69,4 @@ def write_whole(path: Path, content: bytes) -> None:
     """A new file that appears whole or not at all. Raises EP601 where it exists, EP603, EP604."""
     if os.path.lexists(path):
         raise OutputError("EP601", f"{path} exists", "remove it, or choose another OUT")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        files.write_file(partial, content, durable=True)
-        with files.writing(path):
-            files.attempt("rename", os.rename, partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    files.sync_directory(path.absolute().parent)
+    files.replace_file(path, content)
