@@ -8,7 +8,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -21,8 +20,9 @@ from eplb_cli.errors import EXIT_FINDINGS, EXIT_INTERRUPTED, EplbError, UsageErr
 from eplb_cli.sizes import parse_rates, parse_size
 
 if TYPE_CHECKING:
-    from eplb_cli.placement import Hints
+    from eplb_cli.model import Model
     from eplb_cli.report import Report
+    from eplb_cli.shard import Written
 
 app = typer.Typer(
     add_completion=False,
@@ -69,6 +69,17 @@ class FindingsFormat(StrEnum):
     github = "github"
 
 
+class DialectName(StrEnum):
+    """--from and --to."""
+
+    eplb = "eplb"
+    vllm = "vllm"
+    sglang = "sglang"
+    tensorrt_llm = "tensorrt-llm"
+    ascend = "ascend"
+    deepseek = "deepseek"
+
+
 SendersOption = Annotated[
     Senders,
     typer.Option(
@@ -88,7 +99,7 @@ LayoutOption = Annotated[
     typer.Option(
         "--layout",
         metavar="auto|NAME|FILE",
-        help="How files and tensors are named: sharded-state, per-row, deepseek, or a TOML file.",
+        help="How tensors are named: sharded-state, per-row, deepseek, huggingface, or a TOML file.",
     ),
 ]
 NumRanks = Annotated[
@@ -110,6 +121,25 @@ NumRedundant = Annotated[
     typer.Option(
         "--num-redundant-experts", min=0, metavar="N", help="Redundant experts of the named map `linear`."
     ),
+]
+FromOption = Annotated[
+    DialectName | None,
+    typer.Option("--from", help="The dialect of NEW, where its content is not to say it."),
+]
+OldFromOption = Annotated[
+    DialectName | None,
+    typer.Option("--old-from", help="The dialect of OLD, where its content is not to say it."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PRESET|config.json",
+        help="The model: its layers, experts and sizes; `eplb inspect --models` lists presets.",
+    ),
+]
+NoFsyncOption = Annotated[
+    bool, typer.Option("--no-fsync", help="Leave it to the system when bytes reach the disk.")
 ]
 Full = Annotated[bool, typer.Option("--full", help="List all ranks, however many there are.")]
 
@@ -225,6 +255,8 @@ def reshard(
     old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
     num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    old_dialect: OldFromOption = None,
     full: Full = False,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -273,6 +305,8 @@ def reshard(
             old_num_ranks=old_num_ranks,
             num_logical_experts=num_logical_experts,
             num_redundant_experts=num_redundant_experts,
+            dialect=dialect,
+            old_dialect=old_dialect,
         ),
     )
     report = plan_request(request, full=full).report if dry_run else run(request, _progress)
@@ -284,7 +318,7 @@ def reshard(
     epilog="""\b
 Examples:
   eplb plan old.json new.json
-  eplb plan old.json new.json --expert-bytes 44050944 --ranks-per-node 8
+  eplb plan old.json new.json --model deepseek-v3 --ranks-per-node 8
   eplb plan old.json new.json --checkpoint SRC --bandwidth disk=3GB/s
   eplb plan linear new.json --checkpoint SRC --format json
   eplb plan linear new.json --checkpoint SRC --out plan.json""",
@@ -330,6 +364,9 @@ def plan(
     old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
     num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    old_dialect: OldFromOption = None,
+    model: ModelOption = None,
     full: Full = False,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -345,11 +382,21 @@ def plan(
     check_outputs([path for path in (out, html) if path is not None], [old, new, layout], checkpoint)
     if checkpoint is not None and expert_bytes is not None:
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
+    if checkpoint is not None and model is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
     rates = None if bandwidth is None else parse_rates(bandwidth)
     answer = plan_command(
         old,
         new,
-        PlacementOptions(num_ranks, old_num_ranks, num_logical_experts, num_redundant_experts),
+        PlacementOptions(
+            num_ranks,
+            old_num_ranks,
+            num_logical_experts,
+            num_redundant_experts,
+            dialect,
+            old_dialect,
+            _find_model(model),
+        ),
         checkpoint=checkpoint,
         layout=layout,
         expert_nbytes=None if expert_bytes is None else parse_size(expert_bytes),
@@ -400,6 +447,9 @@ def validate(
     old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
     num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    old_dialect: OldFromOption = None,
+    model: ModelOption = None,
     output_format: Annotated[
         FindingsFormat, typer.Option("--format", help="What stdout gets.")
     ] = FindingsFormat.text,
@@ -408,14 +458,21 @@ def validate(
 
     Exits with 1 where there is an error among the findings; warnings alone are no reason.
     """
-    from eplb_cli.placement import Hints
+    from eplb_cli.inputs import PlacementOptions, hints_to_validate
     from eplb_cli.validate import validate_files
 
-    old_ranks = old_num_ranks or (num_ranks if against in ("linear", "round_robin") else None)
-    hints = Hints(num_ranks, None, num_logical_experts, num_redundant_experts=num_redundant_experts)
-    old_hints = replace(hints, num_ranks=old_ranks)
-    if checkpoint is not None:
-        hints, old_hints = _with_checkpoint(checkpoint, hints, old_hints, compares_old=against is not None)
+    if checkpoint is not None and model is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
+    options = PlacementOptions(
+        num_ranks,
+        old_num_ranks,
+        num_logical_experts,
+        num_redundant_experts,
+        dialect,
+        old_dialect,
+        _find_model(model),
+    )
+    hints, old_hints = hints_to_validate(options, against, checkpoint)
     findings = validate_files(files, hints, against, old_hints)
     render.print_findings(findings, files, output_format.value)
     if any(finding.severity == "error" for finding in findings):
@@ -450,9 +507,12 @@ def verify(
         render.print_verification(result)
 
 
-@app.command(short_help="Show what a directory of shards holds.")
+@app.command(short_help="Show what a directory of shards, or a load dump, holds.")
 def inspect(
-    src: Annotated[Path, typer.Argument(metavar="SRC", help="A directory of per-rank shards.")],
+    src: Annotated[
+        Path | None,
+        typer.Argument(metavar="SRC", help="A directory of per-rank shards, or a file of expert loads."),
+    ] = None,
     layout: LayoutOption = "auto",
     deep: Annotated[
         bool,
@@ -460,9 +520,85 @@ def inspect(
             "--deep", help="Read all rows: compare replicas, and what eplb.json says; exit 1 on findings."
         ),
     ] = False,
+    models: Annotated[bool, typer.Option("--models", help="List the model presets instead.")] = False,
+    model: ModelOption = None,
+    baked: Annotated[
+        Path | None,
+        typer.Option(
+            "--baked",
+            metavar="DIR",
+            help="The baked checkpoint that a load is of: show the model's own experts.",
+        ),
+    ] = None,
+    identify: Annotated[
+        Path | None,
+        typer.Option(
+            "--identify",
+            metavar="HF_DIR",
+            help="Tell which expert each row is, by the bytes of a checkpoint.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="With --identify: write the placement there.")
+    ] = None,
     output_format: FormatOption = Format.text,
 ) -> None:
-    """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert."""
+    """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert.
+
+    Where SRC is a file, show the load it holds: how many tokens each expert got, layer by layer.
+    """
+    if models or src is None:
+        _list_models(src, models, output_format)
+    elif src.is_file():
+        _inspect_load(src, model, baked, output_format)
+    elif identify is not None:
+        _identify(src, layout, identify, out, output_format)
+    else:
+        _inspect_shards(src, layout, deep, output_format)
+
+
+def _list_models(src: Path | None, models: bool, output_format: Format) -> None:
+    from eplb_cli.inspection import describe_models
+
+    if src is not None or not models:
+        raise UsageError("EP001", "inspect takes SRC, or --models", "name one of the two")
+    described = describe_models()
+    if output_format is Format.json:
+        render.print_json(described)
+    else:
+        render.print_models(described)
+
+
+def _identify(src: Path, layout: str, against: Path, out: Path | None, output_format: Format) -> None:
+    from eplb_cli.inspection import identify_shards
+    from eplb_cli.progress import accumulate
+
+    total_nbytes = _tree_nbytes(src) + _tree_nbytes(against)
+    with _progress(total_nbytes, "identify") as show:
+        found = identify_shards(src, layout, against, out, accumulate(show))
+        show(total_nbytes)
+    if output_format is Format.json:
+        render.print_json(found)
+    else:
+        render.print_identification(found)
+
+
+def _inspect_load(path: Path, model: str | None, baked: Path | None, output_format: Format) -> None:
+    from eplb_cli.load import describe_load, read_load, unbaked
+
+    load = read_load(str(path), _find_model(model))
+    if baked is not None:
+        from eplb_cli.baked import read_baked
+
+        load = unbaked(load, read_baked(baked))
+    described = describe_load(str(path), load)
+    if output_format is Format.json:
+        render.print_json(described)
+    else:
+        render.print_load(described)
+
+
+def _inspect_shards(src: Path, layout: str, deep: bool, output_format: Format) -> None:
     from eplb_cli.inspection import inspect_shards
     from eplb_cli.progress import accumulate
 
@@ -478,18 +614,189 @@ def inspect(
         raise typer.Exit(EXIT_FINDINGS)
 
 
-def _with_checkpoint(
-    path: Path, hints: Hints, old_hints: Hints, *, compares_old: bool
-) -> tuple[Hints, Hints]:
-    """The hints together with what the shards say: of OLD where there is one, else of each placement."""
-    import numpy as np
+@app.command(
+    short_help="Write a placement in another engine's dialect.",
+    epilog="""\b
+Examples:
+  eplb convert map.json new.json --to eplb --model deepseek-v3 --num-ranks 32
+  eplb convert new.json map.json --to sglang --model deepseek-v3
+  eplb convert new.json moe_load_balancer.yaml --to tensorrt-llm""",
+)
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A placement in any dialect, or linear, or round_robin.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="A new file: .json, for vllm .jsonl too, for tensorrt-llm .yaml."),
+    ],
+    to: Annotated[DialectName, typer.Option("--to", help="The dialect to write.")],
+    dialect: Annotated[
+        DialectName | None,
+        typer.Option("--from", help="The dialect of IN, where its content is not to say it."),
+    ] = None,
+    num_ranks: Annotated[
+        int | None,
+        typer.Option("--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks, where IN does not say."),
+    ] = None,
+    num_logical_experts: NumExperts = None,
+    num_redundant_experts: NumRedundant = None,
+    model: ModelOption = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="DIR", help="Whose config.json or shards say the model's layers."
+        ),
+    ] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write the placement IN to OUT in another dialect; refuse where that would lose something."""
+    from eplb_cli.convert import convert as run
+    from eplb_cli.convert import model_named
+    from eplb_cli.inputs import PlacementOptions
 
-    from eplb_cli.checkpoint import open_shards
+    if checkpoint is not None and model is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
+    options = PlacementOptions(
+        num_ranks,
+        None,
+        num_logical_experts,
+        num_redundant_experts,
+        dialect,
+        model=model_named(model, checkpoint),
+    )
+    done = run(source, output, to, options)
+    for warning in done.warnings:
+        render.print_warning(warning.message)
+    placement = done.placement
+    numbers = {
+        "num_layers": placement.num_layers,
+        "num_slots": placement.num_slots,
+        "num_ranks": placement.num_ranks,
+        "num_logical_experts": placement.num_logical_experts,
+    }
+    if output_format is Format.json:
+        render.print_json({"format": "eplb-conversion/1", "output": str(output), "dialect": to, **numbers})
+    else:
+        said = ", ".join(
+            f"{value:,} {name.removeprefix('num_').replace('_', ' ')}" for name, value in numbers.items()
+        )
+        sys.stdout.write(f"{output}: {to}, {said}\n")
 
-    shards = open_shards(path)
-    layer_ids, slots = np.array(shards.moe_layers, np.int64), shards.slots_per_rank
-    of_old = replace(old_hints, layer_ids=layer_ids, slots_per_rank=slots)
-    return replace(hints, layer_ids=layer_ids, slots_per_rank=None if compares_old else slots), of_old
+
+def _find_model(name: str | None) -> Model | None:
+    """The model of --model."""
+    if name is None:
+        return None
+    from eplb_cli.model import find_model
+
+    return find_model(name)
+
+
+@app.command(
+    short_help="Write a Hugging Face checkpoint as shards.",
+    epilog="""\b
+Examples:
+  eplb shard HF_DIR DST --placement map.json --num-ranks 32 --engine sglang
+  eplb shard HF_DIR DST --placement linear --num-ranks 4 --engine huggingface""",
+)
+def shard(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face checkpoint; only read.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="Where the shards appear: new, or empty.")
+    ],
+    placement: Annotated[
+        str,
+        typer.Option("--placement", metavar="FILE", help="In any dialect, or linear, or round_robin."),
+    ],
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine", metavar="NAME", help="Whose names tensors get: sglang, vllm, or huggingface."
+        ),
+    ],
+    num_ranks: NumRanks = None,
+    num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    no_fsync: NoFsyncOption = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write the experts of a Hugging Face checkpoint to the ranks that a placement names, and prove it.
+
+    Every byte is read once. Tensors that are no experts' are on all ranks, in one file under many names.
+    """
+    from eplb_cli.inputs import PlacementOptions
+    from eplb_cli.shard import shard as run
+
+    options = PlacementOptions(num_ranks, num_redundant_experts=num_redundant_experts, dialect=dialect)
+    done = run(source, destination, placement, engine, options, durable=not no_fsync, progress=_progress)
+    _print_written("shards", done, output_format)
+
+
+@app.command(short_help="Write shards as the Hugging Face checkpoint they were made of.")
+def merge(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="What `eplb shard` wrote, resharded or not.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="HF_DIR", help="Where the checkpoint appears: new, or empty.")
+    ],
+    bake: Annotated[
+        bool,
+        typer.Option("--bake", help="Leave the experts in the order of the shards, as `eplb bake` does."),
+    ] = False,
+    no_fsync: NoFsyncOption = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write the Hugging Face checkpoint that shards were made of: the same files, byte for byte."""
+    from eplb_cli.bake import bake_shards
+    from eplb_cli.merge import merge as run
+
+    made = bake_shards if bake else run
+    done = made(source, destination, durable=not no_fsync, progress=_progress)
+    _print_written("checkpoint", done, output_format)
+
+
+@app.command(
+    short_help="Write a placement into a Hugging Face checkpoint.",
+    epilog="""\b
+Example:
+  eplb bake HF_DIR OUT --placement new.json --num-ranks 16""",
+)
+def bake(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face checkpoint; only read.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Where the checkpoint appears: new, or empty.")
+    ],
+    placement: Annotated[
+        str,
+        typer.Option("--placement", metavar="FILE", help="Without replicas, in any dialect."),
+    ],
+    num_ranks: NumRanks = None,
+    dialect: FromOption = None,
+    no_fsync: NoFsyncOption = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write a Hugging Face checkpoint that any engine serves under a placement, without being told of it.
+
+    Experts get the numbers of their slots, and the rows of routers move with them: what the model computes is
+    the same, and the engine's default placement is the one that was wanted.
+    """
+    from eplb_cli.bake import bake as run
+    from eplb_cli.inputs import PlacementOptions
+
+    options = PlacementOptions(num_ranks, dialect=dialect)
+    done = run(source, destination, placement, options, durable=not no_fsync, progress=_progress)
+    _print_written("checkpoint", done, output_format)
+
+
+def _print_written(what: str, done: Written, output_format: Format) -> None:
+    from dataclasses import asdict
+
+    for warning in done.warnings:
+        render.print_warning(warning)
+    if output_format is Format.json:
+        render.print_json({"format": f"eplb-{what}/1", **asdict(done), "output": str(done.output)})
+    else:
+        render.print_written(what, done)
 
 
 def _print_report(report: Report, output_format: Format, *, full: bool) -> None:

@@ -8,35 +8,35 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from eplb_cli import __version__, files
-from eplb_cli.checkpoint import Shards
 from eplb_cli.errors import BytesError
 from eplb_cli.manifest import MANIFEST_NAME, Manifest, digest_file, file_entry, npy_bytes
-from eplb_cli.move import Moved
 from eplb_cli.output import OutputTree
 from eplb_cli.placement_file import placement_to_json
+from eplb_cli.prepare import Prepared
 from eplb_cli.prove import row_view
-from eplb_cli.request import Planned
-from eplb_cli.serving import serving_notes
 from eplb_cli.shards import Staging
 
 
-def carry_files(shards: Shards, stage: Staging, *, durable: bool) -> dict[str, dict[str, object]]:
-    """Copy the files that are no shards; their sizes and digests."""
+def carry_files(
+    carried_paths: Mapping[str, Path], stage: Staging, *, durable: bool
+) -> dict[str, dict[str, object]]:
+    """Copy the files that are no shards, by name; their sizes and digests."""
     carried: dict[str, dict[str, object]] = {}
-    for name in shards.carried:
-        source = files.open_source(shards.path / name)
+    for name, path in carried_paths.items():
+        source = files.open_source(path)
         try:
             status = os.fstat(source)
             nbytes = status.st_size
             destination = files.create(stage.path / name, nbytes)
             try:
                 state = xxhash.xxh3_128()
-                for begin, view in _blocks(source, nbytes, shards.path / name):
+                for begin, view in _blocks(source, nbytes, path):
                     files.write_from(destination, view, begin, stage.path / name)
                     state.update(view)
-                files.refuse_changed(source, status, shards.path / name)
+                files.refuse_changed(source, status, path)
                 if durable:
                     files.sync(destination, stage.path / name)
             finally:
@@ -83,35 +83,51 @@ def fill_unlinked(stage: Staging, output: OutputTree, unlinked: Sequence[int], *
             raise BytesError("EP504", f"{file.name} differs from {first.name}, of which it is a copy")
 
 
+def destination_digests(prepared: Prepared, old_digests: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(X, 16) of new places, as those of their sources say; zero for what is empty."""
+    digests = np.zeros((len(prepared.new_places.rank), old_digests.shape[1]), np.uint8)
+    digests[prepared.pieces.destination] = old_digests[prepared.pieces.source]
+    return digests
+
+
 def write_manifest(
-    planned: Planned, stage: Staging, moved: Moved, carried: Mapping[str, Mapping[str, object]]
+    prepared: Prepared,
+    stage: Staging,
+    new_digests: NDArray[np.uint8] | None,
+    carried: Mapping[str, Mapping[str, object]],
+    *,
+    verified: bool,
+    durable: bool,
+    serving: Sequence[str],
 ) -> None:
-    """Row digests beside the shards, and `eplb.json` last."""
-    request, prepared = planned.request, planned.prepared
-    new, checkpoint, outputs = prepared.plan.new, prepared.checkpoint, prepared.output.files
-    destination_digests = np.zeros_like(moved.new_digests)
-    destination_digests[prepared.pieces.destination] = moved.old_digests[prepared.pieces.source]
+    """Row digests beside the shards, and `eplb.json` last.
+
+    Args:
+        new_digests: (X, 16) of new places; None where none were taken.
+    """
+    plan, checkpoint, outputs = prepared.plan, prepared.checkpoint, prepared.output.files
+    new = plan.new
     digests: dict[str, dict[str, object]] = {}
-    if request.digests:
-        rows = row_view(destination_digests, checkpoint.row_nbytes.shape, new.num_slots)
+    if new_digests is not None:
+        rows = row_view(new_digests, checkpoint.row_nbytes.shape, new.num_slots)
         for rank in range(new.num_ranks):
             content = npy_bytes(rows[:, :, new.first_slot[rank] : new.first_slot[rank + 1]])
-            files.write_file(stage.path / digest_file(rank), content, durable=request.durable)
+            files.write_file(stage.path / digest_file(rank), content, durable=durable)
             digests[digest_file(rank)] = file_entry(content)
     num_rows = checkpoint.row_nbytes.size * new.num_slots
     others: dict[int, dict[str, str]] = {}
     for number, copy in enumerate(prepared.output.others):
-        digest = destination_digests[num_rows + number].tobytes().hex()
-        others.setdefault(copy.dst_file, {})[copy.key] = digest if request.digests else ""
+        digest = "" if new_digests is None else new_digests[num_rows + number].tobytes().hex()
+        others.setdefault(copy.dst_file, {})[copy.key] = digest
     number_of = [number if file.same_as is None else file.same_as for number, file in enumerate(outputs)]
     manifest = Manifest(
         tool=f"eplb {__version__}",
         placement=placement_to_json(new),
-        source_placement=placement_to_json(prepared.plan.old),
-        senders=request.senders,
-        ranks_per_node=request.ranks_per_node,
+        source_placement=placement_to_json(plan.old),
+        senders=plan.senders,
+        ranks_per_node=plan.ranks_per_node,
         layout=checkpoint.shards.layout.as_json(),
-        plan_digest=prepared.plan.digest,
+        plan_digest=plan.digest,
         expert_tensors=[tensor.template for tensor in checkpoint.expert_tensors],
         files={
             file.name: {
@@ -123,21 +139,17 @@ def write_manifest(
         },
         carried=carried,
         digests=digests,
-        options={
-            "digests": request.digests,
-            "verified": request.verify and request.digests,
-            "fsync": request.durable,
-        },
-        serving=serving_notes(new, checkpoint.shards.layout.name),
+        options={"digests": new_digests is not None, "verified": verified, "fsync": durable},
+        serving=list(serving),
     )
-    files.write_file(stage.path / MANIFEST_NAME, manifest.to_bytes(), durable=request.durable)
+    files.write_file(stage.path / MANIFEST_NAME, manifest.to_bytes(), durable=durable)
 
 
-def reopen(planned: Planned, stage: Staging) -> None:
+def reopen(output: OutputTree, stage: Staging) -> None:
     """Open every file with the safetensors library, as an engine will."""
     from safetensors import SafetensorError, safe_open
 
-    for file in planned.prepared.output.files:
+    for file in output.files:
         try:
             with safe_open(stage.path / file.name, framework="numpy") as opened:
                 keys = set(opened.keys())

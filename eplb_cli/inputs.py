@@ -14,7 +14,10 @@ from eplb_cli.placement import Hints, Placement
 from eplb_cli.placement_file import read_placement
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from eplb_cli.checkpoint import Shards
+    from eplb_cli.model import Model
 
 
 _CONFIG_NAMES = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
@@ -23,12 +26,71 @@ _CONFIG_NAMES = ("n_routed_experts", "num_experts", "num_local_experts", "moe_nu
 
 @dataclass(frozen=True)
 class PlacementOptions:
-    """What the command line says of placements that leave it out."""
+    """What the command line says of placements that leave it out.
+
+    Attributes:
+        dialect, old_dialect: of NEW and of OLD, where their content is not to say it.
+        model: the model of both.
+    """
 
     num_ranks: int | None = None
     old_num_ranks: int | None = None
     num_logical_experts: int | None = None
     num_redundant_experts: int | None = None
+    dialect: str | None = None
+    old_dialect: str | None = None
+    model: Model | None = None
+
+    @property
+    def hints(self) -> Hints:
+        """What is said of both placements. Raises EP001 where the model has another number of experts."""
+        experts, model = self.num_logical_experts, self.model
+        if model is None:
+            return Hints(num_logical_experts=experts, num_redundant_experts=self.num_redundant_experts)
+        if experts is not None and model.num_logical_experts not in (None, experts):
+            raise UsageError(
+                "EP001",
+                f"--num-logical-experts is {experts:,}, and {model.name} has {model.num_logical_experts:,}",
+            )
+        return Hints(
+            num_logical_experts=experts or model.num_logical_experts,
+            num_redundant_experts=self.num_redundant_experts,
+            layer_ids=np.array(model.moe_layers, np.int64),
+            model=model,
+        )
+
+    def beside(self, shards: Shards) -> PlacementOptions:
+        """The options together with what shards say of their model."""
+        return self if self.model is not None else replace(self, model=model_of(shards))
+
+
+def model_of(shards: Shards) -> Model:
+    """What shards show of their model: MoE layers, and beyond the hidden ones those of MTP."""
+    from eplb_cli.classify import config_number
+    from eplb_cli.model import Model
+
+    hidden = config_number(shards.path, "num_hidden_layers")
+    layers = shards.moe_layers
+    counted = tuple(layer for layer in layers if hidden is None or layer < hidden)
+    return Model(str(shards.path), hidden, counted, tuple(layers[len(counted) :]))
+
+
+def hints_to_validate(
+    options: PlacementOptions, against: str | None, checkpoint: Path | None
+) -> tuple[Hints, Hints]:
+    """Hints for the files that `validate` checks, and for the one that they are checked against."""
+    hints = replace(options.hints, num_ranks=options.num_ranks, dialect=options.dialect)
+    old_ranks = options.old_num_ranks or (options.num_ranks if against in NAMED_MAPS else None)
+    old_hints = replace(hints, num_ranks=old_ranks, dialect=options.old_dialect)
+    if checkpoint is None:
+        return hints, old_hints
+    from eplb_cli.checkpoint import open_shards
+
+    shards = open_shards(checkpoint)
+    layer_ids, model = np.array(shards.moe_layers, np.int64), model_of(shards)
+    slots = shards.slots_per_rank
+    hints = replace(hints, layer_ids=layer_ids, model=model, slots_per_rank=None if against else slots)
+    return hints, replace(old_hints, layer_ids=layer_ids, model=model, slots_per_rank=slots)
 
 
 def read_pair(old: str, new: str, options: PlacementOptions) -> tuple[Placement, Placement, list[Finding]]:
@@ -37,13 +99,13 @@ def read_pair(old: str, new: str, options: PlacementOptions) -> tuple[Placement,
     Raises:
         PlacementError: one of them, or the pair, cannot be used.
     """
-    hints = Hints(
+    hints = replace(
+        options.hints,
         num_ranks=options.old_num_ranks or (options.num_ranks if old in NAMED_MAPS else None),
-        num_logical_experts=options.num_logical_experts,
-        num_redundant_experts=options.num_redundant_experts,
+        dialect=options.old_dialect,
     )
     if old in NAMED_MAPS and new not in NAMED_MAPS:
-        second, new_warnings = read_placement(new, _new_hints(options, hints))
+        second, new_warnings = read_placement(new, _new_hints(options))
         first, old_warnings = read_placement(old, _named_like(hints, second))
     else:
         first, old_warnings = read_placement(old, hints)
@@ -61,16 +123,13 @@ def _named_new(new: str, options: PlacementOptions, old: Placement) -> Hints:
     num_ranks = options.num_ranks
     if num_ranks is None and new in NAMED_MAPS:
         num_ranks = old.num_ranks
-    hints = Hints(
-        num_ranks=num_ranks,
-        num_logical_experts=options.num_logical_experts,
-        num_redundant_experts=options.num_redundant_experts,
+    return replace(options.hints, num_ranks=num_ranks, dialect=options.dialect).after(old)
+
+
+def _new_hints(options: PlacementOptions) -> Hints:
+    return replace(
+        options.hints, num_ranks=options.num_ranks, num_redundant_experts=None, dialect=options.dialect
     )
-    return hints.after(old)
-
-
-def _new_hints(options: PlacementOptions, hints: Hints) -> Hints:
-    return Hints(num_ranks=options.num_ranks, num_logical_experts=hints.num_logical_experts)
 
 
 def _named_like(hints: Hints, other: Placement) -> Hints:
@@ -162,6 +221,8 @@ def _old_hints(old: str, shards: Shards, options: PlacementOptions) -> Hints:
         return Hints(
             num_ranks=options.old_num_ranks,
             num_logical_experts=options.num_logical_experts,
+            dialect=options.old_dialect,
+            model=options.model,
         )
     num_slots = int(shards.slots_per_rank.sum())
     experts = options.num_logical_experts

@@ -11,11 +11,14 @@ import numpy as np
 
 from eplb_cli.checkpoint import ShardedCheckpoint, Shards, bind, open_shards
 from eplb_cli.classify import looks_sharded
+from eplb_cli.convert import write_whole
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.findings import Finding
+from eplb_cli.identify import identification_json, identify
 from eplb_cli.manifest import Manifest
+from eplb_cli.model import presets
 from eplb_cli.placement import EMPTY, MAX_ENTRIES, Placement
-from eplb_cli.placement_file import placement_to_json
+from eplb_cli.placement_file import format_placement, placement_to_json
 from eplb_cli.prove import differing_replicas, row_view
 from eplb_cli.verify import Digests, check_files, check_own_digests, digest_tree, known_digests
 
@@ -56,6 +59,45 @@ def inspect_shards(path: Path, layout: str, *, deep: bool, advance: Callable[[in
         "distinct_rows": distinct,
         "findings": [asdict(finding) for finding in findings],
     }
+
+
+def identify_shards(
+    path: Path, layout: str, against: Path, output: Path | None, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Tell the placement of shards by their bytes, and write it to a new file.
+
+    Raises:
+        CheckpointError: EP227, their rows are not those of the checkpoint.
+    """
+    shards = open_shards(path, layout)
+    found = identify(bind(shards, _unknown_placement(shards)), against, advance)
+    if output is not None:
+        write_whole(output, format_placement(found.placement).encode())
+    return identification_json(found, path, against, output)
+
+
+def describe_models() -> dict[str, Any]:
+    """What `eplb inspect --models` tells of each preset."""
+    models = [
+        {
+            "name": model.name,
+            "description": model.description,
+            "num_hidden_layers": model.num_hidden_layers,
+            "moe_layers": list(model.moe_layers),
+            "mtp_layers": list(model.mtp_layers),
+            "num_logical_experts": model.num_logical_experts,
+            "hidden_size": model.hidden_size,
+            "moe_intermediate_size": model.intermediate_size,
+            "expert_bytes": model.expert_nbytes,
+            "experts": model.experts,
+            "tensors": {
+                name: {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+                for name, tensor in model.tensors.items()
+            },
+        }
+        for model in presets()
+    ]
+    return {"format": "eplb-models/1", "models": models}
 
 
 def _damage(checkpoint: ShardedCheckpoint, manifest: Manifest, digests: Digests) -> list[Finding]:

@@ -273,9 +273,7 @@ def _unfit(fitting: list[Layout], known: list[Layout], names: list[str], keys: l
     found = " and ".join(layout.name for layout in fitting) or "no layout"
     hint = "name one with --layout, or describe yours in a TOML file: see docs/layouts.md"
     if any(_HUGGING_FACE.fullmatch(name) for name in strange):
-        hint = (
-            "this looks like a Hugging Face checkpoint; eplb reads the shards that each rank saved for itself"
-        )
+        hint = "this looks like a Hugging Face checkpoint: `eplb shard` makes shards of it"
     return CheckpointError("EP206", f"{found} fits the shards: {said}", hint)
 
 

@@ -35,7 +35,7 @@ def named_map(name: str, hints: Hints) -> Placement:
     num_ranks = _number(name, "--num-ranks", known_ranks, MAX_EXPERTS)
     num_experts = _number(name, "--num-logical-experts", hints.num_logical_experts, MAX_EXPERTS)
     row = _experts_in_order(name, num_experts, num_ranks, hints.num_redundant_experts or 0)
-    slots = _slots_per_rank(len(row), num_ranks)
+    slots = slots_of_linear(len(row), num_ranks)
     compare_slots(slots, hints, "redundant experts need --num-redundant-experts N")
     num_layers = 1 if hints.layer_count is None else hints.layer_count
     _number(name, "a number of layers", num_layers, min(MAX_LAYERS, MAX_ENTRIES // len(row)))
@@ -67,7 +67,7 @@ def _experts_in_order(name: str, num_experts: int, num_ranks: int, num_redundant
     return np.concatenate([experts, np.arange(num_redundant) % num_experts])
 
 
-def _slots_per_rank(num_slots: int, num_ranks: int) -> NDArray[np.int64]:
+def slots_of_linear(num_slots: int, num_ranks: int) -> NDArray[np.int64]:
     """(R,) S of each rank; the first ranks have one more where P is no multiple of R. Raises EP108."""
     if num_ranks > num_slots:
         raise PlacementError("EP108", f"{num_slots:,} slots are too few for {num_ranks:,} ranks")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from eplb_cli.model import Model
 
 EMPTY = -1
 """The id in a slot that holds no expert."""
@@ -104,6 +108,8 @@ class Hints:
         layer_ids: the model's own numbers of its MoE layers; a placement may name fewer of them.
         num_layers: L, where the numbers are not known.
         num_redundant_experts: N = P - E, for the named map `linear` only.
+        dialect: the dialect of the file, where its content is not to say it.
+        model: whose layers a dialect numbers in its own way.
     """
 
     num_ranks: int | None = None
@@ -112,6 +118,8 @@ class Hints:
     layer_ids: NDArray[np.int64] | None = None
     num_layers: int | None = None
     num_redundant_experts: int | None = None
+    dialect: str | None = None
+    model: Model | None = None
 
     @property
     def layer_count(self) -> int | None:

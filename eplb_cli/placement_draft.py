@@ -1,4 +1,4 @@
-"""From the JSON of a placement file to a `Placement`, with every problem on the way.
+"""From the content of a placement file to a `Placement`, with every problem on the way.
 
 What is wrong with one key does not hide what is wrong with another: a draft is understood as far as
 possible, in the order in which the keys need each other: layer numbers, map, experts, ranks.
@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from eplb_cli.errors import PlacementError
 from eplb_cli.findings import Finding, Severity, first_of_each_layer, others
-from eplb_cli.json_text import JsonText, NotJsonError, parse_json, shown
+from eplb_cli.json_text import JsonText, shown
 from eplb_cli.placement import EMPTY, MAX_EXPERTS, MAX_LAYERS, Hints, Placement
-from eplb_cli.placement_keys import find_layer_ids, find_num_experts, find_slots_per_rank
-
-FORMAT = "eplb-placement/1"
-MAP = "physical_to_logical_map"
+from eplb_cli.placement_keys import (
+    FORMAT,
+    MAP,
+    find_layer_ids,
+    find_num_experts,
+    find_slots_per_rank,
+)
 
 _KEYS = ("format", "num_ranks", "slots_per_rank", "num_logical_experts", "layer_ids", MAP)
 _REQUIRED_KEYS = ("format", MAP)
@@ -32,12 +35,15 @@ T = TypeVar("T")
 
 
 class Origin:
-    """Where a placement comes from; its lines are looked for only when there is a finding."""
+    """Where a placement comes from; its lines are looked for only when there is a finding.
 
-    def __init__(self, name: str, json_text: JsonText | None = None) -> None:
+    `has_rows`: the rows of the map are those of the text, one by one.
+    """
+
+    def __init__(self, name: str, json_text: JsonText | None = None, *, has_rows: bool = True) -> None:
         self.name = name
         self.repeated_keys = [] if json_text is None else json_text.repeated_keys
-        self._json_text = json_text
+        self._json_text = json_text if has_rows else None
 
     def line(self, key: str, row: int | None = None) -> int | None:
         """The line on which a key's value, or a row of the map, begins."""
@@ -202,19 +208,6 @@ class Draft:
             hint = 'say it: "num_logical_experts" in the file, or --num-logical-experts E'
             self._note("EP111", message, hint=hint, key=MAP, severity="warning")
         return guess
-
-
-def draft_of_text(text: bytes, name: str, hints: Hints) -> Draft:
-    """What can be understood of a placement file; `name` is the file of its findings."""
-    try:
-        json_text = parse_json(text)
-    except NotJsonError as error:
-        draft = Draft(hints, Origin(name))
-        draft.findings.append(Finding("EP102", "error", error.message, file=name, line=error.line))
-        return draft
-    draft = Draft(hints, Origin(name, json_text))
-    draft.understand(json_text.value)
-    return draft
 
 
 def _named(keys: list[str]) -> str:

@@ -1,25 +1,24 @@
-"""The placement file, `eplb-placement/1`: read with suspicion, written for people."""
+"""Placement files: read with suspicion in any dialect, written for people as `eplb-placement/1`."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import stat
-from collections.abc import Iterator
 from typing import Any
 
-from eplb_cli import files
+from eplb_cli.dialects import find_and_read
+from eplb_cli.document import MAX_FILE_NBYTES, Document, NotReadableError, parse_document, read_bytes
 from eplb_cli.errors import PlacementError
 from eplb_cli.findings import Finding, raise_first
 from eplb_cli.named_map import NAMED_MAPS, named_map
 from eplb_cli.placement import NO_HINTS, Hints, Placement
-from eplb_cli.placement_draft import FORMAT, MAP, Draft, Origin, draft_of_text
+from eplb_cli.placement_draft import Draft, Origin
+from eplb_cli.placement_keys import FORMAT, MAP
 
 __all__ = [
     "MAX_FILE_NBYTES",
     "NO_HINTS",
     "Hints",
+    "draft_of_document",
     "format_placement",
     "parse_placement",
     "placement_from_json",
@@ -28,9 +27,6 @@ __all__ = [
     "read_draft",
     "read_placement",
 ]
-
-MAX_FILE_NBYTES = 64 << 20
-"""Larger files are not read: ten bytes for each of the values that `parse_json` takes are enough."""
 
 
 def read_placement(source: str, hints: Hints = NO_HINTS) -> tuple[Placement, list[Finding]]:
@@ -49,7 +45,7 @@ def read_placement(source: str, hints: Hints = NO_HINTS) -> tuple[Placement, lis
 def read_draft(source: str, hints: Hints = NO_HINTS) -> Draft:
     """A file or a named map as far as it is understood. Raises as `read_placement`, but not on content."""
     if source not in NAMED_MAPS:
-        return draft_of_text(read_bytes(source), source, hints)
+        return draft_of_bytes(read_bytes(source), source, hints)
     draft = Draft(hints, Origin(source))
     draft.placement = draft.rankless = named_map(source, hints)
     return draft
@@ -59,8 +55,37 @@ def parse_placement(
     text: bytes, name: str, hints: Hints = NO_HINTS
 ) -> tuple[Placement | None, list[Finding]]:
     """The placement that `text` describes, None after an error; and all findings about its form."""
-    draft = draft_of_text(text, name, hints)
+    draft = draft_of_bytes(text, name, hints)
     return draft.placement, draft.findings
+
+
+def draft_of_bytes(data: bytes, name: str, hints: Hints) -> Draft:
+    """What can be understood of a placement file; `name` is the file of its findings."""
+    try:
+        return draft_of_document(parse_document(name, data), hints)
+    except NotReadableError as error:
+        draft = Draft(hints, Origin(name))
+        draft.findings.append(Finding("EP102", "error", error.message, file=name, line=error.line))
+        return draft
+
+
+def draft_of_document(document: Document, hints: Hints) -> Draft:
+    """What can be understood of a placement in whichever dialect it is."""
+    notes: list[Finding] = []
+
+    def note(code: str, message: str) -> None:
+        notes.append(Finding(code, "warning", message, file=document.name))
+
+    try:
+        dialect, content = find_and_read(document.value, hints, note)
+    except PlacementError as error:
+        draft = Draft(hints, Origin(document.name))
+        draft.findings.append(Finding(error.code, "error", error.message, error.hint, document.name))
+        return draft
+    draft = Draft(hints, Origin(document.name, document.json_text, has_rows=dialect.keeps_rows))
+    draft.findings += notes
+    draft.understand(content)
+    return draft
 
 
 def placement_from_json(obj: object, name: str, hints: Hints = NO_HINTS) -> Placement:
@@ -88,37 +113,6 @@ def format_placement(placement: Placement) -> str:
     rows = ",\n  ".join(json.dumps(row) for row in content.pop(MAP))
     keys = "".join(f'"{key}": {json.dumps(value)},\n ' for key, value in content.items())
     return f'{{{keys}"{MAP}": [\n  {rows}]}}\n'
-
-
-def read_bytes(path: str) -> bytes:
-    """The content of a regular file, or of one that a link points at; pipes and devices are not read.
-
-    Raises:
-        PlacementError: EP101.
-    """
-    with _reading(path):
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        descriptor = files.attempt("open", os.open, path, flags)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise PlacementError("EP101", f"{path} is no regular file")
-        if status.st_size > MAX_FILE_NBYTES:
-            problem = f"has {status.st_size:,} bytes; more than {MAX_FILE_NBYTES:,} are not read"
-            raise PlacementError("EP101", f"{path} {problem}")
-        with _reading(path), open(descriptor, "rb", closefd=False) as stream:
-            return files.attempt("read", stream.read, status.st_size)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise PlacementError("EP101", f"{path} cannot be read: {reason}") from error
 
 
 def _usable(draft: Draft) -> Placement:

@@ -15,6 +15,9 @@ from eplb_cli.errors import PlacementError
 from eplb_cli.json_text import shown
 from eplb_cli.placement import MAX_EXPERTS, Hints
 
+FORMAT = "eplb-placement/1"
+MAP = "physical_to_logical_map"
+
 _ELSEWHERE = "OLD, the checkpoint or the command line"
 _MAX_LAYER_ID = (1 << 31) - 1
 
@@ -40,7 +43,9 @@ def find_layer_ids(content: Mapping[str, Any], num_layers: int, hints: Hints) ->
     problem = _problem_of_layer_ids(numbers, num_layers)
     if problem:
         raise PlacementError("EP103", f'"layer_ids" {problem}')
-    unknown = [] if hints.layer_ids is None else sorted(set(numbers) - set(hints.layer_ids.tolist()))
+    known = set() if hints.layer_ids is None else set(hints.layer_ids.tolist())
+    known |= set(() if hints.model is None else hints.model.mtp_layers)
+    unknown = [] if hints.layer_ids is None else sorted(set(numbers) - known)
     if unknown:
         raise PlacementError("EP109", f'"layer_ids" has {unknown[0]}, a layer unknown to {_ELSEWHERE}')
     return np.array(numbers, dtype=np.int64)

@@ -49,6 +49,8 @@ def plan_command(  # noqa: PLR0913 - an argument for each option
     """
     if checkpoint is None:
         old, new, warnings = read_pair(old_name, new_name, options)
+        if expert_nbytes is None and options.model is not None:
+            expert_nbytes = options.model.expert_nbytes
         sizes = None if expert_nbytes is None else np.full(old.num_layers, expert_nbytes, np.int64)
         plan = plan_reshard(old, new, senders, expert_nbytes=sizes, ranks_per_node=ranks_per_node)
         answer = Answer(plan, plan_report(plan, sizes, full=full, warnings=_messages(warnings)))
@@ -58,6 +60,7 @@ def plan_command(  # noqa: PLR0913 - an argument for each option
         from eplb_cli.prepare import prepare
 
         shards = open_shards(checkpoint, layout)
+        options = options.beside(shards)
         old, old_warnings = read_old(shards, old_name, new_name, options)
         new, new_warnings = read_new(new_name, old, options)
         prepared = prepare(shards, old, new, senders, ranks_per_node)

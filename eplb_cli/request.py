@@ -78,8 +78,9 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
     check_destination(request.source, request.destination)
     if request.plan is None:
         shards = open_shards(request.source, request.layout)
-        old, old_warnings = read_old(shards, request.old, request.new or "", request.placements)
-        new, new_warnings = read_new(request.new or "", old, request.placements)
+        options = request.placements.beside(shards)
+        old, old_warnings = read_old(shards, request.old, request.new or "", options)
+        new, new_warnings = read_new(request.new or "", old, options)
         prepared = prepare(shards, old, new, request.senders, request.ranks_per_node)
         findings = [*old_warnings, *new_warnings]
     else:

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from eplb_cli import files
 from eplb_cli.alike import Digests, find_alike
-from eplb_cli.commit import carry_files, fill_unlinked, reopen, write_manifest
+from eplb_cli.commit import carry_files, destination_digests, fill_unlinked, reopen, write_manifest
 from eplb_cli.machine import default_threads
 from eplb_cli.move import Moved, move
 from eplb_cli.prepare import place_name
@@ -40,7 +40,8 @@ def reshard(request: Request, progress: ProgressBar) -> Report:
         prepared = planned.prepared
         check_space(stage, prepared.output)
         unlinked = create_files(stage, prepared.output)
-        carried = carry_files(shards, stage, durable=request.durable)
+        paths = {name: shards.path / name for name in shards.carried}
+        carried = carry_files(paths, stage, durable=request.durable)
         clock.lap("create")
         known = known_before(prepared, stage, digests, progress)
         if stage.resumes:
@@ -50,8 +51,16 @@ def reshard(request: Request, progress: ProgressBar) -> Report:
         clock.lap("move")
         proof = _check(planned, moved)
         clock.lap("prove")
-        write_manifest(planned, stage, moved, carried)
-        reopen(planned, stage)
+        write_manifest(
+            prepared,
+            stage,
+            destination_digests(prepared, moved.old_digests) if request.digests else None,
+            carried,
+            verified=proof is not None,
+            durable=request.durable,
+            serving=serving_notes(prepared.plan.new, shards.layout.name),
+        )
+        reopen(prepared.output, stage)
         publish(stage, durable=request.durable)
         clock.lap("commit")
     return _run_report(planned, moved, proof, unlinked, clock.seconds)

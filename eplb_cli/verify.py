@@ -19,6 +19,7 @@ from eplb_cli.checkpoint import ShardedCheckpoint, bind, open_shards
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.header import MAX_HEADER_NBYTES
+from eplb_cli.identify import is_huggingface, prove_placement
 from eplb_cli.layout import Layout, layout_from_json
 from eplb_cli.machine import default_threads
 from eplb_cli.manifest import MANIFEST_NAME, Manifest, digest_file, read_digests, read_manifest
@@ -55,7 +56,9 @@ def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> 
     warnings: list[str] = []
     if known is not None:
         warnings = check_own_digests(checkpoint, digests, known)
-    if against is not None:
+    if against is not None and is_huggingface(against, layout):
+        warnings = [*warnings, *prove_placement(checkpoint, against, advance)]
+    elif against is not None:
         warnings = _prove_against(checkpoint, manifest, layout, against, digests, advance)
     rows = int((checkpoint.placement.physical_to_logical != EMPTY).sum())
     return {

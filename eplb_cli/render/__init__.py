@@ -30,16 +30,21 @@ from eplb_cli.render.progress import Progress
 
 if TYPE_CHECKING:
     from eplb_cli.report import Report
+    from eplb_cli.shard import Written
 
 __all__ = [
     "Progress",
     "print_error",
     "print_findings",
+    "print_identification",
     "print_inspection",
     "print_json",
+    "print_load",
+    "print_models",
     "print_report",
     "print_verification",
     "print_warning",
+    "print_written",
 ]
 
 
@@ -59,6 +64,42 @@ def print_inspection(inspection: Mapping[str, Any], stream: TextIO | None = None
 
     with page(stream or sys.stdout) as console:
         show_inspection(console, inspection)
+
+
+def print_written(what: str, done: Written, stream: TextIO | None = None) -> None:
+    """Print what `shard` or `merge` has made."""
+    from eplb_cli.render.inspection import show_written
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_written(console, what, done)
+
+
+def print_identification(found: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Print what the rows of shards turned out to be."""
+    from eplb_cli.render.inspection import show_identification
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_identification(console, found)
+
+
+def print_load(described: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Print the load that a file holds."""
+    from eplb_cli.render.inspection import show_load
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_load(console, described)
+
+
+def print_models(described: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Print the model presets."""
+    from eplb_cli.render.inspection import show_models
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_models(console, described)
 
 
 def print_verification(verification: Mapping[str, Any], stream: TextIO | None = None) -> None:

@@ -15,6 +15,7 @@ from eplb_cli.render.text import format_bytes, format_rate, format_runs, format_
 
 if TYPE_CHECKING:
     from eplb_cli.findings import Finding
+    from eplb_cli.shard import Written
 
 
 def show_inspection(console: Console, inspection: Mapping[str, Any]) -> None:
@@ -67,6 +68,76 @@ def _finding_line(finding: Finding | Mapping[str, Any]) -> str:
     entry = asdict(finding) if is_dataclass(finding) else finding
     hint = f" (hint: {entry['hint']})" if entry.get("hint") else ""
     return f"{entry['severity']}[{entry['code']}]: {entry['message']}{hint}"
+
+
+def show_models(console: Console, described: Mapping[str, Any]) -> None:
+    """Print a line for each model preset."""
+    rows = [
+        (
+            model["name"],
+            f"{len(model['moe_layers'])} of {model['num_hidden_layers']}",
+            str(model["num_logical_experts"]),
+            format_bytes(model["expert_bytes"]),
+            printable(model["description"]),
+        )
+        for model in described["models"]
+    ]
+    console.print(table(["model", "MoE layers", "experts", "bytes of one", "what it is"], rows, words=(0, 4)))
+
+
+def show_load(console: Console, described: Mapping[str, Any]) -> None:
+    """Print what a load dump is in one line, then its layers."""
+    steps, layers = plural(described["num_steps"], "step"), plural(described["num_layers"], "layer")
+    experts = plural(described["num_logical_experts"], "expert")
+    headline = f"{described['form']}: {steps}, {layers}, {experts}, {described['tokens']:,.0f} tokens"
+    console.print(Text(headline, "bold", overflow="fold"))
+    kind = "the model's own numbers" if described["layer_ids"] is not None else "counted from 0"
+    heading(console, f"layers ({kind})")
+    rows = [
+        (
+            str(layer["layer"]),
+            f"{layer['tokens']:,.0f}",
+            str(layer["busiest_expert"]),
+            f"{layer['busiest_over_mean']:.2f}",
+            str(layer["idle_experts"]),
+        )
+        for layer in described["layers"]
+    ]
+    console.print(table(["layer", "tokens", "busiest expert", "over the mean", "idle experts"], rows))
+    show_list(console, "notes", described["notes"])
+
+
+def show_written(console: Console, what: str, done: Written) -> None:
+    """Print what was made in one line, then its numbers and how it is served."""
+    ranks, layers = plural(done.num_ranks, "rank"), plural(done.num_layers, "layer")
+    headline = f"{what}: {done.output}, {plural(done.rows_proved, 'row')} proved"
+    console.print(Text(printable(headline), "bold", overflow="fold"))
+    console.print()
+    pairs = {
+        "names of": done.engine,
+        "experts": f"{done.num_logical_experts:,} in {layers}, on {ranks}",
+        "wrote": format_bytes(done.nbytes),
+        "took": f"{format_seconds(done.seconds)}, {format_rate(done.nbytes, done.seconds)}",
+    }
+    show_pairs(console, pairs.items())
+    show_list(console, "serving", done.serving)
+
+
+def show_identification(console: Console, found: Mapping[str, Any]) -> None:
+    """Print that every row was told, and where the placement went."""
+    rows = found["num_layers"] * found["num_slots"] - found["empty_slots"]
+    headline = f"identified: {plural(rows, 'row')} are experts of {found['against']}"
+    console.print(Text(printable(headline), "bold", overflow="fold"))
+    console.print()
+    layers, ranks = plural(found["num_layers"], "layer"), plural(found["num_ranks"], "rank")
+    pairs = {
+        "shards": found["path"],
+        "experts": f"{found['num_logical_experts']:,} in {layers}, on {ranks}",
+        "slots": f"{found['num_slots']:,} a layer; {found['empty_slots']:,} empty in all",
+        "placement": found["out"] or "not written: name a file with --out",
+    }
+    show_pairs(console, pairs.items())
+    show_list(console, "warnings", found["warnings"])
 
 
 def show_verification(console: Console, verification: Mapping[str, Any]) -> None:

@@ -395,7 +395,7 @@ class TestManifest:
         ("open", errno.EACCES, 2),
         ("read", errno.EIO, 0),
         ("read", errno.EIO, 3),
-        ("read", errno.EIO, 10),
+        ("read", errno.EIO, 12),
     ],
 )
 def test_a_file_that_cannot_be_read(case, monkeypatch, operation, number, after):

@@ -38,8 +38,9 @@ def test_malformed_json(case, text, says):
     ("code", "says", "content"),
     [
         ("EP103", '"physical_to_logical_map" is missing', {"format": "eplb-placement/1", "num_ranks": 2}),
-        ("EP103", '"format" is missing', {"physical_to_logical_map": [[0]]}),
-        ("EP103", "instead of an object", [[0, 1, 2, 3, 0, 1]]),
+        ("EP103", '"format" is missing', {"physical_to_logical_map": [[0]], "num_ranks": 2}),
+        ("EP103", "instead of an object", "linear"),
+        ("EP109", "the map has 1 rows, for 2 MoE layers", {"physical_to_logical_map": [[0]]}),
         ("EP103", "num_ranks", placement([[0, 1, 2, 3, 0, 1]] * 2, None)),
         ("EP103", "not an integer", {**NEW, "num_ranks": "2"}),
         ("EP104", "layer 4 has 5 slots", with_map([3, 0, 0, 1, 2, 2], [0, 1, 2, 3, 1])),

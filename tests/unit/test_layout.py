@@ -231,7 +231,7 @@ class TestChoice:
 
     def test_no_such_layout(self):
         """The names there are."""
-        assert "auto, deepseek, per-row, sharded-state" in self.refused("sharded", [], [])
+        assert "auto, deepseek, huggingface, per-row, sharded-state" in self.refused("sharded", [], [])
 
 
 class TestLayoutFiles:

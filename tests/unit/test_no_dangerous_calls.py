@@ -19,10 +19,10 @@ BANNED_MODULES = {
     "marshal",
     "shelve",
     "multiprocessing",
-    "yaml",
     "code",
 }
 BANNED_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "from_markup", "format_map"}
+YAML_CALLS = {"yaml.parse", "yaml.compose"}
 KEYWORDS = {"np.load": "allow_pickle", "np.save": "allow_pickle", "read_array": "allow_pickle"}
 
 
@@ -34,6 +34,9 @@ def complaints(source: str) -> Iterator[str]:
             for name in sorted({name.split(".")[0] for name in names} & BANNED_MODULES):
                 yield f"{node.lineno}: {name}"
         if isinstance(node, ast.Call):
+            path = ast.unparse(node.func)
+            if path.startswith("yaml.") and path not in YAML_CALLS:
+                yield f"{node.lineno}: {path} may build objects"
             yield from (f"{node.lineno}: {problem}" for problem in _problems(node))
 
 
@@ -94,6 +97,8 @@ def test_no_module_does_what_none_may(path):
         ("np.load(x)\n", ["1: np.load without allow_pickle=False"]),
         ("np.save(x, y, allow_pickle=True)\n", ["1: np.save without allow_pickle=False"]),
         ("np.load(x, allow_pickle=False)\n", []),
+        ("yaml.safe_load(x)\n", ["1: yaml.safe_load may build objects"]),
+        ("yaml.compose(x, Loader=L)\n", []),
         ("TextColumn('x')\n", ["1: markup in a column"]),
     ],
 )

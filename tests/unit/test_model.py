@@ -1,0 +1,227 @@
+"""Model presets, and what a config.json says."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from eplb_cli.errors import PlacementError
+from eplb_cli.header import DTYPE_BITS
+from eplb_cli.model import PRESETS, find_model, preset_names, presets
+
+TABLE = [
+    # Layers, first and last MoE layer, their number, experts, bytes per expert: as published.
+    ("deepseek-v3", 61, 3, 60, 58, 256, 44_050_944),
+    ("kimi-k2", 61, 1, 60, 60, 384, 44_050_944),
+    ("kimi-k2-thinking", 61, 1, 60, 60, 384, 24_772_632),
+    ("kimi-k3", 93, 1, 92, 92, 896, 17_547_264),
+    ("qwen3-30b-a3b", 48, 0, 47, 48, 128, 9_437_184),
+    ("qwen3-235b-a22b", 94, 0, 93, 94, 128, 37_748_736),
+    ("glm-4.5", 92, 3, 91, 89, 160, 47_185_920),
+    ("mixtral-8x7b", 32, 0, 31, 32, 8, 352_321_536),
+    ("minimax-m2", 62, 0, 61, 62, 256, 14_159_232),
+    ("gpt-oss-120b", 36, 0, 35, 36, 128, 13_236_480),
+    ("gpt-oss-20b", 24, 0, 23, 24, 32, 13_236_480),
+    ("llama4-maverick", 48, 1, 47, 24, 128, 251_658_240),
+]
+
+
+@pytest.mark.parametrize(("name", "hidden", "first", "last", "count", "experts", "nbytes"), TABLE)
+def test_a_preset_is_the_model(name, hidden, first, last, count, experts, nbytes):
+    """Layers, experts and bytes are those of the published checkpoint."""
+    model = find_model(name)
+    assert (model.name, model.num_hidden_layers, model.num_logical_experts) == (name, hidden, experts)
+    assert (model.moe_layers[0], model.moe_layers[-1], len(model.moe_layers)) == (first, last, count)
+    assert model.expert_nbytes == nbytes
+
+
+def test_every_preset_is_in_the_table():
+    """None without numbers to hold it to."""
+    assert sorted(name for name, *_ in TABLE) == preset_names()
+
+
+@pytest.mark.parametrize("model", presets(), ids=lambda model: model.name)
+def test_presets_say_all_that_there_is(model):
+    """Known dtypes, whole bytes, MTP layers after the hidden ones, and a key with all placeholders."""
+    assert {"{layer}", "{tensor}"} <= set(re.findall(r"\{\w+\}", model.experts))
+    assert all(layer >= model.num_hidden_layers for layer in model.mtp_layers)
+    assert all(tensor.dtype in DTYPE_BITS and tensor.nbytes for tensor in model.tensors.values())
+    assert model.description
+
+
+CONFIGS = [
+    (
+        "deepseek-v3",
+        {
+            "model_type": "deepseek_v3",
+            "num_hidden_layers": 61,
+            "first_k_dense_replace": 3,
+            "moe_layer_freq": 1,
+            "num_nextn_predict_layers": 1,
+            "n_routed_experts": 256,
+            "hidden_size": 7168,
+            "moe_intermediate_size": 2048,
+            "torch_dtype": "bfloat16",
+            "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        },
+    ),
+    (
+        "qwen3-30b-a3b",
+        {
+            "model_type": "qwen3_moe",
+            "num_hidden_layers": 48,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "num_experts": 128,
+            "hidden_size": 2048,
+            "moe_intermediate_size": 768,
+            "dtype": "bfloat16",
+        },
+    ),
+    (
+        "mixtral-8x7b",
+        {
+            "model_type": "mixtral",
+            "num_hidden_layers": 32,
+            "num_local_experts": 8,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "torch_dtype": "bfloat16",
+        },
+    ),
+    (
+        "minimax-m2",
+        {
+            "model_type": "minimax_m2",
+            "num_hidden_layers": 62,
+            "num_local_experts": 256,
+            "hidden_size": 3072,
+            "intermediate_size": 1536,
+            "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        },
+    ),
+    (
+        "glm-4.5",
+        {
+            "model_type": "glm4_moe",
+            "num_hidden_layers": 92,
+            "first_k_dense_replace": 3,
+            "num_nextn_predict_layers": 1,
+            "n_routed_experts": 160,
+            "hidden_size": 5120,
+            "moe_intermediate_size": 1536,
+            "torch_dtype": "bfloat16",
+        },
+    ),
+]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config.json."""
+
+    def write(content: object) -> str:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(("name", "content"), CONFIGS)
+def test_a_config_says_what_the_preset_says(config, name, content):
+    """Layers, experts and every tensor; of the whole file or of its text model."""
+    preset = find_model(name)
+    for model in (find_model(config(content)), find_model(config({"text_config": content}))):
+        assert model.moe_layers == preset.moe_layers
+        assert model.mtp_layers == preset.mtp_layers
+        assert model.num_logical_experts == preset.num_logical_experts
+        assert dict(model.tensors) == dict(preset.tensors)
+        assert model.experts == preset.experts
+
+
+def test_the_number_of_experts_has_several_names(config):
+    """Version 5 of transformers saves Qwen's `num_experts` as `num_local_experts`."""
+    content = dict(CONFIGS[1][1])
+    content["num_local_experts"] = content.pop("num_experts")
+    assert find_model(config(content)).num_logical_experts == 128
+
+
+def test_dense_layers_between(config):
+    """Qwen lists them, Llama 4 counts steps."""
+    qwen = {**CONFIGS[1][1], "num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    assert find_model(config(qwen)).moe_layers == (1, 5)
+    llama = {
+        "model_type": "llama4_text",
+        "num_hidden_layers": 48,
+        "interleave_moe_layer_step": 2,
+        "num_local_experts": 128,
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+    }
+    model = find_model(config({"model_type": "llama4", "text_config": llama}))
+    assert model.moe_layers == find_model("llama4-maverick").moe_layers
+    assert model.expert_nbytes is None  # stacked: only a preset knows
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([], "no object"),
+        ({"model_type": "bert"}, "known are deepseek_v2"),
+        ({**CONFIGS[2][1], "num_hidden_layers": 0}, "'num_hidden_layers' is no number"),
+        ({**CONFIGS[2][1], "num_hidden_layers": 10**9}, "'num_hidden_layers' is no number"),
+        ({**CONFIGS[2][1], "num_local_experts": "8"}, "'num_local_experts' is no number"),
+        ({**CONFIGS[0][1], "first_k_dense_replace": 61}, "no MoE layers"),
+        ({**CONFIGS[0][1], "first_k_dense_replace": "x"}, "its layers cannot be told"),
+        ({**CONFIGS[0][1], "moe_layer_freq": 0}, "its layers cannot be told"),
+        ({**CONFIGS[1][1], "mlp_only_layers": [[0]]}, "its layers cannot be told"),
+    ],
+)
+def test_a_config_that_describes_no_model(config, content, says):
+    """EP118 with the key."""
+    with pytest.raises(PlacementError, match=says) as caught:
+        find_model(config(content))
+    assert caught.value.code == "EP118"
+
+
+MIXTRAL = (PRESETS / "mixtral-8x7b.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("eplb-model/1", "eplb-model/2", "does not say format"),
+        ("num_experts", "experts_", "'num_experts' is missing"),
+        ("hidden_size", "hidden", "'hidden' is unknown"),
+        ("first = 0", "first = 40", "no first, last and step"),
+        ("first = 0", "begin = 0", "no table of first, last and step"),
+        ('"BF16", 14336', '"BF17", 14336', "no list of a dtype and sizes"),
+        ('"BF16", 14336', '"BF16", -1', "a size that is none"),
+        ("num_experts = 8", "num_experts = 0", "no number from 1"),
+        ("[tensors]", "[tensors", "describes no model"),
+    ],
+)
+def test_a_preset_that_is_none(tmp_path, before, after, says):
+    """Anyone can add one, so anything may be in it."""
+    path = tmp_path / "m.toml"
+    path.write_text(MIXTRAL.replace(before, after))
+    with pytest.raises(PlacementError, match=says) as caught:
+        find_model(str(path))
+    assert caught.value.code == "EP118"
+
+
+def test_a_preset_of_ones_own(tmp_path):
+    """A file like them, named by its path."""
+    path = tmp_path / "mine.toml"
+    path.write_text(MIXTRAL.replace("mixtral-8x7b", "mine"))
+    assert find_model(str(path)).name == "mine"
+
+
+def test_a_name_that_is_neither():
+    """The presets are listed."""
+    with pytest.raises(PlacementError, match="neither a preset nor a file") as caught:
+        find_model("deepseek-v9")
+    assert "deepseek-v3" in caught.value.hint
