@@ -78,6 +78,7 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
     check_destination(request.source, request.destination)
     if request.plan is None:
         shards = open_shards(request.source, request.layout)
+        require_headers_as_in_manifest(shards)
         options = request.placements.beside(shards)
         old, old_warnings = read_old(shards, request.old, request.new or "", options)
         new, new_warnings = read_new(request.new or "", old, options)
@@ -86,7 +87,6 @@ def plan_request(request: Request, *, full: bool = False) -> Planned:
     else:
         request, prepared = _follow(request, request.plan)
         findings = []
-    require_headers_as_in_manifest(prepared.checkpoint.shards)
     report = prepared_report(prepared, findings, full=full)
     backend, num_workers = choose_backend(request, prepared.plan.num_ranks)
     return Planned(request, prepared, report, backend, num_workers)
@@ -101,6 +101,7 @@ def _follow(request: Request, path: Path) -> tuple[Request, Prepared]:
     saved = read_plan(path)
     layout = saved.read_layout(path) if request.layout == "auto" else None
     shards = open_shards(request.source, layout or request.layout)
+    require_headers_as_in_manifest(shards)
     require_unchanged(saved, path, shards)
     senders: Senders = "vllm" if saved.senders == "vllm" else "balanced"
     request = replace(request, senders=senders, ranks_per_node=saved.ranks_per_node)

@@ -41,7 +41,10 @@ def spread(demands: Demands) -> Spread:
     sizes = np.unique(demands.row_nbytes).tolist()
     one_size = len(sizes) <= 1
     flow.level_out(tolerance=0 if one_size else sizes[0] // unit)
-    served = flow.amount // np.maximum(open_demands.per_edge(open_demands.row_nbytes // unit), 1)
+    row_units = open_demands.per_edge(open_demands.row_nbytes // unit)
+    served = np.where(
+        row_units > 0, flow.amount // np.maximum(row_units, 1), dealt
+    )  # nothing flows of no bytes
     rows[np.repeat(~forced, demands.num_edges)] = (
         served if one_size else _whole_rows(open_demands, dealt, served, base)
     )

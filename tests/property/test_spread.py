@@ -140,3 +140,11 @@ def test_large_sizes_are_exact():
     nbytes = (1 << 53) + 1
     demands = demands_of([({0, 1}, 5, nbytes), ({1}, 1, nbytes)], 2)
     assert spread(demands).bound_nbytes == 3 * nbytes == busiest(demands, spread(demands))
+
+
+def test_rows_without_bytes_are_served_too():
+    """Alone, and beside others: each set has as many rows as it asks for."""
+    for sets in ([({0, 1}, 5, 0)], [({0, 1}, 5, 0), ({1, 2}, 4, 3)]):
+        demands = demands_of(sets, 3)
+        served = np.add.reduceat(spread(demands).rows, demands.first_edge[:-1])
+        assert served.tolist() == demands.num_rows.tolist()
