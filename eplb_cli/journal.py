@@ -68,7 +68,11 @@ class Journal:
         self._path = work / (_PREFIX + name)
         self._descriptor = files.create(self._path, 0)
         self._end = 0
-        self._add({"format": FORMAT, "digest": digest})
+        try:
+            self._add({"format": FORMAT, "digest": digest})
+        except EplbError:
+            self.close()
+            raise
 
     def add(self, written: Sequence[int], places: Sequence[int], digests: NDArray[np.uint8]) -> None:
         """Add new places that are written, and the digests (N, 16) of N old places."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,8 +81,11 @@ def _options(planned: Planned) -> TransferOptions:
 def _move_here(
     prepared: Prepared, stage: Staging, options: TransferOptions, known: Known, show: Callable[[int], None]
 ) -> TransferResult:
-    journal = Journal(stage.work, "0", prepared.digest) if options.digests else None
-    return transfer(prepared, stage.path, options, 0, None, accumulate(show), known, journal)
+    advance = accumulate(show)
+    if not options.digests:
+        return transfer(prepared, stage.path, options, 0, None, advance, known)
+    with contextlib.closing(Journal(stage.work, "0", prepared.digest)) as journal:
+        return transfer(prepared, stage.path, options, 0, None, advance, known, journal)
 
 
 def _move_in_workers(

@@ -102,6 +102,8 @@ def run(job: Job, worker: int) -> TransferResult:
     journal = Journal(job.work, str(worker), job.digest) if job.transfer.digests else None
     staging, meter = Path(job.staging), Meter(watch)
     result = transfer(prepared, staging, job.transfer, worker, connect, advance, known, journal, meter)
+    if journal is not None:
+        journal.close()
     progress[1] = ENDING
     leave_digests(job.work, "old", worker, result.old_digests)
     leave_digests(job.work, "new", worker, result.new_digests)

@@ -25,6 +25,7 @@ def case(monkeypatch):
 @pytest.mark.parametrize("parity", [0, 1])
 def test_every_call(case: SmallCase, kind: Kind, parity: int, record_property):
     """Until a run has no such call any more."""
+    open_before = num_open()
     for number in itertools.count(parity, 2):
         fault = Fault(number, kind)
         ended = run_here(*case.command("--backend", "file"), fault=fault)
@@ -33,7 +34,13 @@ def test_every_call(case: SmallCase, kind: Kind, parity: int, record_property):
             break
         require_sound(case, fault, ended)
     assert number > 100
+    assert num_open() <= open_before
     record_property("faults", number // 2)
+
+
+def num_open() -> int:
+    """Descriptors of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("kind", ["EIO", "ENOSPC"])
