@@ -23,7 +23,7 @@ def case(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["EIO", "ENOSPC", "EINTR", "short"])
 @pytest.mark.parametrize("parity", [0, 1])
-def test_every_call(case: SmallCase, kind: Kind, parity: int, record_property):
+def test_every_call(case: SmallCase, kind: Kind, parity: int, count):
     """Until a run has no such call any more."""
     open_before = num_open()
     for number in itertools.count(parity, 2):
@@ -35,7 +35,7 @@ def test_every_call(case: SmallCase, kind: Kind, parity: int, record_property):
         require_sound(case, fault, ended)
     assert number > 100
     assert num_open() <= open_before
-    record_property("faults", number // 2)
+    count("failing calls", number // 2)
 
 
 def num_open() -> int:
@@ -44,7 +44,7 @@ def num_open() -> int:
 
 
 @pytest.mark.parametrize("kind", ["EIO", "ENOSPC"])
-def test_every_call_of_a_resumed_run(case: SmallCase, kind: Kind, record_property):
+def test_every_call_of_a_resumed_run(case: SmallCase, kind: Kind, count):
     """A fault in a run that goes on from another one, which lost its last sync."""
     number = 0
     for number in itertools.count():
@@ -56,7 +56,7 @@ def test_every_call_of_a_resumed_run(case: SmallCase, kind: Kind, record_propert
             break
         require_sound(case, fault, ended, resumed=True)
     assert number > 100
-    record_property("faults", number)
+    count("failing calls", number)
 
 
 def leave_unfinished(case: SmallCase) -> None:

@@ -62,36 +62,36 @@ def is_running(process: Path) -> bool:
 
 
 @pytest.mark.parametrize("process", [LAUNCHER, "0", "1"])
-def test_every_call_with_gloo(case: SmallCase, process: str, record_property):
+def test_every_call_with_gloo(case: SmallCase, process: str, count):
     """Each call of a process fails once, in one of the ways in turn."""
     number = 0
     for number in itertools.count():
         if not run_with(case, process, Fault(number, KINDS[number % len(KINDS)]), *GLOO):
             break
     assert number > 40
-    record_property("faults", number)
+    count("failing calls", number)
 
 
 @pytest.mark.parametrize("part", range(2))
-def test_kill_9_with_file(case: SmallCase, part: int, record_property):
+def test_kill_9_with_file(case: SmallCase, part: int, count):
     """The command is killed at a call; half of them are while the journal has a line every millisecond."""
-    count = len(case.calls)
-    chosen = random.Random(SEED + part).sample(range(count), min(95, count))
+    num_calls = len(case.calls)
+    chosen = random.Random(SEED + part).sample(range(num_calls), min(95, num_calls))
     for number in chosen:
         run_with(
             case, LAUNCHER, Fault(number, "kill"), "--backend", "file", interval_s=(0.001, 30)[number % 2]
         )
-    record_property("kills", len(chosen))
+    count("kill -9", len(chosen))
 
 
-def test_kill_9_with_gloo(case: SmallCase, record_property):
+def test_kill_9_with_gloo(case: SmallCase, count):
     """The launcher is killed at a call, or one of its workers; all the others end with it."""
     chance = random.Random(SEED)
     hits = 0
     while hits < 10:
         process = chance.choice([LAUNCHER, "0", "1"])
         hits += run_with(case, process, Fault(chance.randrange(100), "kill"), *GLOO)
-    record_property("kills", hits)
+    count("kill -9", hits)
 
 
 class Sleepy(Fault):

@@ -1,0 +1,33 @@
+"""The job file: what a worker refuses before it looks at anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from eplb_cli import __version__
+from eplb_cli.errors import WorkerError
+from eplb_cli.job import Job
+from eplb_cli.transfer import TransferOptions
+
+
+def test_another_version_of_the_launcher_is_refused():
+    """EP404 with both versions, before SRC is opened."""
+    options = TransferOptions(1, 64, 1)
+    job = Job(
+        source="/nowhere",
+        staging="/nowhere",
+        old={},
+        new={},
+        layout={},
+        senders="balanced",
+        ranks_per_node=None,
+        shared=[],
+        backend="gloo",
+        digest="",
+        transfer=options,
+        launcher_pid=1,
+        tool="0.0.0",
+    )
+    with pytest.raises(WorkerError, match=f"eplb {__version__}.*eplb 0.0.0") as caught:
+        job.prepare()
+    assert caught.value.code == "EP404"
