@@ -330,3 +330,10 @@ def remove_tree(path: Path) -> None:
         else:
             attempt("unlink", os.unlink, entry.path)
     attempt("rmdir", os.rmdir, path)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A new file that appears whole or not at all. Raises EP601 where it exists, EP603, EP604."""
+    if os.path.lexists(path):
+        raise OutputError("EP601", f"{path} exists", "remove it, or choose another OUT")
+    replace_file(path, content)

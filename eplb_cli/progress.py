@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 """Given a number of bytes and a description: a context that yields what shows the bytes done."""
+
+
+@contextlib.contextmanager
+def silent(nbytes: int, description: str) -> Iterator[Callable[[int], None]]:
+    """A bar that shows nothing."""
+    del nbytes, description
+    yield lambda _: None
 
 
 def accumulate(show: Callable[[int], None]) -> Callable[[int], None]:

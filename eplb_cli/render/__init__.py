@@ -29,8 +29,8 @@ from eplb_cli.render.messages import print_error, print_json, print_warning
 from eplb_cli.render.progress import Progress
 
 if TYPE_CHECKING:
-    from eplb_cli.report import Report
-    from eplb_cli.shard import Written
+    from eplb_cli.report.report import Report
+    from eplb_cli.report.written import Written
 
 __all__ = [
     "Progress",

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from eplb_cli.render.page import heading, table
 from eplb_cli.render.text import format_bytes, plural
-from eplb_cli.report import LayerTraffic, Report
+from eplb_cli.report.report import LayerTraffic, Report
 
 HEIGHTS = "·▁▂▃▄▅▆▇█"
 ASCII_HEIGHTS = ".:-=+*%#@"

@@ -11,7 +11,7 @@ from eplb_cli.render.messages import message_text, print_json
 from eplb_cli.render.text import plural, printable, severity_tag, write
 
 if TYPE_CHECKING:
-    from eplb_cli.findings import Finding
+    from eplb_cli.placements.findings import Finding
 
 FindingsFormat = Literal["text", "json", "github"]
 

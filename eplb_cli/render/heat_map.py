@@ -15,7 +15,7 @@ from rich.text import Text
 from eplb_cli.render.bars import show_rank_bars
 from eplb_cli.render.page import heading
 from eplb_cli.render.text import format_bytes, plural
-from eplb_cli.report import Report, block_of, name_of_block, traffic_by
+from eplb_cli.report.report import Report, block_of, name_of_block, traffic_by
 
 MAX_NUMBERED = 16
 """Ranks up to which cells have numbers; more of them are a wall of digits, not a map."""

@@ -16,11 +16,11 @@ import numpy as np
 
 from eplb_cli import files
 from eplb_cli.errors import UsageError
-from eplb_cli.placement import EMPTY, Placement
-from eplb_cli.plan import ReshardPlan
+from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.render.html_text import PAGE, THEME
 from eplb_cli.render.text import format_bytes, format_seconds, plural
-from eplb_cli.report import Report, block_of, name_of_block, traffic_by
+from eplb_cli.report.report import Report, block_of, name_of_block, traffic_by
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -14,8 +14,8 @@ from eplb_cli.render.page import heading, show_list, table
 from eplb_cli.render.text import format_bytes, format_rate, format_runs, format_seconds, plural, printable
 
 if TYPE_CHECKING:
-    from eplb_cli.findings import Finding
-    from eplb_cli.shard import Written
+    from eplb_cli.placements.findings import Finding
+    from eplb_cli.report.written import Written
 
 
 def show_inspection(console: Console, inspection: Mapping[str, Any]) -> None:

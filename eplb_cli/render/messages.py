@@ -11,7 +11,7 @@ from eplb_cli.errors import EplbError
 from eplb_cli.render.text import printable, severity_tag, write
 
 if TYPE_CHECKING:
-    from eplb_cli.findings import Finding
+    from eplb_cli.placements.findings import Finding
 
 
 def print_json(obj: Mapping[str, Any]) -> None:

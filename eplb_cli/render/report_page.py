@@ -13,7 +13,7 @@ from eplb_cli.render.heat_map import show_traffic
 from eplb_cli.render.page import fits, heading, show_list, table
 from eplb_cli.render.run_page import show_run
 from eplb_cli.render.text import format_bytes, format_seconds, format_share, plural, printable
-from eplb_cli.report import Estimate, RankTraffic, Report, Totals
+from eplb_cli.report.report import Estimate, RankTraffic, Report, Totals
 
 MAX_RANKS = 64
 """Ranks that are all listed; of more, only the `BUSIEST_RANKS` are, unless all are asked for."""

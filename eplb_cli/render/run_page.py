@@ -6,7 +6,7 @@ from rich.console import Console
 
 from eplb_cli.render.page import heading, show_list, table
 from eplb_cli.render.text import format_bytes, format_rate, format_seconds, plural
-from eplb_cli.report import RunReport
+from eplb_cli.report.report import RunReport
 
 _COLUMNS = ["", "time", "bytes", "rate"]
 _ACTIVITIES = {

@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.placement import Placement
+from eplb_cli.placements.placement import Placement
 from scripts.benchmarks.trees import placement
 
 LOAD_SIGMA = 1.0

@@ -24,8 +24,9 @@ import torch  # noqa: TID251 - the exchange is measured where it runs
 import torch.distributed as dist  # noqa: TID251 - as above
 from torch.multiprocessing.spawn import spawn  # noqa: TID251 - as above
 
-from eplb_cli import rearrange
-from eplb_cli.plan import REMOTE
+from eplb_cli import live as rearrange
+from eplb_cli.live.agreement import plan_of
+from eplb_cli.plan.moves import REMOTE
 from scripts.benchmarks.peer import load_reference
 
 GIB = 1 << 30
@@ -261,7 +262,7 @@ class Work:
             [torch.empty((case.slots, *shape), dtype=dtype, device=device) for shape, dtype in self.shapes]
             for _ in range(self.num_layers)
         ]
-        plan = rearrange.plan_of(self.old.numpy(), self.new.numpy(), self.weights, num_ranks)
+        plan = plan_of(self.old.numpy(), self.new.numpy(), self.weights, num_ranks)
         self.row_nbytes = sum(tensor[0].numel() * tensor.element_size() for tensor in self.weights[0])
         self.moved = int((plan.moves.kind == REMOTE).sum()) * self.row_nbytes
 

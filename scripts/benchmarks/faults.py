@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
-from eplb_cli import alike
+from eplb_cli.run import shared_others
 from scripts.benchmarks.machine import heading
 from tests.support.faults import Fault
 from tests.support.forked import LAUNCHER, run_forked
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     print(heading("faults", arguments, Path(tempfile.gettempdir())), end="\n\n", flush=True)
-    alike.LEAST_SHARED_NBYTES = 0  # even small tensors are worth a file that ranks share
+    shared_others.LEAST_SHARED_NBYTES = 0  # even small tensors are worth a file that ranks share
     chance = random.Random(options.seed)  # noqa: S311 - no secret
     with scratch() as path:
         (path / "said").mkdir()

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eplb_cli.placement import Placement
-from eplb_cli.plan import Senders, plan_reshard
-from eplb_cli.tally import plan_report
+from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.moves import Senders
+from eplb_cli.plan.plan import plan_reshard
+from eplb_cli.report.tally import plan_report
 from scripts.benchmarks.balance import balanced_pair
 from scripts.benchmarks.trees import SEED
 

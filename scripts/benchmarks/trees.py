@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.header import build_header
-from eplb_cli.placement import Placement
-from eplb_cli.placement_file import placement_to_json
+from eplb_cli.formats.safetensors_header import build_header
+from eplb_cli.placements.own_format import placement_to_json
+from eplb_cli.placements.placement import Placement
 
 HIDDEN = 2048
 INTERMEDIATE = 768

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from eplb_cli import cli as command_line
+from eplb_cli.cli import entry
 from tests.cli.case import Case, Run
 from tests.cli.tree import NEW, OLD, Result, stacked, write_tree
 
@@ -33,7 +33,7 @@ def eplb(monkeypatch, capsys) -> Run:
         capsys.readouterr()
         code: Any = 0
         try:
-            command_line.main()
+            entry.main()
         except SystemExit as end:
             code = end.code or 0
         finally:

@@ -295,7 +295,7 @@ class TestFiles:
 
     def test_large_shards_are_split(self, case, monkeypatch):
         """A new part starts where a file would grow too large, if the layout's names have parts."""
-        monkeypatch.setattr("eplb_cli.output.MAX_PART_NBYTES", 100)
+        monkeypatch.setattr("eplb_cli.output.tree.MAX_PART_NBYTES", 100)
         case.reshard()
         assert len(list(case.dst.glob("*.safetensors"))) > 4
         assert ranks_of(case.dst) == stacked(NEW)
@@ -303,7 +303,7 @@ class TestFiles:
 
     def test_large_shards_of_a_layout_without_parts(self, case, monkeypatch):
         """Each rank has one file however large, because its name has no room for a part."""
-        monkeypatch.setattr("eplb_cli.output.MAX_PART_NBYTES", 10)
+        monkeypatch.setattr("eplb_cli.output.tree.MAX_PART_NBYTES", 10)
         kinds, key = TestLayouts.KINDS, "layers.{layer}.ffn.experts.{expert}.{tensor}"
         old, new = placement([[0, 1, 2, 3], [3, 2, 1, 0]]), placement([[3, 2, 1, 0], [0, 1, 2, 3]])
         case.write(singles(old, kinds, key), name="model{rank}-mp{world}.safetensors")

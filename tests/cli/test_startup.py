@@ -25,7 +25,7 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 25
 LOADED_AFTER_EACH = """
 import json, sys
 
-from eplb_cli.cli import main
+from eplb_cli.cli.entry import main
 
 packages = {"torch", "triton", "rich", "numpy", "safetensors", "xxhash", "pydantic", "tomllib", "asyncio"}
 packages.add("plotly")

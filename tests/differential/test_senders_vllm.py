@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eplb_cli.placement import Placement
-from eplb_cli.plan import DUPLICATE, LOCAL, REMOTE, UNCHANGED, ReshardPlan, plan_reshard
+from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, ReshardPlan
+from eplb_cli.plan.plan import plan_reshard
 from tests.support.pairs import Pair, pairs
 from tests.support.plans import moves_of, rank_and_row
 from tests.support.reference import SEED, Reference, Sent, load_reference

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eplb_cli.placement import Placement
-from eplb_cli.placement_file import format_placement
+from eplb_cli.placements.own_format import format_placement
+from eplb_cli.placements.placement import Placement
 from tests.support.checkpoints import (
     ExpertTensor,
     Model,

@@ -127,7 +127,7 @@ class TestAgainstReference:
     @given(data=st.data())
     def test_who_sends_and_who_receives(self, reference, data):
         """`get_ep_ranks_with_experts_batch`, for experts that are there and for some that are not."""
-        from eplb_cli.rearrange import get_ep_ranks_with_experts_batch
+        from eplb_cli.live.buffers import get_ep_ranks_with_experts_batch
 
         num_rows, num_ranks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
         experts = st.lists(st.integers(-1, 7), min_size=num_rows * num_ranks, max_size=num_rows * num_ranks)
@@ -142,7 +142,7 @@ class TestAgainstReference:
     @given(data=st.data())
     def test_expansion_of_old(self, reference, data):
         """Scale up: `_map_old_expert_indices_with_rank_mapping`, in the dtype that it was given."""
-        from eplb_cli import rearrange
+        from eplb_cli import live as rearrange
 
         num_old, num_new = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
         mapping, old = data.draw(injections(num_old, num_new)), self.indices(data, num_old)
@@ -155,7 +155,7 @@ class TestAgainstReference:
     @given(data=st.data())
     def test_expansion_of_new(self, reference, data):
         """Scale down: `_map_new_expert_indices_with_rank_mapping`, in the dtype that it was given."""
-        from eplb_cli import rearrange
+        from eplb_cli import live as rearrange
 
         num_old = data.draw(st.integers(1, 5))
         num_new = data.draw(st.integers(1, num_old))

@@ -13,7 +13,7 @@ import pytest
 from safetensors import deserialize
 
 from eplb_cli.errors import CheckpointError
-from eplb_cli.header import DTYPE_BITS, Header, read_header
+from eplb_cli.formats.safetensors_header import DTYPE_BITS, Header, read_header
 from tests.support.mutations import mutate
 from tests.support.scratch import scratch
 

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from eplb_cli.errors import CODES, EplbError
-from eplb_cli.findings import check_pair, check_placement
-from eplb_cli.placement import EMPTY, MAX_EXPERTS, Hints, Placement
-from eplb_cli.placement_file import format_placement, parse_placement
-from eplb_cli.plan import plan_reshard, verify_plan
+from eplb_cli.models.model import MAX_EXPERTS
+from eplb_cli.placements.findings import check_pair, check_placement
+from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.own_format import format_placement
+from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.placements.read import parse_placement
+from eplb_cli.plan.check import verify_plan
+from eplb_cli.plan.plan import plan_reshard
 from tests.support.mutations import mutate
 from tests.support.placements import content, placement, text
 

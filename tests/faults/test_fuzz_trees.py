@@ -12,12 +12,13 @@ from random import Random
 
 import pytest
 
+from eplb_cli.audit.inspection import inspect_shards
+from eplb_cli.audit.verify import verify
+from eplb_cli.checkpoint.layout import Layout, key_name
+from eplb_cli.checkpoint.layout_file import PRESETS, layout_from_json, presets, read_layout
 from eplb_cli.errors import CODES, CheckpointError, EplbError
-from eplb_cli.inspection import inspect_shards
-from eplb_cli.layout import PRESETS, Layout, key_name, layout_from_json, presets, read_layout
-from eplb_cli.request import Request
-from eplb_cli.reshard import reshard
-from eplb_cli.verify import verify
+from eplb_cli.run.request import Request
+from eplb_cli.run.reshard import reshard
 from tests.cli.tree import placement, stacked, write_json, write_tree
 from tests.support.mutations import mutate, nudge, replace_token, restructure
 from tests.support.scratch import scratch

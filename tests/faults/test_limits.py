@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from eplb_cli import files, worker
-from eplb_cli.job import read_outcomes
+from eplb_cli import files
+from eplb_cli.run import worker
+from eplb_cli.run.job import read_outcomes
 from tests.cli.case import assert_error, forget_kept
 from tests.cli.tree import fingerprint, read_shard, tensor, write_shard
 from tests.support.mounts import FILLER, ext4, fill, mounted, tmpfs

@@ -16,7 +16,7 @@ from tests.support.small import SmallCase, require_sound, require_whole, small_c
 @pytest.fixture
 def case(monkeypatch):
     """A small checkpoint, in memory, of which even small tensors are worth a file that ranks share."""
-    monkeypatch.setattr("eplb_cli.alike.LEAST_SHARED_NBYTES", 0)
+    monkeypatch.setattr("eplb_cli.run.shared_others.LEAST_SHARED_NBYTES", 0)
     with scratch() as path:
         yield small_case(path)
 

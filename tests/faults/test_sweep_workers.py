@@ -25,7 +25,7 @@ SEED = 20261124
 @pytest.fixture
 def case(monkeypatch):
     """A small checkpoint, in memory, of which even small tensors are worth a file that ranks share."""
-    monkeypatch.setattr("eplb_cli.alike.LEAST_SHARED_NBYTES", 0)
+    monkeypatch.setattr("eplb_cli.run.shared_others.LEAST_SHARED_NBYTES", 0)
     with scratch() as path:
         (path / "said").mkdir()
         (path / "work").mkdir()

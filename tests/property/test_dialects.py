@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_cli.dialects.registry import DIALECTS
-from eplb_cli.model import Model
-from eplb_cli.placement import Hints, Placement
-from eplb_cli.placement_file import parse_placement
+from eplb_cli.models.model import Model
+from eplb_cli.placements.dialects.registry import DIALECTS
+from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.placement import Placement
+from eplb_cli.placements.read import parse_placement
 from tests.support.placements import placement, placements
 
 WRITTEN = [(name, suffix) for name, dialect in DIALECTS.items() for suffix in dialect.suffixes]

@@ -11,16 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eplb_cli.exchange import (
-    STRIPE_ALIGNMENT,
-    Parcels,
-    Pending,
-    Schedule,
-    Wire,
-    plan_wire,
-    run_exchange,
-    schedule_for,
-)
+from eplb_cli.exchange.loop import Pending, run_exchange
+from eplb_cli.exchange.wire import STRIPE_ALIGNMENT, Parcels, Schedule, Wire, plan_wire, schedule_for
 from tests.support.loopback import Later, Loopback, LoopbackError
 from tests.support.weights import stream
 

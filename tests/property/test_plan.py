@@ -13,11 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eplb_cli.errors import PlacementError, PlanError
-from eplb_cli.pieces import row_pieces
-from eplb_cli.placement import Placement
-from eplb_cli.plan import DUPLICATE, REMOTE, MoveTable, ReshardPlan, Senders, plan_reshard, verify_plan
-from eplb_cli.tally import plan_report
-from eplb_cli.transfer import TransferOptions, plan_traffic
+from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.check import verify_plan
+from eplb_cli.plan.moves import DUPLICATE, REMOTE, MoveTable, ReshardPlan, Senders
+from eplb_cli.plan.pieces import row_pieces
+from eplb_cli.plan.plan import plan_reshard
+from eplb_cli.report.tally import plan_report
+from eplb_cli.transfer.traffic import TransferOptions, plan_traffic
 from tests.support.pairs import Pair, pairs
 from tests.support.plans import holders, is_valid, moves_of, rank_and_row, slots, wanted
 

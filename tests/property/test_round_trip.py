@@ -10,9 +10,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eplb_cli.placement_file import format_placement
-from eplb_cli.reshard import Request, reshard
-from eplb_cli.verify import verify
+from eplb_cli.audit.verify import verify
+from eplb_cli.placements.own_format import format_placement
+from eplb_cli.run.request import Request
+from eplb_cli.run.reshard import reshard
 from tests.support.checkpoints import Style, assert_tree, write_tree
 from tests.support.models import models
 from tests.support.pairs import pairs

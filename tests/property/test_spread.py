@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eplb_cli import flow
-from eplb_cli.demands import Demands
-from eplb_cli.spread import Spread, spread
+from eplb_cli.plan import flow
+from eplb_cli.plan.demands import Demands
+from eplb_cli.plan.spread import Spread, spread
 
 Sets = list[tuple[set[int], int, int]]
 """For each set of alike rows: who can serve them, how many they are, and the bytes of one."""

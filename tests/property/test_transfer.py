@@ -14,14 +14,16 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eplb_cli import output, rows
-from eplb_cli.checkpoint import open_shards
-from eplb_cli.digests import DigestTable
-from eplb_cli.plan import REMOTE, Senders
-from eplb_cli.prepare import Prepared, prepare
-from eplb_cli.prove import prove, row_view
-from eplb_cli.shards import Staging, create_files
-from eplb_cli.transfer import TransferOptions, TransferResult, transfer
+from eplb_cli.checkpoint.shards import open_shards
+from eplb_cli.output import tree as output
+from eplb_cli.output.prepared import Prepared, prepare
+from eplb_cli.output.prove import prove, row_view
+from eplb_cli.output.staging import Staging, create_files
+from eplb_cli.plan.moves import REMOTE, Senders
+from eplb_cli.transfer import file_ends, trees
+from eplb_cli.transfer.digest_table import DigestTable
+from eplb_cli.transfer.traffic import TransferOptions
+from eplb_cli.transfer.transfer import TransferResult, transfer
 from tests.support.checkpoints import Model, Style, assert_tree, write_tree
 from tests.support.loopback import Loopback
 from tests.support.models import models
@@ -126,7 +128,7 @@ def adversary(way: Way) -> Iterator[Counter[tuple[int, int]]]:
     """
     begun: Counter[tuple[int, int]] = Counter()
     tables: list[DigestTable] = []  # kept, so that no two of them have one id
-    feed, submit = DigestTable.feed, rows.FileEnds.submit
+    feed, submit = DigestTable.feed, file_ends.FileEnds.submit
 
     def counting_feed(table: DigestTable, place: int, view: memoryview, *, first: bool, last: bool) -> None:
         if first:
@@ -134,13 +136,15 @@ def adversary(way: Way) -> Iterator[Counter[tuple[int, int]]]:
             begun[id(table), place] += 1
         feed(table, place, view, first=first, last=last)
 
-    def backwards(ends: rows.FileEnds, call: Callable[[slice], None], tasks: Iterator[slice]) -> rows.Tasks:
+    def backwards(
+        ends: file_ends.FileEnds, call: Callable[[slice], None], tasks: Iterator[slice]
+    ) -> trees.Tasks:
         return submit(ends, call, iter(list(tasks)[::-1]))
 
     with (
-        mock.patch.multiple(rows, BLOCK_NBYTES=way.block_nbytes, TASK_NBYTES=way.task_nbytes),
+        mock.patch.multiple(trees, BLOCK_NBYTES=way.block_nbytes, TASK_NBYTES=way.task_nbytes),
         mock.patch.object(DigestTable, "feed", counting_feed),
-        mock.patch.object(rows.FileEnds, "submit", backwards if way.backwards else submit),
+        mock.patch.object(file_ends.FileEnds, "submit", backwards if way.backwards else submit),
     ):
         yield begun
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from eplb_cli.placement import Placement
+from eplb_cli.placements.placement import Placement
 from tests.support.weights import expert_row, garbage, other_tensor
 
 Style = Literal["stacked", "row", "expert"]

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from eplb_cli import cli, files
+from eplb_cli import files
+from eplb_cli.cli import entry
 
 Kind = Literal["EIO", "ENOSPC", "EINTR", "short", "kill"]
 
@@ -113,7 +114,7 @@ def run_here(*arguments: object, fault: Fault | None = None) -> Ended:
         if fault is not None:
             files.make_call = fault
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
+            entry.main()
     except SystemExit as end:
         code = int(end.code or 0)
     finally:

@@ -21,7 +21,14 @@ from typing import Any
 
 from tests.support.faults import Ended, Fault
 
-_PRELOADED = ["numpy", "torch", "torch.distributed", "eplb_cli.cli", "eplb_cli.reshard", "eplb_cli.worker"]
+_PRELOADED = [
+    "numpy",
+    "torch",
+    "torch.distributed",
+    "eplb_cli.cli",
+    "eplb_cli.run.reshard",
+    "eplb_cli.run.worker",
+]
 _GIVE_UP_S = 60.0
 """Only ends a test that would hang; no result depends on it."""
 
@@ -53,7 +60,10 @@ def run_forked(
 
 def _command(directory: str, arguments: list[str], faults: dict[str, Fault], interval_s: float) -> None:
     """Be the command."""
-    from eplb_cli import alike, cli, files, journal
+    from eplb_cli import files
+    from eplb_cli.cli import entry
+    from eplb_cli.output import journal
+    from eplb_cli.run import shared_others
 
     for number, name in ((1, "out"), (2, "err")):
         opened = os.open(Path(directory) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -61,7 +71,7 @@ def _command(directory: str, arguments: list[str], faults: dict[str, Fault], int
         os.close(opened)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     journal.INTERVAL_S = interval_s
-    alike.LEAST_SHARED_NBYTES = 0
+    shared_others.LEAST_SHARED_NBYTES = 0
     workers = {name: fault for name, fault in faults.items() if name != LAUNCHER}
     subprocess.Popen = lambda command, **options: Agent(command, workers, options)  # type: ignore[assignment,misc]
     if LAUNCHER in faults:
@@ -69,7 +79,7 @@ def _command(directory: str, arguments: list[str], faults: dict[str, Fault], int
     sys.argv = ["eplb", *arguments]
     code = 0
     try:
-        cli.main()
+        entry.main()
     except SystemExit as end:
         code = int(end.code or 0)
     sys.stdout.flush()
@@ -141,7 +151,8 @@ def _supervise(num_workers: int, job: str, faults: Mapping[str, Fault], options:
 
 def _work(number: int, job: str, fault: Fault | None, environment: Mapping[str, str]) -> None:
     """Be a worker."""
-    from eplb_cli import files, worker
+    from eplb_cli import files
+    from eplb_cli.run import worker
 
     os.environ.update({**environment, "RANK": str(number), "LOCAL_RANK": str(number)})
     files.make_call = fault or files_make_call

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from eplb_cli.exchange import Pending, Schedule
+from eplb_cli.exchange.loop import Pending
+from eplb_cli.exchange.wire import Schedule
 
 T = TypeVar("T")
 Pair = tuple[int, int]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from eplb_cli.placement import EMPTY, Placement
+from eplb_cli.placements.placement import EMPTY, Placement
 
 Pair = tuple[Placement, Placement]
 

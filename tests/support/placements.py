@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from eplb_cli.placement import Placement
+from eplb_cli.placements.placement import Placement
 
 
 def placement(rows, num_ranks=None, num_experts=None, layer_ids=None, slots_per_rank=None) -> Placement:

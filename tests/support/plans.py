@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from eplb_cli.placement import Placement
-from eplb_cli.plan import DUPLICATE, LOCAL, REMOTE, UNCHANGED, ReshardPlan
+from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, ReshardPlan
 
 
 class Move(NamedTuple):

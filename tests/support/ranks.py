@@ -35,7 +35,7 @@ ERROR_TIMEOUT_S = 4.0
 """No result depends on these: they only end what hangs, the last where a rank has raised already."""
 
 _START_TIMEOUT_S = 90.0
-_PRELOADED = ["numpy", "torch", "torch.distributed", "eplb_cli.rearrange"]
+_PRELOADED = ["numpy", "torch", "torch.distributed", "eplb_cli.live.rearrange"]
 
 
 class HungError(BaseException):

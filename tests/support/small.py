@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from eplb_cli.placement_file import format_placement
+from eplb_cli.placements.own_format import format_placement
 from tests.support.checkpoints import ExpertTensor, Model, OtherTensor, write_tree
 from tests.support.faults import Ended, Fault, Recorder, expected_code, run_here
 from tests.support.placements import placement

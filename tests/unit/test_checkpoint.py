@@ -7,10 +7,11 @@ import os
 import numpy as np
 import pytest
 
-from eplb_cli.checkpoint import bind, open_shards, with_layers
+from eplb_cli.checkpoint.layout_file import presets
+from eplb_cli.checkpoint.sharded import bind, with_layers
+from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.errors import CheckpointError, PlacementError
-from eplb_cli.layout import presets
-from eplb_cli.placement_file import placement_from_json
+from eplb_cli.placements.own_format import placement_from_json
 from tests.cli.tree import (
     KINDS,
     OLD,

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from eplb_cli.checkpoint import TensorAt
-from eplb_cli.classify import Cell, check_scales, config_number, lacking_others, looks_sharded, split_tensors
+from eplb_cli.checkpoint.classify import Cell, check_scales, split_tensors
+from eplb_cli.checkpoint.layout_file import presets
+from eplb_cli.checkpoint.others import config_number, lacking_others, looks_sharded
+from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
-from eplb_cli.header import TensorEntry
-from eplb_cli.layout import presets
+from eplb_cli.formats.safetensors_header import TensorEntry
 
 VLLM = next(layout for layout in presets() if layout.name == "sharded-state")
 PREFIX = "model.layers.{}.mlp.experts."

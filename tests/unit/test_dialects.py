@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eplb_cli.dialects.registry import DIALECTS
-from eplb_cli.document import parse_document
 from eplb_cli.errors import PlacementError
-from eplb_cli.model import Model
-from eplb_cli.placement import Hints, Placement
-from eplb_cli.placement_file import parse_placement, read_placement
+from eplb_cli.formats.parse import parse_document
+from eplb_cli.models.model import Model
+from eplb_cli.placements.dialects.registry import DIALECTS
+from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.placement import Placement
+from eplb_cli.placements.read import parse_placement, read_placement
 from tests.support.placements import placement
 
 GOLDEN = Path(__file__).parents[1] / "data" / "dialects"
@@ -284,7 +285,7 @@ class TestWhatCannotBeSaid:
 
     def test_every_second_layer_needs_a_model(self):
         """Llama 4 Maverick: a preset says that the layers between are dense."""
-        from eplb_cli.model import find_model
+        from eplb_cli.models.preset import find_model
 
         model = find_model("llama4-maverick")
         result = placement([[*range(128)]] * 24, 8, 128, [*range(1, 48, 2)])

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from eplb_cli.document import NotReadableError, parse_document
 from eplb_cli.errors import PlacementError
-from eplb_cli.placement_file import MAX_FILE_NBYTES, Hints, parse_placement, read_placement
+from eplb_cli.formats.document import MAX_FILE_NBYTES, NotReadableError
+from eplb_cli.formats.parse import parse_document
+from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.read import parse_placement, read_placement
 
 
 def problem(name: str, data: bytes) -> NotReadableError:

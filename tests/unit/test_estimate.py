@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from eplb_cli.errors import UsageError
-from eplb_cli.estimate import WORKER_NBYTES, estimate
 from eplb_cli.machine import MAX_BUFFER_NBYTES
-from eplb_cli.plan import plan_reshard
+from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.render import print_report
-from eplb_cli.report import report_json
-from eplb_cli.sizes import Rates, parse_rates
-from eplb_cli.tally import plan_report
+from eplb_cli.report.estimate import WORKER_NBYTES, estimate
+from eplb_cli.report.report import report_json
+from eplb_cli.report.sizes import Rates, parse_rates
+from eplb_cli.report.tally import plan_report
 from tests.support.placements import placement
 
 OLD = placement([[0, 1, 2, 3]], num_ranks=4)

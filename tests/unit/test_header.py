@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from eplb_cli import files
 from eplb_cli.errors import CheckpointError
-from eplb_cli.header import (
+from eplb_cli.formats.safetensors_header import (
     DATA_ALIGNMENT,
     DTYPE_BITS,
     MAX_HEADER_NBYTES,

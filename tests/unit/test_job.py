@@ -6,8 +6,8 @@ import pytest
 
 from eplb_cli import __version__
 from eplb_cli.errors import WorkerError
-from eplb_cli.job import Job
-from eplb_cli.transfer import TransferOptions
+from eplb_cli.run.job import Job
+from eplb_cli.transfer.traffic import TransferOptions
 
 
 def test_another_version_of_the_launcher_is_refused():

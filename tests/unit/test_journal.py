@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from eplb_cli import journal
 from eplb_cli.errors import OutputError, PlanError
-from eplb_cli.journal import Journal, Known, WrittenLog, journals, read_known, write_known
+from eplb_cli.output import journal
+from eplb_cli.output.journal import Journal, Known, WrittenLog, journals, read_known, write_known
 
 DIGESTS = np.arange(5 * 16, dtype=np.uint8).reshape(5, 16) + 1
 

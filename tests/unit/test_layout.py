@@ -12,17 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eplb_cli.checkpoint.layout import ExpertKey, ShardName, file_name, key_name
+from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json, presets, read_layout
 from eplb_cli.errors import CheckpointError
-from eplb_cli.layout import (
-    ExpertKey,
-    ShardName,
-    file_name,
-    find_layout,
-    key_name,
-    layout_from_json,
-    presets,
-    read_layout,
-)
 
 PRESETS = {layout.name: layout for layout in presets()}
 VLLM, PER_ROW, DEEPSEEK = (PRESETS[name] for name in ("sharded-state", "per-row", "deepseek"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.load import describe_load, read_load
-from eplb_cli.model import Model
+from eplb_cli.models.load import describe_load, read_load
+from eplb_cli.models.model import Model
 
 MODEL = Model("two of three", 3, (1, 2), num_logical_experts=4)
 COUNTS = [[5, 0, 1, 2], [4, 4, 4, 0]]

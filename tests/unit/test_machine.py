@@ -9,10 +9,10 @@ import pytest
 
 from eplb_cli import machine
 from eplb_cli.machine import PeakMemory, default_buffer_nbytes, default_threads
-from eplb_cli.pieces import row_pieces
-from eplb_cli.placement import Placement
-from eplb_cli.plan import plan_reshard
-from eplb_cli.transfer import LEAST_STRIPE_NBYTES, TransferOptions, largest_chunk_nbytes, plan_traffic
+from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.pieces import row_pieces
+from eplb_cli.plan.plan import plan_reshard
+from eplb_cli.transfer.traffic import LEAST_STRIPE_NBYTES, TransferOptions, largest_chunk_nbytes, plan_traffic
 
 MIB, GIB = 1 << 20, 1 << 30
 

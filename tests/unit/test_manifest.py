@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eplb_cli.errors import CheckpointError
-from eplb_cli.layout import presets
-from eplb_cli.manifest import (
+from eplb_cli.checkpoint.layout_file import presets
+from eplb_cli.checkpoint.manifest import (
     MANIFEST_NAME,
     Manifest,
     digest_file,
@@ -23,6 +22,7 @@ from eplb_cli.manifest import (
     read_digests,
     read_manifest,
 )
+from eplb_cli.errors import CheckpointError
 from tests.cli.tree import NEW, OLD
 
 GOOD = Manifest(

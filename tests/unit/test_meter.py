@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eplb_cli.meter import Activity, Meter, summarize
+from eplb_cli.transfer.meter import Activity, Meter, summarize
 
 
 class Clock:
@@ -23,7 +23,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    monkeypatch.setattr("eplb_cli.meter.time.perf_counter", found)
+    monkeypatch.setattr("eplb_cli.transfer.meter.time.perf_counter", found)
     return found
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eplb_cli.checkpoint import bind, open_shards
+from eplb_cli.checkpoint.sharded import bind
+from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.errors import CheckpointError
-from eplb_cli.placement import Placement
+from eplb_cli.placements.placement import Placement
 from tests.support.checkpoints import ExpertTensor, Model, read_file, write_file, write_tree
 
 OLD = Placement(np.array([[0, 1, 2, 3]]), np.array([0, 2, 4]), 4, np.array([3]))

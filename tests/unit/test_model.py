@@ -8,8 +8,8 @@ import re
 import pytest
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.header import DTYPE_BITS
-from eplb_cli.model import PRESETS, find_model, preset_names, presets
+from eplb_cli.formats.safetensors_header import DTYPE_BITS
+from eplb_cli.models.preset import PRESETS, find_model, preset_names, presets
 
 TABLE = [
     # Layers, first and last MoE layer, their number, experts, bytes per expert: as published.

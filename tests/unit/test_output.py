@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from eplb_cli import output
-from eplb_cli.checkpoint import bind, open_shards
+from eplb_cli.checkpoint.sharded import bind
+from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.errors import CheckpointError
-from eplb_cli.header import DATA_ALIGNMENT, parse_header
-from eplb_cli.output import plan_output, source_rank
-from eplb_cli.placement_file import placement_from_json
+from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, parse_header
+from eplb_cli.output import tree as output
+from eplb_cli.output.tree import plan_output, source_rank
+from eplb_cli.placements.own_format import placement_from_json
 from tests.cli.tree import NEW, OLD, others, placement, singles, stacked, write_shard, write_tree
 
 LARGE = {"w13_weight": ("BF16", (2, 2048)), "w2_weight": ("U8", (4096,)), "w2_weight_scale": ("F32", (3,))}

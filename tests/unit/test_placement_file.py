@@ -14,18 +14,12 @@ from hypothesis import strategies as st
 
 from eplb_cli import files
 from eplb_cli.errors import PlacementError
-from eplb_cli.findings import Finding
-from eplb_cli.placement import Placement
-from eplb_cli.placement_file import (
-    MAX_FILE_NBYTES,
-    NO_HINTS,
-    Hints,
-    format_placement,
-    parse_placement,
-    placement_from_json,
-    placement_to_json,
-    read_placement,
-)
+from eplb_cli.formats.document import MAX_FILE_NBYTES
+from eplb_cli.placements.findings import Finding
+from eplb_cli.placements.hints import NO_HINTS, Hints
+from eplb_cli.placements.own_format import format_placement, placement_from_json, placement_to_json
+from eplb_cli.placements.placement import Placement
+from eplb_cli.placements.read import parse_placement, read_placement
 from tests.support.placements import content, placement, placements, text
 
 DATA = Path(__file__).parent.parent / "data"

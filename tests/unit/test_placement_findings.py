@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_cli.errors import CODES, PlacementError
-from eplb_cli.findings import MAX_LISTED, Finding, check_pair, check_placement, listed, raise_first
+from eplb_cli.placements.findings import MAX_LISTED, Finding, check_pair, check_placement, listed, raise_first
 from tests.support.placements import placement, placements
 
 

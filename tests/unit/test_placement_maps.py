@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_cli.errors import EplbError
-from eplb_cli.findings import check_placement
-from eplb_cli.placement_file import Hints, read_placement
+from eplb_cli.placements.findings import check_placement
+from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.read import read_placement
 
 
 def ranks_of(name: str, hints: Hints) -> list[list[int]]:

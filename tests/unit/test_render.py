@@ -13,7 +13,7 @@ import pytest
 
 from eplb_cli import render
 from eplb_cli.errors import PlacementError
-from eplb_cli.findings import Finding
+from eplb_cli.placements.findings import Finding
 from eplb_cli.render import progress
 from eplb_cli.render.text import (
     format_bytes,

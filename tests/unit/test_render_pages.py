@@ -8,7 +8,7 @@ import io
 import pytest
 
 from eplb_cli.render import print_inspection, print_report, print_verification
-from eplb_cli.report import LayerTraffic, RankTraffic, Report, RunReport, Totals
+from eplb_cli.report.report import LayerTraffic, RankTraffic, Report, RunReport, Totals
 
 MB = 1_000_000
 

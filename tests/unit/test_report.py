@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eplb_cli.report import RankTraffic, Report, RunReport, Totals, report_json
+from eplb_cli.report.report import RankTraffic, Report, RunReport, Totals, report_json
 
 TOTALS = Totals(
     unchanged_bytes=30,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from eplb_cli.job import Outcome
-from eplb_cli.launch import _root_cause, exit_codes
+from eplb_cli.run.job import Outcome
+from eplb_cli.run.launch import _root_cause, exit_codes
 
 VICTIM = ("EP401", "worker 0: RuntimeError: Connection closed by peer", "")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eplb_cli.transport import MAX_OFFSETS_PER_ROUND, rounds
+from eplb_cli.exchange.transport import MAX_OFFSETS_PER_ROUND, rounds
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 5, 64, 65, 130])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eplb_cli.serving import NO_ENGINE, serving_notes
+from eplb_cli.output.serving import NO_ENGINE, serving_notes
 from tests.support.placements import placement
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from eplb_cli import files
+from eplb_cli.audit.verify import verify
+from eplb_cli.checkpoint.places import Places
 from eplb_cli.errors import BytesError
-from eplb_cli.pieces import Places
-from eplb_cli.reshard import Request, reshard
-from eplb_cli.staying import join_runs
-from eplb_cli.verify import verify
+from eplb_cli.run.request import Request
+from eplb_cli.run.reshard import reshard
+from eplb_cli.transfer.staying import join_runs
 
 DATA = Path(__file__).parents[1] / "data" / "eplb-replicas"
 

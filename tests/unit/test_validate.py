@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.findings import MAX_LISTED
-from eplb_cli.placement_file import Hints
-from eplb_cli.validate import validate_files
+from eplb_cli.placements.findings import MAX_LISTED
+from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.validate import validate_files
 from tests.support.placements import text
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eplb_cli import rearrange
+from eplb_cli import live as rearrange
 from tests.support.live.problems import Contents, Problem
 from tests.support.live.runs import rearrange_inplace
 from tests.support.live.weights import Group, buffers_of, live, tables

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eplb_cli import rearrange
+from eplb_cli import live as rearrange
 from eplb_cli.errors import EplbError
 from tests.support.live.problems import Contents, Problem
 from tests.support.live.runs import inplace

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from eplb_cli import rearrange
+from eplb_cli import live as rearrange
 from tests.support.live.problems import Contents, Problem
 from tests.support.live.weights import Group, Live, buffers_of, live, tables
 

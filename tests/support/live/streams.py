@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
-from eplb_cli import rearrange
+from eplb_cli import live as rearrange
 from tests.support.live.problems import Contents, Problem
 from tests.support.live.runs import planned
 from tests.support.live.weights import Group, Live, buffers_of, live, tables

@@ -1,0 +1,1 @@
+"""A tree looked at again: inspect, verify, identify."""

@@ -1,0 +1,133 @@
+"""The proof again, later, from the files alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eplb_cli.arrays import Digests
+from eplb_cli.audit.identify import is_huggingface, prove_placement
+from eplb_cli.audit.own_digests import (
+    DAMAGED,
+    check_files,
+    check_own_digests,
+    digest_tree,
+    known_digests,
+    manifest_of,
+    row_name,
+)
+from eplb_cli.checkpoint.layout import Layout
+from eplb_cli.checkpoint.layout_file import layout_from_json
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
+from eplb_cli.checkpoint.places import other_numbers
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
+from eplb_cli.checkpoint.shards import open_shards
+from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.output.prepared import Prepared, prepare
+from eplb_cli.output.prove import prove
+from eplb_cli.placements.placement import EMPTY
+from eplb_cli.plan.moves import Senders
+
+
+def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Prove a tree against its own digests, and against the tree it was made from.
+
+    Raises:
+        CheckpointError: EP201, there is no directory; EP214, no manifest, or nothing to verify against.
+        BytesError: EP501 to EP505, the first thing that differs.
+    """
+    started = time.perf_counter()
+    manifest = manifest_of(path)
+    if not manifest.digests and against is None:
+        raise CheckpointError(
+            "EP214", f"{path} was written without digests", "name its source: `eplb verify DST --against SRC`"
+        )
+    layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
+    check_files(path, manifest)
+    checkpoint = bind(open_shards(path, layout), manifest.read_placement(path))
+    digests = digest_tree(checkpoint, advance)
+    known = known_digests(checkpoint) if manifest.digests else None
+    warnings: list[str] = []
+    if known is not None:
+        warnings = check_own_digests(checkpoint, digests, known)
+    if against is not None and is_huggingface(against, layout):
+        warnings = [*warnings, *prove_placement(checkpoint, against, advance)]
+    elif against is not None:
+        warnings = _prove_against(checkpoint, manifest, layout, against, digests, advance)
+    rows = int((checkpoint.placement.physical_to_logical != EMPTY).sum())
+    return {
+        "dst": str(path),
+        "against": None if against is None else str(against),
+        "ok": True,
+        "rows_proved": rows,
+        "rows_total": rows,
+        "others_proved": sum(len(tensors) for tensors in checkpoint.others),
+        "files": len(manifest.files),
+        "bytes": checkpoint.shards.nbytes,
+        "seconds": time.perf_counter() - started,
+        "warnings": warnings,
+    }
+
+
+def _prove_against(
+    checkpoint: ShardedCheckpoint,
+    manifest: Manifest,
+    layout: Layout,
+    against: Path,
+    digests: Digests,
+    advance: Callable[[int], None],
+) -> list[str]:
+    """Derive the plan anew from SRC and both placements, and prove what it says of every place."""
+    source = manifest.read_source_placement(checkpoint.shards.path)
+    senders: Senders = "vllm" if manifest.senders == "vllm" else "balanced"
+    nodes = manifest.ranks_per_node
+    prepared = prepare(open_shards(against, layout), source, checkpoint.placement, senders, nodes)
+    old_digests = digest_tree(prepared.checkpoint, advance)
+    new_digests = _as_new_places(prepared, checkpoint, digests)
+
+    def name_of(place: int) -> str:
+        return place_in_words(checkpoint, prepared, place)
+
+    try:
+        proof = prove(
+            prepared.checkpoint,
+            checkpoint.placement,
+            prepared.pieces,
+            prepared.new_places,
+            old_digests,
+            new_digests,
+            name_of,
+        )
+    except BytesError as error:
+        hint = f"is {against} what it was made from? if so, one of the two was changed or damaged since"
+        raise BytesError(error.code, error.message, hint) from error
+    return proof.warnings
+
+
+def place_in_words(checkpoint: ShardedCheckpoint, prepared: Prepared, place: int) -> str:
+    """A place of the verified tree: file, layer, slot and tensor."""
+    shape = checkpoint.extents.file.shape
+    if place >= checkpoint.extents.file.size:
+        copy = prepared.output.others[place - checkpoint.extents.file.size]
+        return f"rank {copy.dst_rank}: {copy.key!r}"
+    return row_name(checkpoint, np.array(np.unravel_index(place, shape)))
+
+
+def _as_new_places(prepared: Prepared, checkpoint: ShardedCheckpoint, digests: Digests) -> Digests:
+    """Digests of a tree, by the places that the plan gives it: its rows have the same order already."""
+    templates = [tensor.template for tensor in checkpoint.expert_tensors]
+    if templates != [tensor.template for tensor in prepared.checkpoint.expert_tensors]:
+        raise BytesError(
+            "EP505", f"{checkpoint.shards.path} has other expert tensors than its source", DAMAGED
+        )
+    num_rows = checkpoint.extents.file.size
+    numbers: Mapping[tuple[int, str], int] = other_numbers(checkpoint.others)
+    missing = [copy for copy in prepared.output.others if (copy.dst_rank, copy.key) not in numbers]
+    if missing:
+        raise BytesError("EP504", f"rank {missing[0].dst_rank} lacks {missing[0].key!r}", DAMAGED)
+    others = [num_rows + numbers[copy.dst_rank, copy.key] for copy in prepared.output.others]
+    return np.concatenate([digests[:num_rows], digests[np.array(others, np.int64)]])

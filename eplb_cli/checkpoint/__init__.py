@@ -1,0 +1,1 @@
+"""Where every row of every expert lies in SRC."""

@@ -1,0 +1,225 @@
+"""`eplb.json` and the digests beside it: what a tree written by `eplb` says about itself."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli.digests import DIGEST_NBYTES
+from eplb_cli.errors import CheckpointError
+from eplb_cli.files import read_small_file
+from eplb_cli.formats.json_text import NotJsonError, parse_json
+from eplb_cli.models.model import MAX_EXPERTS
+from eplb_cli.placements.own_format import placement_from_json
+from eplb_cli.placements.placement import Placement
+
+FORMAT = "eplb-checkpoint/1"
+MANIFEST_NAME = "eplb.json"
+MAX_MANIFEST_NBYTES = 1 << 28
+MAX_MARKS = 1 << 24
+"""As of a header: what is built from a manifest stays below 2 GiB."""
+
+_NPY_HEADER_LIMIT = 4096
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `eplb.json`.
+
+    Attributes:
+        placement, source_placement: NEW and OLD in the `eplb-placement/1` form.
+        senders, ranks_per_node: with both placements, all that the plan follows from.
+        layout: the layout, as `Layout.as_json` gives it.
+        expert_tensors: the templates of the K expert tensors.
+        files: per shard file, its bytes, the sha256 of its header, and xxh3-128 of its other tensors.
+        carried: per carried file, its bytes and xxh3-128.
+        digests: per file of row digests, likewise; empty without them.
+        options: what was switched off: digests, verify, fsync.
+        serving: how each engine loads the tree.
+    """
+
+    tool: str
+    placement: Mapping[str, Any]
+    source_placement: Mapping[str, Any]
+    senders: str
+    ranks_per_node: int | None
+    layout: Mapping[str, Any]
+    plan_digest: str
+    expert_tensors: list[str]
+    files: Mapping[str, Mapping[str, Any]]
+    carried: Mapping[str, Mapping[str, Any]]
+    digests: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, bool]
+    serving: list[str]
+
+    def to_bytes(self) -> bytes:
+        """The manifest as a file holds it, with a digest of everything else in it."""
+        content = {"format": FORMAT, **asdict(self)}
+        return _text({**content, "digest": _digest(content)}) + b"\n"
+
+    def read_placement(self, where: Path) -> Placement:
+        """The placement of the tree. Raises PlacementError."""
+        return placement_from_json(dict(self.placement), str(where / MANIFEST_NAME))
+
+    def read_source_placement(self, where: Path) -> Placement:
+        """The placement of the tree it was made from. Raises PlacementError."""
+        return placement_from_json(dict(self.source_placement), str(where / MANIFEST_NAME))
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Hexadecimal sha256 of a manifest without its own digest."""
+    return hashlib.sha256(_text(content)).hexdigest()
+
+
+def digest_file(rank: int) -> str:
+    """The name of a rank's row digests."""
+    return f"eplb-digests-rank-{rank}.npy"
+
+
+def is_digest_file(name: str) -> bool:
+    """Whether `name` is one that `digest_file` gives."""
+    return re.fullmatch(r"eplb-digests-rank-[0-9]+\.npy", name) is not None
+
+
+def read_manifest(path: Path, *, exact: bool = False) -> Manifest | None:
+    """The manifest of a tree, None where it has none. Keys it does not know are left to those who do.
+
+    Args:
+        exact: refuse other spaces and another order of keys, too, than eplb writes.
+
+    Raises:
+        CheckpointError: EP214, it is malformed, was changed, or names a file outside its directory.
+    """
+    where = path / MANIFEST_NAME
+    if not os.path.lexists(where):
+        return None
+    text = read_small_file(where, MAX_MANIFEST_NBYTES)
+    raw = _parse(text, where)
+    try:
+        digest = _digest({key: value for key, value in raw.items() if key != "digest"})
+        is_as_written = not exact or text == _text(raw) + b"\n"
+    except RecursionError as error:
+        raise _malformed(where, "lists or objects nest too deeply") from error
+    if raw.get("digest") != digest or not is_as_written:
+        raise _malformed(where, "it was changed or damaged after it was written")
+    return Manifest(**{field.name: raw[field.name] for field in fields(Manifest)})
+
+
+def _parse(text: bytes, where: Path) -> dict[str, Any]:
+    """The checked content of a manifest whose digest is not yet compared."""
+    try:
+        parsed = parse_json(text, MAX_MARKS)
+    except NotJsonError as error:
+        raise _malformed(where, error.message) from error
+    raw = parsed.value
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise _malformed(where, f"its format is not {FORMAT}")
+    if parsed.repeated_keys:
+        raise _malformed(where, f"{parsed.repeated_keys[0]!r} is more than once in one object")
+    _check(raw, where)
+    return raw
+
+
+def _check(raw: Mapping[str, Any], where: Path) -> None:
+    """EP214 unless every key is there and of the right form."""
+    kinds: dict[str, tuple[type | UnionType, str]] = {
+        **dict.fromkeys(("tool", "senders", "plan_digest"), (str, "a string")),
+        **dict.fromkeys(("expert_tensors", "serving"), (list, "a list")),
+        "ranks_per_node": (int | None, "a number"),
+    }
+    for field in fields(Manifest):
+        kind, name = kinds.get(field.name, (dict, "an object"))
+        if field.name not in raw or not isinstance(raw[field.name], kind):
+            raise _malformed(where, f'"{field.name}" is not there, or not {name}')
+    if not all(isinstance(name, str) for name in raw["expert_tensors"]):
+        raise _malformed(where, "expert_tensors is not a list of strings")
+    nodes = raw["ranks_per_node"]
+    if nodes is not None and (type(nodes) is not int or not 1 <= nodes <= MAX_EXPERTS):
+        raise _malformed(where, f'"ranks_per_node" is not there, or not a number from 1 to {MAX_EXPERTS:,}')
+    _check_files(raw, where)
+
+
+def _check_files(raw: Mapping[str, Any], where: Path) -> None:
+    """EP214 unless every file is one beside the manifest, with what has to be known of it."""
+    for name, file in chain.from_iterable(raw[key].items() for key in ("files", "carried", "digests")):
+        if not _is_file_name(name):
+            raise _malformed(where, f"{name!r} is not the name of a file beside it")
+        if not isinstance(file, dict) or type(file.get("nbytes")) is not int or file["nbytes"] < 0:
+            raise _malformed(where, f"{name!r} has no nbytes")
+    for name, file in raw["files"].items():
+        others = file.get("others")
+        if not isinstance(others, dict) or not isinstance(file.get("header_digest"), str):
+            raise _malformed(where, f"{name!r} has no header_digest or others")
+        if not all(digest == "" or _is_digest(digest) for digest in others.values()):
+            raise _malformed(where, f"{name!r} has others whose digests are none")
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether the system can have a file of that name in a directory."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return "/" not in name and "\0" not in name and name not in ("", ".", "..")
+
+
+def _is_digest(value: object) -> bool:
+    """Whether it is the xxh3-128 of another tensor, as a manifest holds it."""
+    return isinstance(value, str) and len(value) == 2 * DIGEST_NBYTES and set(value) <= set(string.hexdigits)
+
+
+def read_digests(path: Path, rank: int, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
+    """The row digests (L, K, S, 16) of a rank, None where the file is not there.
+
+    Raises:
+        CheckpointError: EP214, it is not an array of that shape.
+    """
+    where = path / digest_file(rank)
+    if not os.path.lexists(where):
+        return None
+    content = read_small_file(where, math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT)
+    try:
+        digests = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # numpy has many words for a damaged header
+        raise _malformed(where, str(error)[:300]) from error
+    if digests.dtype != np.uint8 or digests.shape != (*shape, DIGEST_NBYTES):
+        raise _malformed(where, f"it is not a uint8 array of shape {(*shape, DIGEST_NBYTES)}")
+    return np.asarray(digests, np.uint8)
+
+
+def file_entry(content: bytes) -> dict[str, object]:
+    """What a manifest says of a small file: its bytes and their xxh3-128."""
+    import xxhash
+
+    return {"nbytes": len(content), "digest": xxhash.xxh3_128_hexdigest(content)}
+
+
+def npy_bytes(array: NDArray[np.uint8]) -> bytes:
+    """An array as a .npy file holds it."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _malformed(where: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        "EP214", f"{where} cannot be used: {reason[:300]}", "remove it to go on without it"
+    )

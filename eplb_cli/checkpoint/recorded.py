@@ -1,0 +1,97 @@
+"""What SRC's own manifest says of its bytes, and whether that is so."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eplb_cli.arrays import Digests
+from eplb_cli.checkpoint.manifest import digest_file, read_digests
+from eplb_cli.checkpoint.places import other_numbers
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint
+from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.digests import DIGEST_NBYTES, zero_digests
+from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.placements.placement import EMPTY
+
+
+def require_headers_as_in_manifest(shards: Shards) -> None:
+    """EP506 where the shards of SRC, or what their headers say, are not those of its own manifest."""
+    if shards.manifest is None:
+        return
+    known = {name: (file["nbytes"], file["header_digest"]) for name, file in shards.manifest.files.items()}
+    found = {shard.path.name: (shard.nbytes, shard.header.digest) for shard in shards.files}
+    wrong = [name for name in sorted(known.keys() | found.keys()) if known.get(name) != found.get(name)]
+    if wrong:
+        what = "its header" if wrong[0] in known.keys() & found.keys() else "that it is there, or is not,"
+        raise _unlike_manifest(shards, f"{wrong[0]}: {what}")
+
+
+def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) -> None:
+    """EP506 where a row or another tensor of SRC is not what its own manifest says; empty rows are zero.
+
+    Raises:
+        BytesError: EP506.
+        CheckpointError: EP214, the digests beside the shards cannot be used.
+    """
+    known = known_digests(checkpoint)
+    if known is None:
+        return
+    old, num_rows = checkpoint.placement, checkpoint.extents.file.size
+    _know_empty_rows(checkpoint, known[:num_rows])
+    wrong = np.flatnonzero((known != old_digests).any(axis=1) & known.any(axis=1))
+    if not len(wrong):
+        return
+    first = int(wrong[0])
+    if first >= num_rows:
+        rank, key = list(other_numbers(checkpoint.others))[first - num_rows]
+        raise _unlike_manifest(checkpoint.shards, f"{key!r} of rank {rank}")
+    layer, tensor, slot = (int(number) for number in np.unravel_index(first, checkpoint.extents.file.shape))
+    raise _unlike_manifest(
+        checkpoint.shards,
+        f"layer {old.layer_name(layer)}, slot {slot} (rank {old.rank_of_slot[slot]}, "
+        f"row {old.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}",
+    )
+
+
+def _unlike_manifest(shards: Shards, what: str) -> BytesError:
+    hint = "SRC was changed or is damaged: `eplb verify SRC` names the first place"
+    return BytesError("EP506", f"{shards.path}: {what} is not what eplb.json says", hint)
+
+
+def _know_empty_rows(checkpoint: ShardedCheckpoint, known: Digests) -> None:
+    """Set the digests of empty rows, of which the manifest has none, to those of zeros."""
+    exists = (checkpoint.extents.file >= 0) & (checkpoint.row_nbytes > 0)[:, :, None]
+    empty = exists & (checkpoint.placement.physical_to_logical == EMPTY)[:, None, :]
+    sizes, which = np.unique(
+        np.broadcast_to(checkpoint.row_nbytes[:, :, None], empty.shape)[empty], return_inverse=True
+    )
+    zero = zero_digests(sizes.tolist())
+    digests = np.frombuffer(b"".join(zero[size] for size in sizes.tolist()), np.uint8)
+    known[np.flatnonzero(empty)] = digests.reshape(-1, DIGEST_NBYTES)[which]
+
+
+def known_digests(checkpoint: ShardedCheckpoint) -> Digests | None:
+    """(X, 16) digests of the places of SRC that its manifest has, zero for the others; None without any.
+
+    Raises:
+        CheckpointError: EP214, the digests beside the shards cannot be used, or are not there.
+    """
+    shards, placement = checkpoint.shards, checkpoint.placement
+    if shards.manifest is None or not shards.manifest.digests:
+        return None
+    shape = checkpoint.row_nbytes.shape
+    parts: list[Digests] = []
+    for rank, slots in enumerate(placement.slots_per_rank.tolist()):
+        found = read_digests(shards.path, rank, (shape[0], shape[1], slots))
+        if found is None:
+            raise CheckpointError("EP214", f"{shards.path / digest_file(rank)} is missing")
+        parts.append(found)
+    numbers = other_numbers(checkpoint.others)
+    others = np.zeros((len(numbers), DIGEST_NBYTES), np.uint8)
+    for (rank, key), number in numbers.items():
+        at = checkpoint.others[rank][key]
+        name = shards.files[at.file].path.name
+        digest = shards.manifest.files.get(name, {}).get("others", {}).get(key, "")
+        if digest and at.entry.nbytes:
+            others[number] = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    return np.concatenate([np.concatenate(parts, axis=2).reshape(-1, DIGEST_NBYTES), others])

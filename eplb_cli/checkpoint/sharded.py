@@ -1,0 +1,250 @@
+"""Shards with a placement laid over them: where every row of every expert lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli.checkpoint.classify import check_scales, split_tensors
+from eplb_cli.checkpoint.layout import has_parts
+from eplb_cli.checkpoint.others import lacking_others, looks_sharded
+from eplb_cli.checkpoint.shards import Shards, TensorAt
+from eplb_cli.errors import CheckpointError
+from eplb_cli.formats.safetensors_header import DTYPE_BITS
+from eplb_cli.placements.placement import EMPTY, Placement
+
+_MAX_ROWS = 1 << 27
+"""(L, K, P) of no checkpoint; where rows lie takes 12 bytes each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Extents:
+    """Where rows lie: (L, K, P) file numbers and offsets; file -1 where there is no such row."""
+
+    file: NDArray[np.int32]
+    offset: NDArray[np.int64]
+
+
+class ExpertTensor(NamedTuple):
+    """One of the K tensors an expert consists of."""
+
+    template: str
+    tensor: str
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedCheckpoint:
+    """Shards with a placement laid over them.
+
+    Attributes:
+        placement: OLD, with layer_ids.
+        expert_tensors: the K expert tensors, by template.
+        dtype, row_shape: (L, K) objects; None where a layer lacks the tensor.
+        row_nbytes: (L, K), 0 where a layer lacks the tensor.
+        series: (L, K) objects, the file series the tensor is in.
+        extents: where each row lies.
+        others: per rank, the other tensors by key.
+    """
+
+    shards: Shards
+    placement: Placement
+    expert_tensors: tuple[ExpertTensor, ...]
+    dtype: NDArray[np.object_]
+    row_shape: NDArray[np.object_]
+    row_nbytes: NDArray[np.int64]
+    series: NDArray[np.object_]
+    extents: Extents
+    others: tuple[Mapping[str, TensorAt], ...]
+
+    @property
+    def expert_nbytes(self) -> NDArray[np.int64]:
+        """(L,) bytes of one expert with all its tensors."""
+        return np.asarray(self.row_nbytes.sum(axis=1), np.int64)
+
+    @property
+    def unplaced_layers(self) -> list[int]:
+        """MoE layers of the checkpoint that the placement does not name."""
+        placed = set() if self.placement.layer_ids is None else set(self.placement.layer_ids.tolist())
+        return [layer for layer in self.shards.moe_layers if layer not in placed]
+
+    @cached_property
+    def sharded_others(self) -> list[str]:
+        """Other tensors that look sharded over the ranks, by their shapes alone."""
+        shapes = [{key: at.entry.shape for key, at in tensors.items()} for tensors in self.others]
+        return looks_sharded(shapes, self.shards.path)
+
+    @property
+    def can_share(self) -> bool:
+        """Whether ranks can have files in common: each of them has several, and there are several ranks."""
+        return self.placement.num_ranks > 1 and any(has_parts(file.name.series) for file in self.shards.files)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What is odd, and yet no reason to refuse: other tensors that some rank lacks."""
+        return lacking_others(self.others)
+
+
+def with_layers(placement: Placement, shards: Shards) -> Placement:
+    """`placement` with layer_ids, taken from the shards where it has none. Raises EP212."""
+    if placement.layer_ids is None and placement.num_layers == len(shards.moe_layers):
+        layer_ids = np.array(shards.moe_layers, np.int64)
+        return Placement(
+            placement.physical_to_logical, placement.first_slot, placement.num_logical_experts, layer_ids
+        )
+    if placement.layer_ids is None:
+        raise CheckpointError(
+            "EP212",
+            f"the placement has {placement.num_layers} of the {len(shards.moe_layers)} MoE layers in "
+            f"{shards.path}, and does not say which",
+            "add layer_ids to the placement: `eplb inspect SRC` lists the numbers",
+        )
+    missing = sorted(set(placement.layer_ids.tolist()) - set(shards.moe_layers))
+    if missing:
+        raise CheckpointError("EP212", f"layer {missing[0]} of the placement has no experts in {shards.path}")
+    return placement
+
+
+def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:
+    """Lay OLD over the shards and check that it fits them.
+
+    Raises:
+        CheckpointError: EP202, EP207 to EP212, EP217, naming the tensor, layer and rank.
+    """
+    old = with_layers(old, shards)
+    if old.num_ranks != shards.num_ranks:
+        raise CheckpointError(
+            "EP202", f"OLD has {old.num_ranks} ranks, and {shards.path} has files of {shards.num_ranks}"
+        )
+    layer_ids = [] if old.layer_ids is None else old.layer_ids.tolist()
+    split = split_tensors(shards.layout, shards.tensors, layer_ids, old.slots_per_rank.tolist())
+    check_scales(shards.layout, split.experts)
+    templates = sorted({(template, tensor) for _, template, tensor in split.experts})
+    tensors = tuple(ExpertTensor(*template) for template in templates)
+    shape = (old.num_layers, len(tensors))
+    if old.physical_to_logical.size * len(tensors) > _MAX_ROWS:
+        raise CheckpointError(
+            "EP209",
+            f"{len(tensors):,} expert tensors in each of {old.physical_to_logical.size:,} rows are too many",
+        )
+    found = ShardedCheckpoint(
+        shards,
+        old,
+        tensors,
+        np.full(shape, None, object),
+        np.full(shape, None, object),
+        np.zeros(shape, np.int64),
+        np.full(shape, None, object),
+        Extents(np.full((*shape, old.num_slots), -1, np.int32), np.zeros((*shape, old.num_slots), np.int64)),
+        split.others,
+    )
+    layer_index = {layer: index for index, layer in enumerate(layer_ids)}
+    tensor_index = {tensor.template: index for index, tensor in enumerate(tensors)}
+    for (layer, template, _), ranks in split.experts.items():
+        _place(found, layer_index[layer], tensor_index[template], ranks)
+    for array in (found.row_nbytes, found.extents.file, found.extents.offset):
+        array.setflags(write=False)
+    return found
+
+
+def _place(
+    checkpoint: ShardedCheckpoint, layer: int, tensor: int, ranks: Mapping[int, Mapping[int | None, TensorAt]]
+) -> None:
+    """Fill in one (layer, tensor) of a checkpoint from the tensors of all ranks."""
+    old, shards = checkpoint.placement, checkpoint.shards
+    template = checkpoint.expert_tensors[tensor].template
+    kinds = {}
+    for rank, numbered in ranks.items():
+        for slot, at, row_shape, row in _rows(checkpoint, layer, rank, template, numbered):
+            kinds[at.entry.dtype, row_shape] = (rank, shards.files[at.file].name.series)
+            nbytes = _row_nbytes(at, row_shape, template, rank)
+            checkpoint.row_nbytes[layer, tensor] = nbytes
+            checkpoint.extents.file[layer, tensor, slot] = at.file
+            checkpoint.extents.offset[layer, tensor, slot] = at.offset + row * nbytes
+    where = f"{template!r}, layer {old.layer_name(layer)}"
+    if len(kinds) != 1:
+        said = " and ".join(
+            f"{kind[0]} {list(kind[1])} on rank {at[0]}" for kind, at in sorted(kinds.items())
+        )
+        raise CheckpointError("EP209", f"{where}: rows are {said or 'on no rank'}")
+    _require_all(checkpoint, layer, tensor)
+    (dtype, row_shape), (_, series) = next(iter(kinds.items()))
+    checkpoint.dtype[layer, tensor] = dtype
+    checkpoint.row_shape[layer, tensor] = row_shape
+    checkpoint.series[layer, tensor] = series
+
+
+def _require_all(checkpoint: ShardedCheckpoint, layer: int, tensor: int) -> None:
+    """A rank that holds an expert of the layer has the tensor: keys by expert do not say so by themselves."""
+    old, found = checkpoint.placement, checkpoint.expert_tensors[tensor]
+    lost = (checkpoint.extents.file[layer, tensor] < 0) & (old.physical_to_logical[layer] != EMPTY)
+    if lost.any():
+        slot = int(lost.argmax())
+        code = "EP210" if found.tensor in checkpoint.shards.layout.scales else "EP209"
+        raise CheckpointError(
+            code,
+            f"{found.template!r}, layer {old.layer_name(layer)}: missing on rank {old.rank_of_slot[slot]}, "
+            f"which holds expert {old.physical_to_logical[layer, slot]}",
+        )
+
+
+def _rows(
+    checkpoint: ShardedCheckpoint,
+    layer: int,
+    rank: int,
+    template: str,
+    numbered: Mapping[int | None, TensorAt],
+) -> Iterator[tuple[int | slice, TensorAt, tuple[int, ...], int | NDArray[np.int64]]]:
+    """Slot, tensor, row shape and row inside the tensor, for each tensor of a rank (a slice if stacked)."""
+    old = checkpoint.placement
+    first, last = int(old.first_slot[rank]), int(old.first_slot[rank + 1])
+    if checkpoint.shards.layout.numbering == "stacked":
+        at = numbered[None]
+        yield slice(first, last), at, at.entry.shape[1:], np.arange(last - first)
+        return
+    if checkpoint.shards.layout.numbering == "row":
+        slots = {number: first + number for number in range(last - first)}
+    else:
+        experts = old.physical_to_logical[layer, first:last]
+        slots = {int(expert): first + row for row, expert in enumerate(experts) if expert != EMPTY}
+        refuse_twice(experts, old.layer_name(layer), rank)
+    if slots.keys() != numbered.keys():
+        wrong = min(number for number in slots.keys() ^ numbered.keys() if number is not None)
+        only = "in the shard and not in OLD" if wrong in numbered else "in OLD and not in the shard"
+        by_expert = checkpoint.shards.layout.numbering == "expert"
+        raise CheckpointError(
+            "EP217" if by_expert else "EP208",
+            f"rank {rank}, layer {old.layer_name(layer)}: {'expert' if by_expert else 'row'} {wrong} of "
+            f"{template!r} is {only}",
+            "`eplb inspect SRC` shows what the shards hold",
+        )
+    for number, slot in slots.items():
+        yield slot, numbered[number], numbered[number].entry.shape, 0
+
+
+def refuse_twice(experts: NDArray[np.int64], layer: int, rank: int) -> None:
+    """EP218 where a rank holds an expert twice that its keys can name only once."""
+    held = experts[experts != EMPTY]
+    values, counts = np.unique(held, return_counts=True)
+    if (counts > 1).any():
+        expert = values[counts > 1][0]
+        raise CheckpointError(
+            "EP218",
+            f"layer {layer}, rank {rank}: expert {expert} is there twice, and its key can be there only once",
+            "choose a placement whose ranks hold an expert at most once",
+        )
+
+
+def _row_nbytes(at: TensorAt, row_shape: tuple[int, ...], template: str, rank: int) -> int:
+    bits = DTYPE_BITS[at.entry.dtype] * int(np.prod(row_shape, dtype=object))
+    if bits % 8:
+        raise CheckpointError(
+            "EP209",
+            f"{template!r}, rank {rank}: a row of {bits} bits is no number of whole bytes",
+            "eplb moves whole bytes: such a tensor cannot be cut into rows",
+        )
+    return bits // 8

@@ -1,0 +1,197 @@
+"""The files of a checkpoint, before a placement says what their rows are."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli.checkpoint.layout import Layout, ShardName
+from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, is_digest_file, read_manifest
+from eplb_cli.errors import CheckpointError
+from eplb_cli.files import not_regular, reading
+from eplb_cli.formats.safetensors_header import Header, TensorEntry, read_header
+from eplb_cli.placements.placement import MAX_ENTRIES
+
+
+class ShardFile(NamedTuple):
+    """One part of one rank's shard, with the identity it had when its header was read."""
+
+    path: Path
+    name: ShardName
+    header: Header
+    nbytes: int
+    mtime_ns: int
+
+
+class TensorAt(NamedTuple):
+    """A tensor and where its bytes are: a file's number, and the offset in that file."""
+
+    file: int
+    offset: int
+    entry: TensorEntry
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The files of a checkpoint, before a placement says what their rows are.
+
+    Attributes:
+        files: all parts of all ranks, by rank, series and part.
+        tensors: per rank, all its tensors by key.
+        carried: names of the files that are no shards and travel along.
+        manifest: what `eplb` wrote beside the shards, if it did.
+    """
+
+    path: Path
+    layout: Layout
+    files: tuple[ShardFile, ...]
+    tensors: tuple[Mapping[str, TensorAt], ...]
+    carried: tuple[str, ...]
+    manifest: Manifest | None
+
+    @property
+    def num_ranks(self) -> int:
+        """R."""
+        return len(self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shard files."""
+        return sum(file.nbytes for file in self.files)
+
+    @cached_property
+    def moe_layers(self) -> list[int]:
+        """The model's own numbers of the layers that have expert tensors, ascending."""
+        return sorted(self._rows_by_layer)
+
+    @cached_property
+    def slots_per_rank(self) -> NDArray[np.int64]:
+        """(R,) rows of each rank, as its first MoE layer has them."""
+        first = self._rows_by_layer[self.moe_layers[0]]
+        return np.array([first.get(rank, 0) for rank in range(self.num_ranks)], np.int64)
+
+    @cached_property
+    def _rows_by_layer(self) -> dict[int, dict[int, int]]:
+        rows: dict[int, dict[int, int]] = defaultdict(dict)
+        for rank, tensors in enumerate(self.tensors):
+            numbers: dict[int, set[int]] = defaultdict(set)
+            for key, tensor in tensors.items():
+                found = self.layout.match_key(key)
+                if found is None or found.tensor in self.layout.input_scales:
+                    continue
+                if found.number is not None:
+                    numbers[found.layer].add(found.number)
+                elif tensor.entry.shape:
+                    rows[found.layer].setdefault(rank, tensor.entry.shape[0])
+            for layer, found_numbers in numbers.items():
+                rows[layer][rank] = len(found_numbers)
+        return rows
+
+
+def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
+    """Read the names and headers of a checkpoint's shards.
+
+    A tree that eplb wrote says its layout itself; "auto" takes that.
+
+    Raises:
+        CheckpointError: EP201 to EP206, the directory, a file or the layout cannot be used; EP208, no
+            placement has so many rows; EP214, the manifest is damaged.
+    """
+    names = _list_directory(path)
+    shard_names = [name for name in names if name.endswith(".safetensors")]
+    if not shard_names:
+        raise CheckpointError("EP201", f"{path} holds no .safetensors file", "is it the directory of shards?")
+    headers = {name: read_header(path / name) for name in shard_names}
+    keys = dict.fromkeys(key for header, _ in headers.values() for key in header.tensors)
+    manifest = read_manifest(path)
+    if manifest is not None and layout == "auto":
+        layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
+    layout = layout if isinstance(layout, Layout) else find_layout(layout, shard_names, keys)
+    shards = []
+    for name in shard_names:
+        shard_name = layout.match_file(name)
+        if shard_name is None:
+            hint = f"layout {layout.name} has {' and '.join(layout.files)}"
+            raise CheckpointError("EP206", f"{path / name} is not named like a shard", hint)
+        header, status = headers[name]
+        shards.append(ShardFile(path / name, shard_name, header, status.st_size, status.st_mtime_ns))
+    shards.sort(key=lambda shard: (shard.name.rank, shard.name.series, shard.name.part))
+    carried = [name for name in names if not name.endswith(".safetensors") and not _is_ours(name)]
+    found = Shards(path, layout, tuple(shards), _by_rank(path, shards), tuple(sorted(carried)), manifest)
+    if not found.moe_layers:
+        raise CheckpointError("EP206", f"{path} has no tensor that layout {layout.name} knows as an expert's")
+    if (most := int(found.slots_per_rank.max())) > MAX_ENTRIES:
+        raise CheckpointError(
+            "EP208", f"{path} has a rank of {most:,} rows; more than {MAX_ENTRIES:,} are too many"
+        )
+    return found
+
+
+def _list_directory(path: Path) -> list[str]:
+    """Names in `path`, refusing what is no regular file; directories and hidden files stay behind."""
+    with reading(path), os.scandir(path) as entries:
+        listed = sorted(entries, key=lambda entry: entry.name)
+    names = []
+    for entry in listed:
+        if entry.is_symlink():
+            raise not_regular(path / entry.name, "a symbolic link")
+        if entry.is_file():
+            names.append(entry.name)
+        elif entry.name.endswith(".safetensors") or not entry.is_dir():
+            raise not_regular(path / entry.name, "not a regular file")
+    return [name for name in names if not name.startswith(".")]
+
+
+def _is_ours(name: str) -> bool:
+    return name == MANIFEST_NAME or is_digest_file(name) or name.endswith(".safetensors.index.json")
+
+
+def _by_rank(path: Path, shards: list[ShardFile]) -> tuple[Mapping[str, TensorAt], ...]:
+    ranks = sorted({shard.name.rank for shard in shards})
+    if ranks != list(range(len(ranks))):
+        missing = next(rank for rank in range(len(ranks)) if rank not in ranks)
+        raise CheckpointError(
+            "EP202", f"{path} has files of rank {ranks[-1]} and none of rank {missing}", "copy all ranks"
+        )
+    for shard in shards:
+        if shard.name.world not in (None, len(ranks)):
+            raise CheckpointError(
+                "EP202",
+                f"{shard.path} is one of {shard.name.world} ranks, and there are files of {len(ranks)}",
+            )
+    _check_parts(shards)
+    tensors: tuple[dict[str, TensorAt], ...] = tuple({} for _ in ranks)
+    for number, shard in enumerate(shards):
+        of_rank = tensors[shard.name.rank]
+        for key, entry in shard.header.tensors.items():
+            if key in of_rank:
+                other = shards[of_rank[key].file].path
+                raise CheckpointError(
+                    "EP205",
+                    f"{key!r} is in {other} and in {shard.path}",
+                    "is one of them left over from before?",
+                )
+            of_rank[key] = TensorAt(number, shard.header.data_start + entry.begin, entry)
+    return tensors
+
+
+def _check_parts(shards: list[ShardFile]) -> None:
+    parts: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for shard in shards:
+        parts[shard.name.series, shard.name.rank].append(shard.name.part)
+    for (series, rank), found in parts.items():
+        if found != list(range(len(found))):
+            missing = next((part for part in range(len(found)) if part not in found), found[0])
+            problem = "has two files of" if missing in found else "lacks"
+            raise CheckpointError(
+                "EP202", f"rank {rank} {problem} part {missing} of {series}", "copy all parts"
+            )

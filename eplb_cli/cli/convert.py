@@ -1,0 +1,86 @@
+"""`eplb convert`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb_cli import render
+from eplb_cli.cli.app import app
+from eplb_cli.cli.options import DialectName, Format, FormatOption, ModelOption, NumExperts, NumRedundant
+from eplb_cli.errors import UsageError
+
+
+@app.command(
+    short_help="Write a placement in another engine's dialect.",
+    epilog="""\b
+Examples:
+  eplb convert map.json new.json --to eplb --model deepseek-v3 --num-ranks 32
+  eplb convert new.json map.json --to sglang --model deepseek-v3
+  eplb convert new.json moe_load_balancer.yaml --to tensorrt-llm""",
+)
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A placement in any dialect, or linear, or round_robin.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="A new file: .json, for vllm .jsonl too, for tensorrt-llm .yaml."),
+    ],
+    to: Annotated[DialectName, typer.Option("--to", help="The dialect to write.")],
+    dialect: Annotated[
+        DialectName | None,
+        typer.Option("--from", help="The dialect of IN, where its content is not to say it."),
+    ] = None,
+    num_ranks: Annotated[
+        int | None,
+        typer.Option("--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks, where IN does not say."),
+    ] = None,
+    num_logical_experts: NumExperts = None,
+    num_redundant_experts: NumRedundant = None,
+    model: ModelOption = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="DIR", help="Whose config.json or shards say the model's layers."
+        ),
+    ] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write the placement IN to OUT in another dialect; refuse where that would lose something."""
+    from dataclasses import replace
+
+    from eplb_cli.inputs.options import PlacementOptions, model_named
+    from eplb_cli.placements.convert import convert as run
+
+    if checkpoint is not None and model is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
+    options = PlacementOptions(
+        num_ranks,
+        None,
+        num_logical_experts,
+        num_redundant_experts,
+        dialect,
+        model=model_named(model, checkpoint),
+    )
+    hints = replace(options.hints, num_ranks=options.num_ranks, dialect=options.dialect)
+    done = run(source, output, to, hints)
+    for warning in done.warnings:
+        render.print_warning(warning.message)
+    placement = done.placement
+    numbers = {
+        "num_layers": placement.num_layers,
+        "num_slots": placement.num_slots,
+        "num_ranks": placement.num_ranks,
+        "num_logical_experts": placement.num_logical_experts,
+    }
+    if output_format is Format.json:
+        render.print_json({"format": "eplb-conversion/1", "output": str(output), "dialect": to, **numbers})
+    else:
+        said = ", ".join(
+            f"{value:,} {name.removeprefix('num_').replace('_', ' ')}" for name, value in numbers.items()
+        )
+        sys.stdout.write(f"{output}: {to}, {said}\n")

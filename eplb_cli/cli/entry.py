@@ -1,0 +1,82 @@
+"""The command line: every error is one message and one exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from eplb_cli import render
+from eplb_cli.cli.app import app
+from eplb_cli.errors import EXIT_INTERRUPTED, EplbError, WorkerError
+
+# isort: off
+# Each command registers itself when it is imported: this is the order of the help.
+from eplb_cli.cli import reshard  # noqa: F401
+from eplb_cli.cli import plan  # noqa: F401
+from eplb_cli.cli import validate  # noqa: F401
+from eplb_cli.cli import verify  # noqa: F401
+from eplb_cli.cli import inspect  # noqa: F401
+from eplb_cli.cli import convert  # noqa: F401
+from eplb_cli.cli import shard  # noqa: F401
+from eplb_cli.cli import merge  # noqa: F401
+from eplb_cli.cli import bake  # noqa: F401
+# isort: on
+
+
+class _Interrupted(BaseException):
+    """SIGINT or SIGTERM."""
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    # A second one must not cut the cleaning up short.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise _Interrupted(signal_number)
+
+
+def main() -> None:
+    """Run the command line; every error is one message and one exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    _replace_closed_streams()
+    try:
+        app()
+    except EplbError as error:
+        _fail(error)
+    except _Interrupted:
+        sys.stderr.write("interrupted: nothing was written\n")
+        sys.exit(EXIT_INTERRUPTED)
+    except MemoryError:
+        _fail(WorkerError("EP401", "memory is short", "a smaller --buffer-size needs less"))
+    except OSError as error:  # stdout itself, or a file of the run that no one else speaks for
+        from eplb_cli.files import output_error
+
+        _fail(output_error(error, error.filename or "stdout"))
+    except Exception as error:  # noqa: BLE001 - the last resort: even a bug in eplb has a code and no traceback
+        problem = f"unexpected {type(error).__name__}: {error}"
+        _fail(
+            WorkerError("EP401", problem, "this is a bug in eplb, please report it; EPLB_DEBUG=1 shows where")
+        )
+
+
+def _replace_closed_streams() -> None:
+    """What a caller closed (`>&-`) takes everything and keeps nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the end
+
+
+def _fail(error: EplbError) -> NoReturn:
+    """End with the error's message and exit code."""
+    if os.environ.get("EPLB_DEBUG") == "1":
+        traceback.print_exc()
+    with contextlib.suppress(BrokenPipeError):
+        render.print_error(error)
+    sys.exit(error.exit_code)

@@ -1,0 +1,122 @@
+"""`eplb inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb_cli import render
+from eplb_cli.cli.app import app
+from eplb_cli.cli.options import Format, FormatOption, LayoutOption, ModelOption, named_model
+from eplb_cli.cli.show import progress_bar, tree_nbytes
+from eplb_cli.errors import EXIT_FINDINGS, UsageError
+
+
+@app.command(short_help="Show what a directory of shards, or a load dump, holds.")
+def inspect(
+    src: Annotated[
+        Path | None,
+        typer.Argument(metavar="SRC", help="A directory of per-rank shards, or a file of expert loads."),
+    ] = None,
+    layout: LayoutOption = "auto",
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep", help="Read all rows: compare replicas, and what eplb.json says; exit 1 on findings."
+        ),
+    ] = False,
+    models: Annotated[bool, typer.Option("--models", help="List the model presets instead.")] = False,
+    model: ModelOption = None,
+    baked: Annotated[
+        Path | None,
+        typer.Option(
+            "--baked",
+            metavar="DIR",
+            help="The baked checkpoint that a load is of: show the model's own experts.",
+        ),
+    ] = None,
+    identify: Annotated[
+        Path | None,
+        typer.Option(
+            "--identify",
+            metavar="HF_DIR",
+            help="Tell which expert each row is, by the bytes of a checkpoint.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="With --identify: write the placement there.")
+    ] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert.
+
+    Where SRC is a file, show the load it holds: how many tokens each expert got, layer by layer.
+    """
+    if models or src is None:
+        _list_models(src, models, output_format)
+    elif src.is_file():
+        _inspect_load(src, model, baked, output_format)
+    elif identify is not None:
+        _identify(src, layout, identify, out, output_format)
+    else:
+        _inspect_shards(src, layout, deep, output_format)
+
+
+def _list_models(src: Path | None, models: bool, output_format: Format) -> None:
+    from eplb_cli.audit.inspection import describe_models
+
+    if src is not None or not models:
+        raise UsageError("EP001", "inspect takes SRC, or --models", "name one of the two")
+    described = describe_models()
+    if output_format is Format.json:
+        render.print_json(described)
+    else:
+        render.print_models(described)
+
+
+def _identify(src: Path, layout: str, against: Path, out: Path | None, output_format: Format) -> None:
+    from eplb_cli.audit.inspection import identify_shards
+    from eplb_cli.progress import accumulate
+
+    total_nbytes = tree_nbytes(src) + tree_nbytes(against)
+    with progress_bar(total_nbytes, "identify") as show:
+        found = identify_shards(src, layout, against, out, accumulate(show))
+        show(total_nbytes)
+    if output_format is Format.json:
+        render.print_json(found)
+    else:
+        render.print_identification(found)
+
+
+def _inspect_load(path: Path, model: str | None, baked: Path | None, output_format: Format) -> None:
+    from eplb_cli.huggingface.reordered import unbaked
+    from eplb_cli.models.load import describe_load, read_load
+
+    load = read_load(str(path), named_model(model))
+    if baked is not None:
+        from eplb_cli.huggingface.reordered import read_baked
+
+        load = unbaked(load, read_baked(baked))
+    described = describe_load(str(path), load)
+    if output_format is Format.json:
+        render.print_json(described)
+    else:
+        render.print_load(described)
+
+
+def _inspect_shards(src: Path, layout: str, deep: bool, output_format: Format) -> None:
+    from eplb_cli.audit.inspection import inspect_shards
+    from eplb_cli.progress import accumulate
+
+    total_nbytes = tree_nbytes(src) if deep else 0
+    with progress_bar(total_nbytes, "inspect") as show:
+        found = inspect_shards(src, layout, deep=deep, advance=accumulate(show))
+        show(total_nbytes)
+    if output_format is Format.json:
+        render.print_json(found)
+    else:
+        render.print_inspection(found)
+    if found["findings"]:
+        raise typer.Exit(EXIT_FINDINGS)

@@ -1,0 +1,34 @@
+"""`eplb merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb_cli.cli.app import app
+from eplb_cli.cli.options import Format, FormatOption, NoFsyncOption
+from eplb_cli.cli.show import print_written, progress_bar
+
+
+@app.command(short_help="Write shards as the Hugging Face checkpoint they were made of.")
+def merge(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="What `eplb shard` wrote, resharded or not.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="HF_DIR", help="Where the checkpoint appears: new, or empty.")
+    ],
+    bake: Annotated[
+        bool,
+        typer.Option("--bake", help="Leave the experts in the order of the shards, as `eplb bake` does."),
+    ] = False,
+    no_fsync: NoFsyncOption = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write the Hugging Face checkpoint that shards were made of: the same files, byte for byte."""
+    from eplb_cli.huggingface.bake import bake_shards
+    from eplb_cli.huggingface.merge import merge as run
+
+    made = bake_shards if bake else run
+    done = made(source, destination, durable=not no_fsync, progress=progress_bar)
+    print_written("checkpoint", done, output_format)

@@ -1,0 +1,126 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from eplb_cli.models.model import Model
+
+
+class Senders(StrEnum):
+    """--senders."""
+
+    balanced = "balanced"
+    vllm = "vllm"
+
+
+class Backend(StrEnum):
+    """--backend."""
+
+    auto = "auto"
+    nccl = "nccl"
+    gloo = "gloo"
+    file = "file"
+
+
+class Format(StrEnum):
+    """--format of most commands."""
+
+    text = "text"
+    json = "json"
+
+
+class FindingsFormat(StrEnum):
+    """--format of `validate`."""
+
+    text = "text"
+    json = "json"
+    github = "github"
+
+
+class DialectName(StrEnum):
+    """--from and --to."""
+
+    eplb = "eplb"
+    vllm = "vllm"
+    sglang = "sglang"
+    tensorrt_llm = "tensorrt-llm"
+    ascend = "ascend"
+    deepseek = "deepseek"
+
+
+SendersOption = Annotated[
+    Senders,
+    typer.Option(
+        "--senders",
+        help="Who sends an expert that several ranks hold: the busiest least, or as vLLM chooses.",
+    ),
+]
+RanksPerNode = Annotated[
+    int | None,
+    typer.Option(
+        "--ranks-per-node", min=1, max=1_000_000, metavar="G", help="Cross nodes no more than must be."
+    ),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
+LayoutOption = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        metavar="auto|NAME|FILE",
+        help="How tensors are named: sharded-state, per-row, deepseek, huggingface, or a TOML file.",
+    ),
+]
+NumRanks = Annotated[
+    int | None,
+    typer.Option("--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks of NEW, where it does not say."),
+]
+OldNumRanks = Annotated[
+    int | None,
+    typer.Option("--old-num-ranks", min=1, metavar="R", help="Ranks of OLD, where it does not say."),
+]
+NumExperts = Annotated[
+    int | None,
+    typer.Option(
+        "--num-logical-experts", min=1, metavar="E", help="Experts of the model, where nothing says."
+    ),
+]
+NumRedundant = Annotated[
+    int | None,
+    typer.Option(
+        "--num-redundant-experts", min=0, metavar="N", help="Redundant experts of the named map `linear`."
+    ),
+]
+FromOption = Annotated[
+    DialectName | None,
+    typer.Option("--from", help="The dialect of NEW, where its content is not to say it."),
+]
+OldFromOption = Annotated[
+    DialectName | None,
+    typer.Option("--old-from", help="The dialect of OLD, where its content is not to say it."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PRESET|config.json",
+        help="The model: its layers, experts and sizes; `eplb inspect --models` lists presets.",
+    ),
+]
+NoFsyncOption = Annotated[
+    bool, typer.Option("--no-fsync", help="Leave it to the system when bytes reach the disk.")
+]
+Full = Annotated[bool, typer.Option("--full", help="List all ranks, however many there are.")]
+
+
+def named_model(name: str | None) -> Model | None:
+    """The model of --model."""
+    if name is None:
+        return None
+    from eplb_cli.models.preset import find_model
+
+    return find_model(name)

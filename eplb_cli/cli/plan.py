@@ -1,0 +1,134 @@
+"""`eplb plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb_cli.cli.app import app
+from eplb_cli.cli.options import (
+    Format,
+    FormatOption,
+    FromOption,
+    Full,
+    LayoutOption,
+    ModelOption,
+    NumExperts,
+    NumRanks,
+    NumRedundant,
+    OldFromOption,
+    OldNumRanks,
+    RanksPerNode,
+    Senders,
+    SendersOption,
+    named_model,
+)
+from eplb_cli.cli.show import print_report
+from eplb_cli.errors import UsageError
+from eplb_cli.report.sizes import parse_rates, parse_size
+
+
+@app.command(
+    short_help="Show what would move, without moving it.",
+    epilog="""\b
+Examples:
+  eplb plan old.json new.json
+  eplb plan old.json new.json --model deepseek-v3 --ranks-per-node 8
+  eplb plan old.json new.json --checkpoint SRC --bandwidth disk=3GB/s
+  eplb plan linear new.json --checkpoint SRC --format json
+  eplb plan linear new.json --checkpoint SRC --out plan.json""",
+)
+def plan(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A placement file, or linear, or round_robin.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="A placement file, or linear, or round_robin.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="SRC", help="Shards under OLD, for sizes in bytes.")
+    ] = None,
+    expert_bytes: Annotated[
+        str | None,
+        typer.Option("--expert-bytes", metavar="N", help="Bytes of one expert, for sizes without shards."),
+    ] = None,
+    layout: LayoutOption = "auto",
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            "--bandwidth",
+            metavar="RATES",
+            help="nvlink=370GB/s,network=50GB/s,disk=3GB/s, or some of them: how long it will take, and what "
+            "bounds it. nvlink and network are of a rank in each direction, disk is of a node.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write the plan to FILE, for `reshard --plan FILE`; it is replaced."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write the report as one page for a browser; FILE is replaced."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Accepted, and changes nothing: a plan is one.")
+    ] = False,
+    senders: SendersOption = Senders.balanced,
+    ranks_per_node: RanksPerNode = None,
+    num_ranks: NumRanks = None,
+    old_num_ranks: OldNumRanks = None,
+    num_logical_experts: NumExperts = None,
+    num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    old_dialect: OldFromOption = None,
+    model: ModelOption = None,
+    full: Full = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Show what would move from OLD to NEW, rank by rank, without moving it."""
+    del dry_run
+    from eplb_cli.inputs.options import PlacementOptions
+    from eplb_cli.run.planning import check_outputs, plan_command
+
+    if html is not None:
+        from eplb_cli.render.html_page import require_plotly
+
+        require_plotly()
+    check_outputs([path for path in (out, html) if path is not None], [old, new, layout], checkpoint)
+    if checkpoint is not None and expert_bytes is not None:
+        raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
+    if checkpoint is not None and model is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
+    rates = None if bandwidth is None else parse_rates(bandwidth)
+    answer = plan_command(
+        old,
+        new,
+        PlacementOptions(
+            num_ranks,
+            old_num_ranks,
+            num_logical_experts,
+            num_redundant_experts,
+            dialect,
+            old_dialect,
+            named_model(model),
+        ),
+        checkpoint=checkpoint,
+        layout=layout,
+        expert_nbytes=None if expert_bytes is None else parse_size(expert_bytes),
+        senders=senders.value,
+        ranks_per_node=ranks_per_node,
+        rates=rates,
+        full=full,
+    )
+    if out is not None:
+        from eplb_cli.inputs.saved_plan import save_plan
+
+        shards = answer.prepared.checkpoint.shards if answer.prepared else None
+        save_plan(out, answer.plan, answer.report, shards, {"old": old, "new": new, "layout": layout})
+    if html is not None:
+        from eplb_cli.render.html_page import write_html
+
+        write_html(html, answer.plan, answer.report, (old, new))
+    print_report(answer.report, output_format, full=full)

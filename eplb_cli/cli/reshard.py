@@ -1,0 +1,189 @@
+"""`eplb reshard`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb_cli.cli.app import app
+from eplb_cli.cli.options import (
+    Backend,
+    Format,
+    FormatOption,
+    FromOption,
+    Full,
+    LayoutOption,
+    NumExperts,
+    NumRanks,
+    NumRedundant,
+    OldFromOption,
+    OldNumRanks,
+    RanksPerNode,
+    Senders,
+)
+from eplb_cli.cli.show import print_report, progress_bar
+from eplb_cli.errors import UsageError
+from eplb_cli.report.sizes import parse_size
+
+
+@app.command(
+    short_help="Rearrange shards for another placement.",
+    epilog="""\b
+Examples:
+  eplb reshard SRC DST --old old.json --new new.json
+  eplb reshard SRC DST --old linear --new new.json --backend file
+  eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)
+  eplb reshard SRC DST --plan plan.json""",
+)
+def reshard(
+    src: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Directory of per-rank shards; never written to.")
+    ],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="Where the result appears: new, or empty.")],
+    new: Annotated[
+        str | None,
+        typer.Option("--new", metavar="NEW", help="The placement wanted: a file, or linear, or round_robin."),
+    ] = None,
+    old: Annotated[
+        str | None,
+        typer.Option(
+            "--old",
+            metavar="OLD",
+            help="The placement of SRC, where no eplb.json says it: a file, or linear, or round_robin.",
+        ),
+    ] = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", metavar="FILE", help="Do what `plan --out FILE` planned, instead of --new and --old."
+        ),
+    ] = None,
+    layout: LayoutOption = "auto",
+    backend: Annotated[
+        Backend,
+        typer.Option(
+            "--backend",
+            help="What moves bytes: nccl or gloo between the workers of a torchrun job, or one process from "
+            "file to file; auto is nccl with a GPU for each worker, else gloo.",
+        ),
+    ] = Backend.auto,
+    nproc_per_node: Annotated[
+        int | None,
+        typer.Option(
+            "--nproc-per-node",
+            min=1,
+            metavar="N",
+            help="Workers of the torchrun job; any number serves any number of ranks.",
+        ),
+    ] = None,
+    senders: Annotated[
+        Senders | None,
+        typer.Option(
+            "--senders",
+            help="Who sends an expert that several ranks hold: balanced, so that the busiest sends least "
+            "(the default), or as vLLM chooses.",
+        ),
+    ] = None,
+    ranks_per_node: RanksPerNode = None,
+    buffer_size: Annotated[
+        str | None,
+        typer.Option(
+            "--buffer-size",
+            metavar="SIZE",
+            help="All send and receive buffers of one worker; default: from the machine and the rows.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            max=1024,
+            metavar="N",
+            help="Threads of a worker for its files; its share of the cores, two at least.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all inputs, plan, report, and write nothing.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with what a run that was ended has left; what it wrote is read again."
+        ),
+    ] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not read the result back.")] = False,
+    no_digest: Annotated[
+        bool, typer.Option("--no-digest", help="Take no digests: no proof, now or later.")
+    ] = False,
+    no_fsync: Annotated[
+        bool, typer.Option("--no-fsync", help="Leave it to the system when bytes reach the disk.")
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout", min=1, metavar="SECONDS", help="End a run that makes no progress for so long."
+        ),
+    ] = 600.0,
+    num_ranks: NumRanks = None,
+    old_num_ranks: OldNumRanks = None,
+    num_logical_experts: NumExperts = None,
+    num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    old_dialect: OldFromOption = None,
+    full: Full = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Rearrange the shards in SRC for the placement NEW, into DST, and prove it.
+
+    SRC is only read. DST appears whole, once every row has been read back and compared, or not at all.
+    """
+    if (new is None) == (plan_file is None):
+        raise UsageError("EP001", "reshard needs either --new or --plan", "add one, or leave the other out")
+    said = (
+        old,
+        senders,
+        ranks_per_node,
+        num_ranks,
+        old_num_ranks,
+        num_logical_experts,
+        num_redundant_experts,
+    )
+    if plan_file is not None and any(option is not None for option in said):
+        problem = "--plan FILE has the placements, --senders and --ranks-per-node"
+        raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
+    from eplb_cli.inputs.options import PlacementOptions
+    from eplb_cli.run.request import Request, plan_request
+    from eplb_cli.run.reshard import reshard as run
+
+    request = Request(
+        source=src,
+        destination=dst,
+        new=new,
+        old=old,
+        plan=plan_file,
+        layout=layout,
+        backend=backend.value,
+        num_workers=nproc_per_node,
+        senders=(senders or Senders.balanced).value,
+        ranks_per_node=ranks_per_node,
+        buffer_nbytes=None if buffer_size is None else parse_size(buffer_size),
+        threads=threads,
+        resume=resume,
+        verify=not no_verify,
+        digests=not no_digest,
+        durable=not no_fsync,
+        timeout_s=timeout,
+        placements=PlacementOptions(
+            num_ranks=num_ranks,
+            old_num_ranks=old_num_ranks,
+            num_logical_experts=num_logical_experts,
+            num_redundant_experts=num_redundant_experts,
+            dialect=dialect,
+            old_dialect=old_dialect,
+        ),
+    )
+    report = plan_request(request, full=full).report if dry_run else run(request, progress_bar)
+    print_report(report, output_format, full=full)

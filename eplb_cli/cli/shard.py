@@ -1,0 +1,52 @@
+"""`eplb shard`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb_cli.cli.app import app
+from eplb_cli.cli.options import Format, FormatOption, FromOption, NoFsyncOption, NumRanks, NumRedundant
+from eplb_cli.cli.show import print_written, progress_bar
+
+
+@app.command(
+    short_help="Write a Hugging Face checkpoint as shards.",
+    epilog="""\b
+Examples:
+  eplb shard HF_DIR DST --placement map.json --num-ranks 32 --engine sglang
+  eplb shard HF_DIR DST --placement linear --num-ranks 4 --engine huggingface""",
+)
+def shard(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face checkpoint; only read.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="Where the shards appear: new, or empty.")
+    ],
+    placement: Annotated[
+        str,
+        typer.Option("--placement", metavar="FILE", help="In any dialect, or linear, or round_robin."),
+    ],
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine", metavar="NAME", help="Whose names tensors get: sglang, vllm, or huggingface."
+        ),
+    ],
+    num_ranks: NumRanks = None,
+    num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    no_fsync: NoFsyncOption = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Write the experts of a Hugging Face checkpoint to the ranks that a placement names, and prove it.
+
+    Every byte is read once. Tensors that are no experts' are on all ranks, in one file under many names.
+    """
+    from eplb_cli.huggingface.shard import shard as run
+    from eplb_cli.inputs.options import PlacementOptions
+
+    options = PlacementOptions(num_ranks, num_redundant_experts=num_redundant_experts, dialect=dialect)
+    done = run(source, destination, placement, engine, options, durable=not no_fsync, progress=progress_bar)
+    print_written("shards", done, output_format)

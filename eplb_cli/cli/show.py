@@ -1,0 +1,58 @@
+"""What commands print: results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eplb_cli import render
+from eplb_cli.cli.options import Format
+
+if TYPE_CHECKING:
+    from eplb_cli.report.report import Report
+    from eplb_cli.report.written import Written
+
+
+def print_written(what: str, done: Written, output_format: Format) -> None:
+    """What `shard`, `merge` or `bake` has made."""
+    from dataclasses import asdict
+
+    for warning in done.warnings:
+        render.print_warning(warning)
+    if output_format is Format.json:
+        render.print_json({"format": f"eplb-{what}/1", **asdict(done), "output": str(done.output)})
+    else:
+        render.print_written(what, done)
+
+
+def print_report(report: Report, output_format: Format, *, full: bool) -> None:
+    """What a plan moves, or a run has moved."""
+    if output_format is Format.json or not sys.stdout.isatty():  # on a terminal the page has them
+        for warning in report.warnings:
+            render.print_warning(warning)
+    if output_format is Format.json:
+        from eplb_cli.report.report import report_json
+
+        render.print_json(report_json(report))
+    else:
+        render.print_report(report, full=full)
+
+
+@contextlib.contextmanager
+def progress_bar(total_nbytes: int, description: str) -> Iterator[Callable[[int], None]]:
+    """What a command shows while bytes move; nothing where there are none."""
+    if total_nbytes == 0:
+        yield lambda _: None
+        return
+    with render.Progress(total_nbytes, description) as bar:
+        yield bar.update
+
+
+def tree_nbytes(path: Path) -> int:
+    """Bytes of the shards in a directory, 0 where it cannot be read: the command itself will say why."""
+    with contextlib.suppress(OSError):
+        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return 0

@@ -1,0 +1,84 @@
+"""`eplb validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb_cli import render
+from eplb_cli.cli.app import app
+from eplb_cli.cli.options import (
+    FindingsFormat,
+    FromOption,
+    ModelOption,
+    NumExperts,
+    NumRedundant,
+    OldFromOption,
+    OldNumRanks,
+    named_model,
+)
+from eplb_cli.errors import EXIT_FINDINGS, UsageError
+
+
+@app.command(
+    short_help="Check placement files.",
+    epilog="""\b
+Examples:
+  eplb validate maps/*.json
+  eplb validate new.json --against old.json --format github""",
+)
+def validate(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Placement files.")],
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="OLD", help="Check that OLD can be turned into each of them."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="DIR",
+            help="Shards whose layers, ranks and slots each of them has to have; with --against, OLD.",
+        ),
+    ] = None,
+    num_ranks: Annotated[
+        int | None,
+        typer.Option(
+            "--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks, where a file does not say."
+        ),
+    ] = None,
+    old_num_ranks: OldNumRanks = None,
+    num_logical_experts: NumExperts = None,
+    num_redundant_experts: NumRedundant = None,
+    dialect: FromOption = None,
+    old_dialect: OldFromOption = None,
+    model: ModelOption = None,
+    output_format: Annotated[
+        FindingsFormat, typer.Option("--format", help="What stdout gets.")
+    ] = FindingsFormat.text,
+) -> None:
+    """Check placements, and say all that is wrong with them at once.
+
+    Exits with 1 where there is an error among the findings; warnings alone are no reason.
+    """
+    from eplb_cli.inputs.options import PlacementOptions, hints_to_validate
+    from eplb_cli.placements.validate import validate_files
+
+    if checkpoint is not None and model is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
+    options = PlacementOptions(
+        num_ranks,
+        old_num_ranks,
+        num_logical_experts,
+        num_redundant_experts,
+        dialect,
+        old_dialect,
+        named_model(model),
+    )
+    hints, old_hints = hints_to_validate(options, against, checkpoint)
+    findings = validate_files(files, hints, against, old_hints)
+    render.print_findings(findings, files, output_format.value)
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(EXIT_FINDINGS)

@@ -1,0 +1,1 @@
+"""The wire: units, chunks, messages, and what carries them."""

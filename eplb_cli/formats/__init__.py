@@ -1,0 +1,1 @@
+"""Files of strangers as plain values: bounded, checked, never unpickled."""

@@ -1,0 +1,1 @@
+"""`shard`, `merge`, `bake`: from and to Hugging Face."""

@@ -1,0 +1,214 @@
+"""`eplb bake`: a placement without replicas as the order of the experts in a plain Hugging Face checkpoint.
+
+Slot p of the placement becomes expert p: its tensors get that number, and the router's row for it moves to
+row p. What an engine does by default, linear, is then the placement, and the model computes what it did.
+
+Tensors of single experts stay where they are in their files and get another name in the header. Stacked
+tensors and routers have their rows moved. Where the file system can share blocks, whole files are shared::
+
+    before   header | experts.0.up | experts.1.up | gate: row 0, row 1
+    after    header | experts.1.up | experts.0.up | gate: row 1, row 0       same bytes, but for the gate
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME
+from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.huggingface.engine import AS_THEY_ARE, find_names, split_key
+from eplb_cli.huggingface.joined import Joined, join, parts_of_shards
+from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves, prove_parts
+from eplb_cli.huggingface.record import Origin, open_sharded, read_origin
+from eplb_cli.huggingface.reordered import Baked, with_routers
+from eplb_cli.huggingface.routers import (
+    Routers,
+    check_placement,
+    check_tensors,
+    check_texts,
+    find_routers,
+    unbakeable,
+)
+from eplb_cli.huggingface.source import HuggingFace, config_of, open_huggingface
+from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.output.commit import carry_files, reopen
+from eplb_cli.output.journal import Known
+from eplb_cli.output.prepared import Prepared
+from eplb_cli.output.prove import Proof
+from eplb_cli.output.staging import Staging, check_destination, check_space, create_files, publish, staging
+from eplb_cli.placements.findings import check_pair, raise_first
+from eplb_cli.placements.placement import Placement
+from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.report.written import Written
+
+
+def bake(
+    source: Path,
+    destination: Path,
+    placement: str,
+    options: PlacementOptions,
+    *,
+    durable: bool,
+    progress: ProgressBar,
+) -> Written:
+    """Write a Hugging Face checkpoint whose experts are in the order of a placement, and prove it.
+
+    Raises:
+        CheckpointError: EP226, the model or the placement cannot be baked.
+        EplbError: whatever else went wrong; there is no output then.
+    """
+    started = time.perf_counter()
+    check_destination(source, destination)
+    tree, config = open_huggingface(source), config_of(source)
+    if (source / MANIFEST_NAME).exists():
+        raise unbakeable(f"{source} has an eplb.json: it was baked already", "bake what it was made of")
+    routers = check_bakeable(tree, config)
+    parts = join(tree, find_names(AS_THEY_ARE, str(config["model_type"]), tree.tensors)).parts
+    new, warnings = placement_for(source, config, placement, parts.placement, options)
+    rows = with_routers(parts, parts, routers)
+    baked = Baked(tree, rows, order_of(new, parts.placement, routers, config))
+    prepared = Prepared(rows, plan_moves(parts.placement, baked.placement), baked.output())
+    with staging(destination) as stage:
+        check_space(stage, prepared.output)
+        create_files(stage, prepared.output)
+        known = baked.share(prepared, stage)
+        proof, _ = _move(prepared, stage, known, durable=durable, progress=progress)
+        _finish(baked, prepared, stage, new, config, durable=durable)
+    said = [*(finding.message for finding in warnings), *proof.warnings]
+    return _made(destination, new, prepared, proof.rows_proved, time.perf_counter() - started, said)
+
+
+def bake_shards(source: Path, destination: Path, *, durable: bool, progress: ProgressBar) -> Written:
+    """Write the Hugging Face checkpoint that shards were made of, in the order they have its experts in.
+
+    Raises:
+        CheckpointError: EP226, the model or the placement cannot be baked; EP225, they cannot be merged.
+        EplbError: whatever else went wrong; there is no output then.
+    """
+    started = time.perf_counter()
+    check_destination(source, destination)
+    origin = read_origin(source)
+    engine, joined = open_sharded(source, origin)
+    config, new = config_of(source), engine.placement
+    routers = check_bakeable(origin.tree, config)
+    rows = with_routers(joined.parts, joined.parts, routers)
+    baked = Baked(origin.tree, rows, order_of(new, joined.parts.placement, routers, config))
+    parts = with_routers(parts_of_shards(joined, engine), joined.parts, routers)
+    prepared = Prepared(parts, plan_moves(new, baked.placement), baked.output(parts))
+    with staging(destination) as stage:
+        check_space(stage, prepared.output)
+        create_files(stage, prepared.output)
+        known = Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
+        proof, new_digests = _move(prepared, stage, known, durable=durable, progress=progress)
+        _compare(baked, joined, origin, prepared, new_digests)
+        _finish(baked, prepared, stage, new, config, durable=durable)
+    seconds = time.perf_counter() - started
+    return _made(destination, new, prepared, proof.rows_proved, seconds, proof.warnings)
+
+
+def _finish(
+    baked: Baked,
+    prepared: Prepared,
+    stage: Staging,
+    new: Placement,
+    config: Mapping[str, Any],
+    *,
+    durable: bool,
+) -> None:
+    """Everything beside the tensors, and the rename."""
+    carry_files(baked.tree.carried, stage, durable=durable)
+    baked.write_rest(stage, new, config, durable=durable)
+    reopen(prepared.output, stage)
+    publish(stage, durable=durable)
+
+
+def _made(
+    destination: Path, new: Placement, prepared: Prepared, rows: int, seconds: float, warnings: list[str]
+) -> Written:
+    return Written(
+        destination,
+        AS_THEY_ARE,
+        new.num_ranks,
+        new.num_layers,
+        new.num_logical_experts,
+        rows,
+        prepared.output.nbytes,
+        seconds,
+        [f"any engine, with {new.num_ranks} expert-parallel ranks and its default linear placement"],
+        warnings,
+    )
+
+
+def _compare(
+    baked: Baked, joined: Joined, origin: Origin, prepared: Prepared, new_digests: NDArray[np.uint8]
+) -> None:
+    """EP506 where an expert, or an other tensor but a router, is not what `shard` had read."""
+    shape = joined.parts.extents.file.shape
+    size = joined.parts.extents.file.size
+    before = origin.digests[:size].reshape(*shape, -1)
+    index = np.broadcast_to(baked.order[:, None, :, None], before.shape)
+    rows = new_digests[: prepared.checkpoint.row_nbytes.size * shape[2]]
+    after = rows.reshape(shape[0], -1, shape[2], rows.shape[1])[:, : shape[1]]
+    keys = sorted(joined.parts.others[0])
+    others = {key: origin.digests[size + number] for number, key in enumerate(keys)}
+    wrong = [
+        copy.key
+        for copy, digest in zip(prepared.output.others, new_digests[len(rows) :], strict=True)
+        if (others[copy.key] != digest).any()
+    ]
+    if wrong or not np.array_equal(np.take_along_axis(before, index, axis=2), after):
+        where = repr(wrong[0]) if wrong else "a row of an expert"
+        raise BytesError("EP506", f"{where} is not what `shard` had read")
+
+
+def check_bakeable(tree: HuggingFace, config: Mapping[str, Any]) -> Routers:
+    """The routers of a checkpoint, where everything that names experts is known. Raises EP226."""
+    routers = find_routers(config)
+    layers = {key.layer for key in map(split_key, tree.tensors) if key.template in routers.tensors}
+    check_tensors(routers, tree.tensors, [layer for layer in layers if layer is not None])
+    texts = [name for name in tree.carried if name == "config.json" or "quant" in name]
+    check_texts({name: files.read_small_file(tree.carried[name], 1 << 28) for name in texts})
+    return routers
+
+
+def order_of(
+    new: Placement, all_layers: Placement, routers: Routers, config: Mapping[str, Any]
+) -> NDArray[np.int64]:
+    """(L, E) the expert that becomes expert p, in every MoE layer; unchanged in those NEW does not name.
+
+    Raises:
+        CheckpointError: EP226, NEW cannot be baked; EP212, it names a layer without experts.
+        PlacementError: it is of other experts.
+    """
+    check_placement(new, routers, config)
+    order = np.array(all_layers.physical_to_logical)
+    layers = [] if all_layers.layer_ids is None else all_layers.layer_ids.tolist()
+    named = [] if new.layer_ids is None else new.layer_ids.tolist()
+    if missing := sorted(set(named) - set(layers)):
+        raise CheckpointError(
+            "EP212", f"layer {missing[0]} of the placement has no experts in the checkpoint"
+        )
+    places = [layers.index(layer) for layer in named]
+    old = Placement(order[places], all_layers.first_slot, all_layers.num_logical_experts, new.layer_ids)
+    raise_first(check_pair(old, new))
+    order[places] = new.physical_to_logical
+    return order
+
+
+def _move(
+    prepared: Prepared, stage: Staging, known: Known, *, durable: bool, progress: ProgressBar
+) -> tuple[Proof, NDArray[np.uint8]]:
+    """Move what was not shared, and prove all of it; the digests of new places too."""
+    nbytes = int(prepared.pieces.nbytes[~known.written[prepared.pieces.destination]].sum())
+    with progress(2 * nbytes, "bake") as show:
+        old_digests, new_digests = move_parts(
+            prepared, stage, accumulate(show), durable=durable, verify=True, known=known
+        )
+    return prove_parts(prepared, old_digests, new_digests), new_digests

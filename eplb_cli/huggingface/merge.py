@@ -1,0 +1,93 @@
+"""`eplb merge`: what `shard` wrote, resharded or not, back to the Hugging Face checkpoint it came from."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint
+from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.huggingface.joined import Joined, parts_of_shards
+from eplb_cli.huggingface.parts import move_parts, plan_moves, prove_parts
+from eplb_cli.huggingface.record import Origin, open_sharded, read_origin
+from eplb_cli.output.commit import carry_files, reopen
+from eplb_cli.output.prepared import Prepared, place_name
+from eplb_cli.output.staging import check_destination, check_space, create_files, publish, staging
+from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
+from eplb_cli.placements.findings import check_pair, raise_first
+from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.report.written import Written
+
+
+def merge(source: Path, destination: Path, *, durable: bool, progress: ProgressBar) -> Written:
+    """Write the Hugging Face checkpoint that the shards in `source` were made of, and prove it.
+
+    Raises:
+        EplbError: whatever went wrong; there is no output then.
+    """
+    started = time.perf_counter()
+    check_destination(source, destination)
+    origin = read_origin(source)
+    prepared = _prepare(source, origin)
+    with staging(destination) as stage:
+        check_space(stage, prepared.output)
+        create_files(stage, prepared.output)
+        carry_files(origin.tree.carried, stage, durable=durable)
+        with progress(2 * int(prepared.pieces.nbytes.sum()), "merge") as show:
+            old_digests, new_digests = move_parts(
+                prepared, stage, accumulate(show), durable=durable, verify=True
+            )
+        proof = prove_parts(prepared, old_digests, new_digests)
+        _compare(prepared, origin, new_digests)
+        if origin.tree.index_name is not None:
+            files.write_file(stage.path / origin.tree.index_name, origin.tree.index, durable=durable)
+        reopen(prepared.output, stage)
+        publish(stage, durable=durable)
+    new = prepared.plan.new
+    return Written(
+        destination,
+        "huggingface",
+        prepared.plan.old.num_ranks,
+        new.num_layers,
+        new.num_logical_experts,
+        proof.rows_proved,
+        prepared.output.nbytes,
+        time.perf_counter() - started,
+        [],
+        proof.warnings,
+    )
+
+
+def _prepare(source: Path, origin: Origin) -> Prepared:
+    engine, joined = open_sharded(source, origin)
+    parts, new = parts_of_shards(joined, engine), joined.parts.placement
+    raise_first(check_pair(engine.placement, new))
+    return Prepared(parts, plan_moves(engine.placement, new), _output(joined, parts, origin))
+
+
+def _output(joined: Joined, parts: ShardedCheckpoint, origin: Origin) -> OutputTree:
+    """The Hugging Face files as they were; other tensors by key, as the record has their digests."""
+    others, by_file = [], defaultdict[int, dict[str, tuple[int, int]]](dict)
+    for key, at in sorted(joined.parts.others[0].items()):
+        others.append(OtherCopy(key, 0, parts.others[0][key], 0, at.file, at.offset))
+        by_file[at.file][key] = (at.offset, at.entry.nbytes)
+    outputs = [
+        OutputFile(file.name, 0, file.start, file.nbytes, by_file[number])
+        for number, file in enumerate(origin.tree.files)
+    ]
+    return OutputTree(tuple(outputs), joined.parts.extents, tuple(others))
+
+
+def _compare(prepared: Prepared, origin: Origin, new_digests: NDArray[np.uint8]) -> None:
+    """EP506 where a row or another tensor is not what `shard` had read."""
+    if new_digests.shape != origin.digests.shape:
+        raise CheckpointError("EP225", "the record of the Hugging Face checkpoint has other tensors than it")
+    wrong = np.flatnonzero((new_digests != origin.digests).any(axis=1))
+    if len(wrong):
+        name = place_name(prepared, int(wrong[0]))
+        raise BytesError("EP506", f"{name} is not what `shard` had read; {len(wrong):,} pieces differ in all")

@@ -1,0 +1,106 @@
+"""`eplb-huggingface.json`: what `merge` needs to make the Hugging Face checkpoint again, byte for byte.
+
+It lies beside the shards and travels along when they are resharded. It has the beginning of every file, the
+names that the shards were given, and the digests of all rows and other tensors, in the order of `old_places`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
+from eplb_cli.checkpoint.shards import open_shards
+from eplb_cli.digests import DIGEST_NBYTES
+from eplb_cli.errors import CheckpointError
+from eplb_cli.huggingface.engine import Names, names_from_json
+from eplb_cli.huggingface.joined import Joined, join
+from eplb_cli.huggingface.parts import in_layer_order
+from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, file_from_start
+
+FORMAT = "eplb-huggingface/1"
+MAX_ORIGIN_NBYTES = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """A Hugging Face checkpoint without its data.
+
+    Attributes:
+        tree: its files; `carried` names those beside them, wherever they are now.
+        names: what the engine calls its tensors.
+        digests: (X, 16) xxh3-128 of every row (L, K, E), then of every other tensor by its key.
+    """
+
+    tree: HuggingFace
+    names: Names
+    digests: NDArray[np.uint8]
+
+
+def origin_bytes(tree: HuggingFace, names: Names, digests: NDArray[np.uint8]) -> bytes:
+    """The content of the record."""
+    content = {
+        "format": FORMAT,
+        "names": names.as_json(),
+        "index_name": tree.index_name,
+        "index": tree.index.decode("latin-1"),
+        "carried": sorted(tree.carried),
+        "files": [{"name": file.name, "start": file.start.decode("latin-1")} for file in tree.files],
+        "digests": digests.tobytes().hex(),
+    }
+    return json.dumps(content).encode() + b"\n"
+
+
+def read_origin(path: Path) -> Origin:
+    """The record beside shards.
+
+    Raises:
+        CheckpointError: EP225, there is none, or it is damaged.
+    """
+    where = path / ORIGIN_NAME
+    if not where.is_file():
+        raise CheckpointError("EP225", f"{path} has no {ORIGIN_NAME}")
+    try:
+        raw = json.loads(files.read_small_file(where, MAX_ORIGIN_NBYTES))
+        if raw["format"] != FORMAT:
+            raise _damaged(where, f"its format is not {FORMAT}")
+        names = names_from_json(raw["names"])
+        index_name, index = raw["index_name"], raw["index"].encode("latin-1")
+        sources = tuple(
+            file_from_start(_plain_name(file["name"]), file["start"].encode("latin-1"))
+            for file in raw["files"]
+        )
+        digests = np.frombuffer(bytes.fromhex(raw["digests"]), np.uint8).reshape(-1, DIGEST_NBYTES)
+        carried = {_plain_name(name): path / _plain_name(name) for name in raw["carried"]}
+        index_name = None if index_name is None else _plain_name(index_name)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(where, f"{type(error).__name__}: {str(error)[:200]}") from error
+    return Origin(HuggingFace(path, sources, index_name, index, carried), names, digests)
+
+
+def _plain_name(name: str) -> str:
+    if "/" in name or name in {"", ".", ".."} or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file beside it")
+    return name
+
+
+def _damaged(where: Path, problem: str) -> CheckpointError:
+    return CheckpointError("EP225", f"{where} cannot be used: {problem}")
+
+
+def open_sharded(source: Path, origin: Origin) -> tuple[ShardedCheckpoint, Joined]:
+    """Shards that `shard` wrote, or a reshard since, and both forms of what they were made of.
+
+    Raises:
+        CheckpointError: EP225, nothing says what their rows are; what `bind` and `join` raise.
+    """
+    shards = open_shards(source)
+    if shards.manifest is None:
+        raise CheckpointError("EP225", f"{source} has no eplb.json, so nothing says what its rows are")
+    engine = bind(shards, in_layer_order(shards.manifest.read_placement(source)))
+    return engine, join(origin.tree, origin.names)

@@ -1,0 +1,275 @@
+"""A Hugging Face checkpoint with its experts in another order: names, router rows, and where it all lies."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli import __version__, files
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME
+from eplb_cli.checkpoint.sharded import ExpertTensor, Extents, ShardedCheckpoint
+from eplb_cli.checkpoint.shards import TensorAt
+from eplb_cli.errors import CheckpointError, PlacementError
+from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT
+from eplb_cli.huggingface.engine import split_key
+from eplb_cli.huggingface.parts import in_layer_order
+from eplb_cli.huggingface.routers import Routers, unbakeable
+from eplb_cli.huggingface.source import HuggingFace
+from eplb_cli.models.load import Load
+from eplb_cli.output.journal import Known
+from eplb_cli.output.prepared import Prepared
+from eplb_cli.output.staging import Staging
+from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
+from eplb_cli.placements.own_format import placement_from_json, placement_to_json
+from eplb_cli.placements.placement import Placement
+
+FORMAT = "eplb-baked/1"
+
+
+def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, routers: Routers) -> ShardedCheckpoint:
+    """Parts of experts together with the rows of their routers, wherever `parts` has those.
+
+    Args:
+        entries: the same in the Hugging Face form, for its layers and keys.
+
+    Raises:
+        CheckpointError: EP226, a layer has no router, or one of another number of experts.
+    """
+    others = dict(parts.others[0])
+    placement = parts.placement
+    table, num_experts = placement.physical_to_logical, placement.num_logical_experts
+    shape = (placement.num_layers, len(routers.tensors))
+    found: dict[tuple[int, int], TensorAt] = {}
+    for layer, number in np.ndindex(shape):
+        key = routers.tensors[number].replace("{layer}", str(entries.placement.layer_name(layer)))
+        if key in others:
+            at = found[layer, number] = others.pop(key)
+            if not at.entry.shape or at.entry.shape[0] != num_experts:
+                raise unbakeable(f"{key!r} has the shape {list(at.entry.shape)}, and no row for each expert")
+        elif number == 0:
+            raise unbakeable(f"there is no {key!r}")
+    extra = _columns(found, shape, table)
+    merged = [
+        np.concatenate([first, second], axis=1)
+        for first, second in zip(
+            (parts.dtype, parts.row_shape, parts.row_nbytes, parts.extents.file, parts.extents.offset),
+            extra,
+            strict=True,
+        )
+    ]
+    return replace(
+        parts,
+        expert_tensors=(*parts.expert_tensors, *(ExpertTensor(name, name) for name in routers.tensors)),
+        dtype=merged[0],
+        row_shape=merged[1],
+        row_nbytes=merged[2],
+        series=np.full(merged[0].shape, None, object),
+        extents=Extents(merged[3], merged[4]),
+        others=(others, *parts.others[1:]),
+    )
+
+
+def _columns(
+    found: Mapping[tuple[int, int], TensorAt], shape: tuple[int, int], table: NDArray[np.int64]
+) -> tuple[NDArray[Any], ...]:
+    """dtype, row_shape, row_nbytes (L, K), file and offset (L, K, P) of tensors with rows of experts."""
+    dtype, row_shape = np.full(shape, None, object), np.full(shape, None, object)
+    row_nbytes = np.zeros(shape, np.int64)
+    file = np.full((*shape, table.shape[1]), -1, np.int32)
+    offset = np.zeros((*shape, table.shape[1]), np.int64)
+    for (layer, number), at in found.items():
+        nbytes = at.entry.nbytes // at.entry.shape[0]
+        dtype[layer, number], row_shape[layer, number] = at.entry.dtype, at.entry.shape[1:]
+        row_nbytes[layer, number] = nbytes
+        filled = table[layer] >= 0
+        file[layer, number, filled] = at.file
+        offset[layer, number, filled] = at.offset + table[layer, filled] * nbytes
+    return dtype, row_shape, row_nbytes, file, offset
+
+
+@dataclass(frozen=True, eq=False)
+class Baked:
+    """A Hugging Face checkpoint with its experts in another order.
+
+    Attributes:
+        tree: the checkpoint before. rows: its parts and router rows, all experts in order.
+        order: (L, E) the expert that becomes expert p.
+    """
+
+    tree: HuggingFace
+    rows: ShardedCheckpoint
+    order: NDArray[np.int64]
+
+    @property
+    def placement(self) -> Placement:
+        """The order as a placement on one rank."""
+        old = self.rows.placement
+        return Placement(self.order, old.first_slot, old.num_logical_experts, old.layer_ids)
+
+    def new_key(self, key: str) -> str:
+        """What a tensor is called afterwards."""
+        template, layer, expert = split_key(key)
+        number = self._numbers.get((layer, expert))
+        if number is None:
+            return key
+        return template.replace("{layer}", str(layer)).replace("{expert}", str(number))
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[int | None, int | None], int]:
+        """By layer and expert, the number that the expert gets."""
+        layers = [self.rows.placement.layer_number(layer) for layer in range(len(self.order))]
+        return {
+            (layer, expert): number
+            for layer, row in zip(layers, self.order.tolist(), strict=True)
+            for number, expert in enumerate(row)
+        }
+
+    def starts(self) -> list[bytes]:
+        """The beginning of each file, as long as before or longer by whole pages."""
+        result = []
+        for file in self.tree.files:
+            header = json.loads(file.start[8:])
+            renamed = {self.new_key(key): value for key, value in header.items()}
+            text = json.dumps(renamed, separators=(",", ":"), ensure_ascii=False).encode()
+            more = max(8 + len(text) - len(file.start), 0)
+            nbytes = len(file.start) - 8 + math.ceil(more / DATA_ALIGNMENT) * DATA_ALIGNMENT
+            result.append(nbytes.to_bytes(8, "little") + text.ljust(nbytes))
+        return result
+
+    def output(self, parts: ShardedCheckpoint | None = None) -> OutputTree:
+        """The files afterwards, and where each row is in them.
+
+        Args:
+            parts: where the tensors come from, if not from the files themselves.
+        """
+        sources = (parts or self.rows).others[0]
+        starts, extents = self.starts(), self.rows.extents
+        shift = np.array(
+            [len(start) - len(file.start) for start, file in zip(starts, self.tree.files, strict=True)]
+        )
+        renamed = ["{expert}" in tensor.template for tensor in self.rows.expert_tensors]
+        place = np.broadcast_to(self.order[:, None], extents.file.shape)
+        stays = np.broadcast_to(np.array(renamed)[None, :, None], extents.file.shape)
+        own = np.broadcast_to(np.arange(self.order.shape[1]), extents.file.shape)
+        index = np.where(stays, place, own)
+        file = np.take_along_axis(extents.file, index, axis=2)
+        offset = np.take_along_axis(extents.offset, index, axis=2) + np.where(file >= 0, shift[file], 0)
+        by_file: dict[int, dict[str, tuple[int, int]]] = defaultdict(dict)
+        others = []
+        for key, at in sorted(self.rows.others[0].items()):
+            begin = at.offset + int(shift[at.file])
+            others.append(OtherCopy(key, 0, sources[key], 0, at.file, begin))
+            by_file[at.file][key] = (begin, at.entry.nbytes)
+        outputs = [
+            OutputFile(old.name, 0, start, old.nbytes + len(start) - len(old.start), by_file[number])
+            for number, (old, start) in enumerate(zip(self.tree.files, starts, strict=True))
+        ]
+        return OutputTree(tuple(outputs), Extents(file, offset), tuple(others))
+
+    def share(self, prepared: Prepared, stage: Staging) -> Known:
+        """Share whole files where the file system can; which places are right by that."""
+        pieces, old, new = prepared.pieces, prepared.old_places, prepared.new_places
+        known = Known.nothing(len(old.rank), len(new.rank))
+        shared = [
+            _clone(file.path, len(file.start), stage.path / output.name, output.header)
+            for file, output in zip(self.tree.files, prepared.output.files, strict=True)
+        ]
+        shift = [
+            len(output.header) - len(file.start)
+            for file, output in zip(self.tree.files, prepared.output.files, strict=True)
+        ]
+        source, destination = pieces.source, pieces.destination
+        file = new.file[destination]
+        same = (old.file[source] == file) & (
+            old.offset[source] + np.array(shift)[file] == new.offset[destination]
+        )
+        known.written[destination] = same & np.array(shared, bool)[file]
+        return known
+
+    def write_rest(self, stage: Staging, new: Placement, config: Mapping[str, Any], *, durable: bool) -> None:
+        """The index, and `eplb.json` with the permutation."""
+        tree = self.tree
+        if tree.index_name is not None:
+            index = json.loads(tree.index)
+            index["weight_map"] = dict(
+                sorted((self.new_key(key), name) for key, name in index["weight_map"].items())
+            )
+            text = json.dumps(index, indent=2) + "\n"
+            files.write_file(stage.path / tree.index_name, text.encode(), durable=durable)
+        content = {
+            "format": FORMAT,
+            "tool": f"eplb {__version__}",
+            "model_type": config["model_type"],
+            "placement": placement_to_json(new),
+        }
+        files.write_file(stage.path / MANIFEST_NAME, json.dumps(content).encode() + b"\n", durable=durable)
+
+
+def _clone(source: Path, start_nbytes: int, destination: Path, header: bytes) -> bool:
+    """Share the blocks of a file's data with another; False where that cannot be."""
+    begin = start_nbytes // DATA_ALIGNMENT * DATA_ALIGNMENT
+    shift = len(header) - start_nbytes
+    read, write = files.open_source(source), files.open_output(destination)
+    try:
+        nbytes = os.fstat(read).st_size - begin
+        if not files.clone_range(read, write, nbytes, begin, begin + shift, destination):
+            return False
+        files.write_from(write, memoryview(header), 0, destination)
+        return True
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def read_baked(path: Path) -> Placement:
+    """The placement that a checkpoint was baked with. Raises EP226."""
+    where = path / MANIFEST_NAME
+    try:
+        raw = json.loads(files.read_small_file(where, 1 << 28))
+        if raw["format"] == FORMAT:
+            return in_layer_order(placement_from_json(raw["placement"], str(where)))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError("EP226", f"{where} is not of a baked checkpoint") from error
+    raise CheckpointError("EP226", f"{where} is not of a baked checkpoint")
+
+
+def unbaked(load: Load, placement: Placement) -> Load:
+    """The load of a baked model by the experts of the model that it was baked of.
+
+    Raises:
+        PlacementError: EP109, they differ in experts or layers.
+    """
+    layers = None if load.layer_ids is None else load.layer_ids.tolist()
+    named = None if placement.layer_ids is None else placement.layer_ids.tolist()
+    if load.counts.shape[2] != placement.num_logical_experts:
+        said = f"{load.counts.shape[2]:,} experts, and the placement has {placement.num_logical_experts:,}"
+        raise PlacementError("EP109", f"the load is of {said}")
+    if layers is None or named is None:
+        if load.counts.shape[1] != placement.num_layers:
+            said = f"{load.counts.shape[1]:,} layers, and the placement has {placement.num_layers:,}"
+            raise PlacementError("EP109", f"the load is of {said}", "say the model with --model")
+        places = list(range(placement.num_layers))
+    else:
+        places = [layers.index(layer) for layer in named if layer in layers]
+        placement = replace(
+            placement,
+            physical_to_logical=placement.physical_to_logical[[layer in layers for layer in named]],
+        )
+    counts = load.counts.copy()
+    table = np.broadcast_to(
+        placement.physical_to_logical, (len(counts), *placement.physical_to_logical.shape)
+    )
+    moved = np.empty_like(counts[:, places])
+    np.put_along_axis(moved, table, counts[:, places], axis=2)
+    counts[:, places] = moved
+    return replace(load, counts=counts)

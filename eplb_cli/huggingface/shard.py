@@ -1,0 +1,216 @@
+"""`eplb shard`: a Hugging Face checkpoint in, the shards of an engine out, under any placement.
+
+Every byte of the checkpoint is read once, hashed, and written to every rank that needs it; what all ranks
+have alike is one file under many names. Then everything is read back, by the parts it came in and by the
+tensors it is now.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.arrays import Digests
+from eplb_cli.checkpoint.manifest import file_entry
+from eplb_cli.checkpoint.places import Places
+from eplb_cli.checkpoint.sharded import with_layers
+from eplb_cli.errors import BytesError
+from eplb_cli.huggingface.engine import Names, find_names
+from eplb_cli.huggingface.joined import Joined, join, parts_of_output, tensor_places
+from eplb_cli.huggingface.parts import in_layer_order, move_parts, placement_for, plan_moves, prove_parts
+from eplb_cli.huggingface.record import origin_bytes
+from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, config_of, open_huggingface
+from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.machine import default_threads
+from eplb_cli.output.commit import carry_files, fill_unlinked, reopen, write_manifest
+from eplb_cli.output.prepared import Prepared, place_name
+from eplb_cli.output.serving import NO_ENGINE, serving_notes
+from eplb_cli.output.staging import Staging, check_destination, check_space, create_files, publish, staging
+from eplb_cli.output.tree import plan_output
+from eplb_cli.placements.findings import Finding, check_pair, raise_first
+from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.report.written import Written
+from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
+from eplb_cli.transfer.meter import Meter
+from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, Tree, cut_tasks, digest_places
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """All that is known before a byte moves: the plan by parts, and the same by the engine's tensors."""
+
+    tree: HuggingFace
+    names: Names
+    joined: Joined
+    parts: Prepared
+    tensors: Prepared
+    tensor_places: NDArray[np.int64]
+    warnings: list[Finding]
+
+
+def shard(
+    source: Path,
+    destination: Path,
+    placement: str,
+    engine: str,
+    options: PlacementOptions,
+    *,
+    durable: bool,
+    progress: ProgressBar,
+) -> Written:
+    """Write a Hugging Face checkpoint as an engine's shards, and prove them.
+
+    Raises:
+        EplbError: whatever went wrong; there is no DST then.
+    """
+    started = time.perf_counter()
+    check_destination(source, destination)
+    plan = _plan(source, placement, engine, options)
+    output, new = plan.tensors.output, plan.parts.plan.new
+    with staging(destination) as stage:
+        check_space(stage, output)
+        unlinked = create_files(stage, output)
+        carried = carry_files(plan.tree.carried, stage, durable=durable)
+        nbytes = int(plan.parts.pieces.nbytes.sum() + plan.parts.new_places.nbytes.sum())
+        constants = _write_constants(plan, stage)
+        with progress(nbytes, "shard") as show:
+            advance = accumulate(show)
+            old_digests = move_parts(plan.parts, stage, advance, durable=durable, verify=False)[0]
+            fill_unlinked(stage, output, unlinked, durable=durable)
+            by_part, by_tensor = _read_back(plan, stage, advance)
+        for place, digest in constants.items():
+            if by_tensor[place].tobytes() != digest:
+                raise BytesError("EP504", f"{place_name(plan.tensors, place)} is not what was written")
+        proof = prove_parts(plan.parts, old_digests, by_part)
+        record = origin_bytes(plan.tree, plan.names, old_digests)
+        files.write_file(stage.path / ORIGIN_NAME, record, durable=durable)
+        carried[ORIGIN_NAME] = file_entry(record)
+        serving = _serving(new, plan.names)
+        write_manifest(
+            plan.tensors, stage, by_tensor, carried, verified=True, durable=durable, serving=serving
+        )
+        reopen(output, stage)
+        publish(stage, durable=durable)
+    return Written(
+        destination,
+        engine,
+        new.num_ranks,
+        new.num_layers,
+        new.num_logical_experts,
+        proof.rows_proved,
+        output.own_nbytes,
+        time.perf_counter() - started,
+        serving,
+        [*(finding.message for finding in plan.warnings), *proof.warnings],
+    )
+
+
+def _plan(source: Path, placement: str, engine: str, options: PlacementOptions) -> _Plan:
+    tree = open_huggingface(source)
+    config = config_of(source)
+    names = find_names(engine, str(config.get("model_type")), tree.tensors)
+    joined = join(tree, names)
+    old = joined.engine.placement
+    new, warnings = placement_for(source, config, placement, old, options)
+    new = in_layer_order(with_layers(new, joined.engine.shards))
+    raise_first(check_pair(old, new))
+    plan = plan_moves(old, new)
+    in_tensors = plan_output(joined.engine, new, frozenset(joined.engine.others[0]))
+    in_parts, other_tensors = parts_of_output(joined, in_tensors)
+    tensors = Prepared(joined.engine, plan, in_tensors)
+    num_rows = joined.engine.row_nbytes.size * new.num_slots
+    places = tensor_places(joined, new.num_slots, num_rows, other_tensors)
+    return _Plan(tree, names, joined, Prepared(joined.parts, plan, in_parts), tensors, places, warnings)
+
+
+def _write_constants(plan: _Plan, stage: Staging) -> dict[int, bytes]:
+    """Write what only the engine has; the digest of each, by its new place."""
+    output = plan.tensors.output
+    num_rows = output.extents.file.size
+    digests = {}
+    for number, copy in enumerate(output.others):
+        content = plan.joined.constants.get(copy.key)
+        if content is None:
+            continue
+        path = stage.path / output.files[copy.dst_file].name
+        descriptor = files.open_output(path)
+        try:
+            files.write_from(descriptor, memoryview(content), copy.dst_offset, path)
+        finally:
+            os.close(descriptor)
+        digests[num_rows + number] = xxhash.xxh3_128_digest(content)
+    return digests
+
+
+def _read_back(plan: _Plan, stage: Staging, advance: Callable[[int], None]) -> tuple[Digests, Digests]:
+    """Digests of what was written, by part and by tensor; zero for tensors of empty slots."""
+    output = plan.tensors.output
+    tree = Tree([stage.path / file.name for file in output.files], files.open_output, Meter())
+    try:
+        whole = plan.tensors.new_places
+        by_part, by_tensor = digest_both(
+            plan.parts.new_places, plan.tensor_places, len(whole.rank), tree, advance
+        )
+        constants = np.setdiff1d(np.flatnonzero(whole.nbytes), plan.tensor_places)
+        with ThreadPoolExecutor(1) as pool:
+            by_tensor |= digest_places(whole, constants, tree, pool, advance)
+    finally:
+        tree.close()
+    table = plan.parts.plan.new.physical_to_logical
+    empty = np.broadcast_to(table[:, None, :] == EMPTY, output.extents.file.shape)
+    by_tensor[: empty.size][empty.ravel()] = 0
+    return by_part, by_tensor
+
+
+def digest_both(
+    parts: Places, whole: NDArray[np.int64], num_wholes: int, tree: Tree, advance: Callable[[int], None]
+) -> tuple[Digests, Digests]:
+    """Read places once and hash each of them, and the places that they are parts of.
+
+    Args:
+        whole: (X,) the number of the whole that a part is in; its parts lie one behind the other.
+    """
+    by_part = DigestTable.empty(len(parts.rank), tree.meter)
+    by_whole = DigestTable.empty(num_wholes, tree.meter)
+    wanted = np.flatnonzero(parts.nbytes)
+    wanted = wanted[np.lexsort((parts.offset[wanted], parts.file[wanted]))]
+    begins = np.diff(whole[wanted], prepend=-1) != 0
+    ends = np.r_[begins[1:], True]
+    buffers = ThreadBuffers(BLOCK_NBYTES)
+
+    def digest(task: slice) -> None:
+        places = wanted[task]
+        columns = (places, whole[places], parts.file[places], parts.offset[places], parts.nbytes[places])
+        for place, number, file, offset, nbytes, is_first, is_last in zip(
+            *(column.tolist() for column in (*columns, begins[task], ends[task])), strict=True
+        ):
+            for begin in range(0, nbytes, BLOCK_NBYTES):
+                view = buffers.view[: min(BLOCK_NBYTES, nbytes - begin)]
+                tree.read(file, view, offset + begin)
+                first, last = begin == 0, begin + len(view) == nbytes
+                by_part.feed(place, view, first=first, last=last)
+                by_whole.feed(number, view, first=first and is_first, last=last and is_last)
+            advance(nbytes)
+
+    with ThreadPoolExecutor(default_threads(1)) as pool:
+        Tasks([pool.submit(digest, task) for task in cut_tasks(parts.nbytes[wanted], begins)]).wait()
+    return by_part.values, by_whole.values
+
+
+def _serving(new: Placement, names: Names) -> list[str]:
+    """How the engine loads the shards: they are for no other."""
+    if not names.serving:
+        return ["shards with Hugging Face names: load them with a program that reads those"]
+    notes = [note for note in serving_notes(new, names.layout) if note.lower().startswith(names.engine)]
+    notes = [note for note in notes if NO_ENGINE not in note]
+    return [names.serving] if notes else [f"{names.engine}: no stock engine loads this placement from shards"]

@@ -1,0 +1,35 @@
+"""Experts that are live in memory, rearranged with the names of vLLM's `rebalance_execute`.
+
+rearrange     all layers at once, or as often as wanted
+buffers       one layer by way of buffers
+agreement     what can be wrong, told to all ranks alike
+plan          what one rank does
+rows          rows as source and sink of the exchange
+copies        many small copies in one step
+copy_kernel   the same on a CUDA device
+rank_mapping  placements over ranks that come, go or change their number
+"""
+
+from eplb_cli.live.buffers import (
+    MoveToBufferResult,
+    RecvMetadata,
+    get_ep_ranks_with_experts_batch,
+    move_from_buffer,
+    move_to_buffer,
+)
+from eplb_cli.live.rank_mapping import (
+    _map_new_expert_indices_with_rank_mapping,  # noqa: F401 - the reference has it here
+    _map_old_expert_indices_with_rank_mapping,  # noqa: F401 - the reference has it here
+)
+from eplb_cli.live.rearrange import Rearrangement, rearrange_expert_weights_inplace, transfer_layer
+
+__all__ = [
+    "MoveToBufferResult",
+    "Rearrangement",
+    "RecvMetadata",
+    "get_ep_ranks_with_experts_batch",
+    "move_from_buffer",
+    "move_to_buffer",
+    "rearrange_expert_weights_inplace",
+    "transfer_layer",
+]

@@ -1,0 +1,162 @@
+"""One layer by way of buffers, with the names and results of vLLM's `move_to_buffer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from eplb_cli.live.agreement import DEFAULT_BUFFER_NBYTES, agreed_plan, as_array
+from eplb_cli.live.copies import Copies, make_mover
+from eplb_cli.live.plan import plan_live, row_nbytes
+from eplb_cli.live.rows import LiveRows
+from eplb_cli.placements.placement import EMPTY
+
+
+@dataclass
+class RecvMetadata:
+    """What a rank receives from others in one layer; arrays have one entry per row of the rank.
+
+    Attributes:
+        recv_primary_mask: True for the row that a received expert lands in.
+        recv_count: number of experts received.
+        recv_expert_ids: the experts received, ascending, then -1.
+        recv_dst_rows: the rows they land in, then -1.
+    """
+
+    recv_primary_mask: NDArray[np.bool_]
+    recv_count: int
+    recv_expert_ids: NDArray[np.int64]
+    recv_dst_rows: NDArray[np.int32]
+
+
+MoveToBufferResult = tuple[NDArray[np.bool_], NDArray[np.bool_], RecvMetadata]
+"""(rows that stay as they are, rows whose expert the rank had already, what it receives)."""
+
+
+def move_to_buffer(
+    num_local_experts: int,
+    old_indices: NDArray[np.integer],
+    new_indices: NDArray[np.integer],
+    expert_weights: Iterable[torch.Tensor],
+    expert_weights_buffers: Sequence[torch.Tensor],
+    cuda_stream: torch.cuda.Stream | None,
+    ep_group: dist.ProcessGroup,
+) -> MoveToBufferResult:
+    """Put the rows that change, from this rank or another, into the buffers' rows of the same number.
+
+    Args:
+        num_local_experts: S, which the indices and the group say too.
+        old_indices, new_indices: (P,) expert in each slot.
+    """
+    del num_local_experts
+    old, new = as_array(old_indices)[None], as_array(new_indices)[None]
+    return layer_to_buffer(
+        old, new, list(expert_weights), expert_weights_buffers, cuda_stream, ep_group, None
+    )
+
+
+def layer_to_buffer(
+    old: NDArray[np.int64],
+    new: NDArray[np.int64],
+    weights: list[torch.Tensor],
+    buffers: Sequence[torch.Tensor],
+    stream: torch.cuda.Stream | None,
+    group: dist.ProcessGroup,
+    rank_mapping: Mapping[int, int] | None,
+) -> MoveToBufferResult:
+    """Exchange one layer, (1, P) indices, from its weights into buffers of the same shape."""
+    targets = list(buffers)
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream) if stream is not None else nullcontext():
+        plan = agreed_plan(old, new, [weights], group, buffers=[targets], rank_mapping=rank_mapping)
+        sizes = row_nbytes([weights])
+        live = plan_live(plan, sizes, group.rank(), DEFAULT_BUFFER_NBYTES, in_place=False)
+        LiveRows(live, [weights], [targets], group).run()
+    mine = plan.new.rank_of_slot == group.rank()
+    return _masks(plan.old.physical_to_logical[0, mine], plan.new.physical_to_logical[0, mine])
+
+
+def _masks(old: NDArray[np.int64], new: NDArray[np.int64]) -> MoveToBufferResult:
+    """What becomes of each of a rank's (S,) rows."""
+    is_unchanged = old == new
+    is_local = is_unchanged | ((new != EMPTY) & np.isin(new, old))
+    wanted = np.flatnonzero(~is_local & (new != EMPTY))
+    experts, first = np.unique(new[wanted], return_index=True)
+    count = len(experts)
+    primary = np.zeros(len(new), np.bool_)
+    primary[wanted[first]] = True
+    ids, rows = np.full(len(new), EMPTY, np.int64), np.full(len(new), EMPTY, np.int32)
+    ids[:count], rows[:count] = experts, wanted[first]
+    return is_unchanged, is_local, RecvMetadata(primary, count, ids, rows)
+
+
+def move_from_buffer(
+    expert_weights: Iterable[torch.Tensor],
+    expert_weights_buffers: Sequence[torch.Tensor],
+    is_unchanged: NDArray[np.bool_],
+    is_received_locally: NDArray[np.bool_],
+    recv_metadata: RecvMetadata,
+    new_indices: NDArray[np.integer],
+    ep_group: dist.ProcessGroup,
+) -> None:
+    """Copy what `move_to_buffer` has put into the buffers to the weights, and repeat it where needed."""
+    num_rows = len(is_unchanged)
+    first = ep_group.rank() * num_rows
+    experts = as_array(new_indices)[first : first + num_rows]
+    from_buffer = np.flatnonzero(~is_unchanged & (is_received_locally | recv_metadata.recv_primary_mask))
+    count = recv_metadata.recv_count
+    again = np.flatnonzero(
+        ~is_unchanged
+        & ~is_received_locally
+        & ~recv_metadata.recv_primary_mask
+        & np.isin(experts, recv_metadata.recv_expert_ids[:count])
+    )
+    source = np.searchsorted(recv_metadata.recv_expert_ids[:count], experts[again])
+    primary = recv_metadata.recv_dst_rows[:count][source]
+    pairs = list(zip(expert_weights, expert_weights_buffers, strict=False))
+    if pairs:
+        copied = [_row_copies(buffer, from_buffer, weight, from_buffer, 0) for weight, buffer in pairs]
+        repeated = [_row_copies(weight, primary, weight, again, 1) for weight, _ in pairs]
+        columns = (np.concatenate(column) for column in zip(*copied, *repeated, strict=True))
+        mover = make_mover(Copies(*columns), pairs[0][0].device)
+        mover.run(0)
+        mover.run(1)
+
+
+def _row_copies(
+    source: torch.Tensor,
+    source_rows: NDArray[np.integer],
+    target: torch.Tensor,
+    target_rows: NDArray[np.integer],
+    step: int,
+) -> tuple[NDArray[np.int64], ...]:
+    """Columns of `mover.Copies` for `target[target_rows] = source[source_rows]`."""
+    origin, goal = (
+        tensor.data_ptr() + rows.astype(np.int64) * tensor.stride(0) * tensor.element_size()
+        for tensor, rows in ((source, source_rows), (target, target_rows))
+    )
+    nbytes = target.numel() // target.shape[0] * target.element_size()
+    return np.full(len(origin), step), origin, goal, np.full(len(origin), nbytes)
+
+
+def get_ep_ranks_with_experts_batch(
+    expert_ids: NDArray[np.integer],
+    num_local_experts: int,
+    old_indices: NDArray[np.integer],
+    new_indices: NDArray[np.integer],
+) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """For each expert asked for: the ranks that have it, and those that need it and do not have it."""
+    senders: dict[int, list[int]] = {}
+    receivers: dict[int, list[int]] = {}
+    for expert in np.unique(expert_ids).tolist():
+        senders[expert] = np.unique(np.flatnonzero(old_indices == expert) // num_local_experts).tolist()
+        wanted = np.unique(np.flatnonzero(new_indices == expert) // num_local_experts).tolist()
+        receivers[expert] = [rank for rank in wanted if rank not in senders[expert]]
+    return senders, receivers

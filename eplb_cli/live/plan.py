@@ -1,0 +1,189 @@
+"""What one rank does with live tensors: parcels of the exchange, and rows copied on the rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from eplb_cli.arrays import Int
+from eplb_cli.errors import CheckpointError
+from eplb_cli.exchange.wire import Parcels, Schedule, Units, pair_by_cell, plan_wire, schedule_for
+from eplb_cli.plan.moves import LOCAL, REMOTE, ReshardPlan
+from eplb_cli.plan.pieces import Pieces, row_pieces
+
+Layers = Sequence[Sequence[torch.Tensor]]
+CHUNKS_PER_BUFFER = 4
+
+MAX_LEVELS = 3
+"""Steps of direct copies in a chunk. Each is a kernel of its own, and three of them reach six in seven of
+the rows that stay on their rank; the rest goes through a buffer."""
+
+
+def check_rows(layers: Layers, num_rows: int) -> CheckpointError | None:
+    """What is wrong with live tensors of (num_rows, ...) rows each, None if nothing is."""
+    for layer, tensors in enumerate(layers):
+        for number, tensor in enumerate(tensors):
+            where = f"layer {layer}, tensor {number} {list(tensor.shape)}"
+            if tensor.dim() == 0 or tensor.shape[0] != num_rows:
+                return CheckpointError(
+                    "EP208",
+                    f"{where}: dim 0 is not the {num_rows} rows of its rank",
+                    "pass expert tensors only",
+                )
+            if num_rows and tensor.numel() and not _has_rows(tensor):
+                return CheckpointError(
+                    "EP221",
+                    f"{where} with strides {list(tensor.stride())}: its rows overlap or are not contiguous",
+                    "pass a contiguous tensor; a scale that all experts share is no expert tensor",
+                )
+    return None
+
+
+def _has_rows(tensor: torch.Tensor) -> bool:
+    row = tensor[0]
+    return row.is_contiguous() and (tensor.shape[0] == 1 or tensor.stride(0) >= row.numel())
+
+
+def row_nbytes(layers: Layers) -> Int:
+    """(L, K) bytes of a row of each tensor; 0 where a layer has fewer tensors than another."""
+    sizes = [[_nbytes_of_row(tensor) for tensor in tensors] for tensors in layers]
+    width = max((len(row) for row in sizes), default=0)
+    return np.array([row + [0] * (width - len(row)) for row in sizes], np.int64).reshape(len(sizes), width)
+
+
+def _nbytes_of_row(tensor: torch.Tensor) -> int:
+    return tensor.numel() // max(tensor.shape[0], 1) * tensor.element_size()
+
+
+@dataclass(frozen=True, eq=False)
+class LivePlan:
+    """What one rank does with live tensors: parcels of the exchange, and rows copied on the rank.
+
+    Attributes:
+        direct: parcels that go from row to row without a buffer; their chunk is -1 where the cell
+            does not travel at all, and their peer is the level at which they are safe.
+        repeated: rows of the rank that repeat one that arrived: (chunk, cell, from row, to row).
+        source_row, target_row: (N,) per piece.
+    """
+
+    schedule: Schedule
+    units: Units
+    pieces: Pieces
+    own: Parcels
+    direct: Direct
+    repeated: Int
+    source_row: Int
+    target_row: Int
+
+
+@dataclass(frozen=True, eq=False)
+class Direct:
+    """Copies from row to row of one cell, columns of shape (N,); chunk -1 comes before all chunks."""
+
+    chunk: Int
+    level: Int
+    piece: Int
+    start: Int
+    nbytes: Int
+
+
+def plan_live(
+    plan: ReshardPlan, sizes: Int, rank: int, buffer_nbytes: int, *, in_place: bool = True
+) -> LivePlan:
+    """Cut a plan of live rows into chunks, and take the view of `rank`.
+
+    Args:
+        sizes: (L, K) bytes of a row.
+        buffer_nbytes: all send and receive buffers of a rank.
+        in_place: rows are overwritten where they are, and rows that repeat a received one are filled;
+            otherwise the target is another set of tensors, which gets no repeated rows.
+    """
+    pieces = row_pieces(plan, sizes)
+    source_row = plan.old.row_of_slot[pieces.source % plan.old.num_slots]
+    target_row = plan.new.row_of_slot[pieces.destination % plan.new.num_slots]
+    leads = pieces.leader == np.arange(len(pieces.leader))
+    kind = plan.moves.kind[pieces.move]
+    level = local_levels(plan, in_place=in_place)[pieces.move]
+    travels = np.flatnonzero((kind == REMOTE) | ((kind == LOCAL) & (level < 0)))
+    wire = plan_wire(
+        travels,
+        pieces.cell[travels],
+        pieces.src_rank[travels],
+        pieces.dst_rank[travels],
+        pieces.cell_nbytes,
+        plan.num_ranks,
+        buffer_nbytes // CHUNKS_PER_BUFFER,
+    )
+    schedule = schedule_for(wire, rank)
+    mine = pieces.dst_rank == rank
+    return LivePlan(
+        schedule,
+        wire.units,
+        pieces,
+        schedule.receives.only(schedule.receives.peer == rank),
+        _direct(wire.units, pieces, np.flatnonzero((kind == LOCAL) & (level >= 0) & mine), level),
+        _repeated(wire.units, pieces, np.flatnonzero(~leads & mine), target_row)
+        if in_place
+        else np.zeros((4, 0), np.int64),
+        source_row,
+        target_row,
+    )
+
+
+def local_levels(plan: ReshardPlan, *, in_place: bool) -> Int:
+    """(N,) when a LOCAL move can be made from row to row; -1 where it has to go through a buffer.
+
+    A row may be overwritten once no other local move reads it: level 0 are moves to rows that none
+    reads, level 1 those that level 0 has made free, and so on, up to `MAX_LEVELS`. Where only cycles are
+    left, one move of each goes through a buffer, which frees the others. Rows that travel, to another
+    rank or through a buffer, have been gathered before level 0.
+    """
+    moves = plan.moves
+    local = np.flatnonzero(moves.kind == LOCAL)
+    levels = np.full(len(moves), -1)
+    if not in_place:
+        levels[local] = 0
+        return levels
+    base = moves.layer[local] * plan.old.num_slots
+    source, target = base + moves.src_slot[local], base + moves.dst_slot[local]
+    readers = np.bincount(source, minlength=plan.old.physical_to_logical.size)
+    group = moves.layer[local] * plan.num_ranks + plan.dst_rank[local]
+    waiting = np.arange(len(local))
+    level = 0
+    while len(waiting) and level < MAX_LEVELS:
+        ready = readers[target[waiting]] == 0
+        if ready.any():
+            levels[local[waiting[ready]]] = level
+            level += 1
+        else:
+            ready[np.unique(group[waiting], return_index=True)[1]] = True
+        np.subtract.at(readers, source[waiting[ready]], 1)
+        waiting = waiting[~ready]
+    return levels
+
+
+def _direct(units: Units, pieces: Pieces, chosen: Int, level: Int) -> Direct:
+    """Direct copies by unit, and as whole rows where a cell has no units."""
+    cell = pieces.cell[chosen]
+    unit, which = pair_by_cell(units.cell, cell)
+    alone = chosen[~np.isin(cell, units.cell)]
+    piece = np.r_[alone, chosen[which]]
+    return Direct(
+        np.r_[np.full(len(alone), -1), units.chunk[unit]],
+        level[piece],
+        piece,
+        np.r_[np.zeros(len(alone), np.int64), units.start[unit]],
+        np.r_[pieces.nbytes[alone], units.nbytes[unit]],
+    )
+
+
+def _repeated(units: Units, pieces: Pieces, followers: Int, target_row: Int) -> Int:
+    """(4, N) chunk that completes the cell, cell, row that arrived, row that repeats it."""
+    cell = pieces.cell[followers]
+    last_unit = np.searchsorted(units.cell, cell, "right") - 1
+    return np.stack(
+        [units.chunk[last_unit], cell, target_row[pieces.leader[followers]], target_row[followers]]
+    )

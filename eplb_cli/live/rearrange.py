@@ -1,0 +1,162 @@
+"""Rearranging live expert weights, with the names and results of vLLM's `rebalance_execute`.
+
+A caller of that module changes the import and nothing else. Beneath is the same plan and the same
+exchange as for files; what the reference gets wrong is a typed error on all ranks alike, raised before
+the first transfer. The words of the reference are kept in this module: `indices` for placements,
+`expert_weights` for live tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from eplb_cli.live.agreement import DEFAULT_BUFFER_NBYTES, agreed_plan, as_array, device_of
+from eplb_cli.live.buffers import MoveToBufferResult, layer_to_buffer
+from eplb_cli.live.plan import Layers, plan_live, row_nbytes
+from eplb_cli.live.rows import LiveRows
+from eplb_cli.plan.moves import ReshardPlan, Senders
+
+PARTS = 4
+"""Parts of the layers that a device moves one after the other, each twice the one before."""
+
+
+class Rearrangement:
+    """A rearrangement of certain tensors, planned once and carried out as often as wanted.
+
+    Holds its buffers: at most `buffer_nbytes`, less where there is less to move.
+
+    Args:
+        old, new: (L, P) expert in each slot before and after, -1 for none; the same on all ranks.
+        expert_weights: per layer, tensors of (S, ...) rows; K and shapes may differ between layers.
+        ep_group: any group whose ranks hold S = P / size rows each.
+        senders: "vllm", or "balanced" to spread the bytes sent.
+
+    Raises:
+        EplbError: on all ranks alike, before anything is moved.
+    """
+
+    def __init__(
+        self,
+        old: torch.Tensor | NDArray[np.integer],
+        new: torch.Tensor | NDArray[np.integer],
+        expert_weights: Sequence[Iterable[torch.Tensor]],
+        ep_group: dist.ProcessGroup,
+        *,
+        senders: Senders = "vllm",
+        buffer_size: int = DEFAULT_BUFFER_NBYTES,
+        rank_mapping: Mapping[int, int] | None = None,
+    ) -> None:
+        layers = [list(tensors) for tensors in expert_weights]
+        self.plan = agreed_plan(
+            as_array(old),
+            as_array(new),
+            layers,
+            ep_group,
+            senders=senders,
+            rank_mapping=rank_mapping,
+            buffer_size=buffer_size,
+        )
+        self._rows = _rows_of(self.plan, slice(0, len(layers)), layers, ep_group, buffer_size)
+
+    def run(self) -> None:
+        """Move the rows in place, in the order of the current stream; must be called by all ranks."""
+        self._rows.run()
+
+
+def _rows_of(
+    plan: ReshardPlan, part: slice, layers: Layers, group: dist.ProcessGroup, buffer_size: int
+) -> LiveRows:
+    """What this rank does in some of the layers of a plan."""
+    chosen = layers[part]
+    live = plan_live(plan.of_layers(part), row_nbytes(chosen), group.rank(), buffer_size)
+    return LiveRows(live, chosen, chosen, group)
+
+
+def _parts(num_layers: int, num_parts: int) -> Iterator[slice]:
+    """Parts that double in size: while one is moved, the next is cut into chunks."""
+    ends = [num_layers * ((1 << part) - 1) // ((1 << num_parts) - 1) for part in range(num_parts + 1)]
+    return (slice(begin, end) for begin, end in itertools.pairwise(ends) if begin < end)
+
+
+def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signature
+    old_global_expert_indices: torch.Tensor,
+    new_global_expert_indices: torch.Tensor,
+    expert_weights: Sequence[Iterable[torch.Tensor]],
+    ep_group: dist.ProcessGroup,
+    is_profile: bool = False,  # noqa: FBT001, FBT002 - the reference's signature
+    rank_mapping: Mapping[int, int] | None = None,
+    *,
+    senders: Senders = "vllm",
+    buffer_size: int = DEFAULT_BUFFER_NBYTES,
+) -> None:
+    """Rearrange the weights of all layers in place.
+
+    Args:
+        old_global_expert_indices, new_global_expert_indices: (L, P) expert in each slot.
+        expert_weights: per layer, tensors of (S, ...) rows.
+        is_profile: move nothing; one all-gather of the first layer reserves communication memory.
+        rank_mapping: old rank to new rank, -1 where it leaves; a partial injection.
+
+    Raises:
+        EplbError: on all ranks alike, before anything is moved.
+    """
+    if is_profile:
+        _profile(expert_weights, ep_group)
+        return
+    old, new = as_array(old_global_expert_indices), as_array(new_global_expert_indices)
+    layers = [list(tensors) for tensors in expert_weights]
+    plan = agreed_plan(
+        old, new, layers, ep_group, senders=senders, rank_mapping=rank_mapping, buffer_size=buffer_size
+    )
+    num_parts = 1 if device_of(layers, ep_group).type == "cpu" else PARTS
+    for part in _parts(len(layers), num_parts):
+        _rows_of(plan, part, layers, ep_group, buffer_size).run()
+
+
+async def transfer_layer(  # noqa: PLR0913, PLR0917 - the reference's signature
+    old_global_expert_indices: torch.Tensor,
+    new_global_expert_indices: torch.Tensor,
+    expert_weights: Sequence[Iterable[torch.Tensor]],
+    expert_weights_buffer: Sequence[torch.Tensor],
+    ep_group: dist.ProcessGroup,
+    is_profile: bool = False,  # noqa: FBT001, FBT002 - the reference's signature
+    layer: int = 0,
+    cuda_stream: torch.cuda.Stream | None = None,
+    rank_mapping: Mapping[int, int] | None = None,
+) -> MoveToBufferResult:
+    """Put what one layer gets into buffers shaped like its weights; `move_from_buffer` completes it.
+
+    On `cuda_stream`, if given, everything is in its order: it first waits for what is on the current
+    stream, which itself goes on without waiting.
+    """
+    del is_profile
+    num_layers = len(expert_weights)
+    number = layer + num_layers if layer < 0 else layer
+    there = 0 <= number < num_layers
+    chosen = slice(number, number + 1) if there else slice(0, 0)
+    old, new = (
+        as_array(indices)[chosen] for indices in (old_global_expert_indices, new_global_expert_indices)
+    )
+    return layer_to_buffer(
+        old,
+        new,
+        list(expert_weights[number]) if there else [],
+        expert_weights_buffer,
+        cuda_stream,
+        ep_group,
+        rank_mapping,
+    )
+
+
+def _profile(expert_weights: Sequence[Iterable[torch.Tensor]], ep_group: dist.ProcessGroup) -> None:
+    """Reserve communication memory: an all-gather of the first layer into one buffer."""
+    for weight in expert_weights[0]:
+        mine = weight.contiguous().view(torch.uint8).view(-1)
+        buffer = torch.empty_like(mine)
+        dist.all_gather([buffer] * ep_group.size(), mine, group=ep_group)

@@ -1,0 +1,1 @@
+"""Layers, experts and sizes; how many tokens each expert got."""

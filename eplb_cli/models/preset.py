@@ -1,0 +1,105 @@
+"""Models by name: presets, files like them, and config.json."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eplb_cli.errors import PlacementError
+from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number, read_text
+
+PRESETS = Path(__file__).parent / "presets"
+FORMAT = "eplb-model/1"
+_REQUIRED = {"format", "name", "num_hidden_layers", "moe_layers", "num_experts", "experts", "tensors"}
+_OPTIONAL = {"description", "mtp_layers", "hidden_size", "moe_intermediate_size"}
+
+
+def find_model(name: str) -> Model:
+    """The preset called `name`, or the model that a TOML file or a config.json describes.
+
+    Raises:
+        PlacementError: EP118, there is none of that name, or the file cannot be used.
+    """
+    if name in preset_names():
+        return read_preset(PRESETS / f"{name}.toml")
+    path = Path(name)
+    if path.is_dir():
+        path /= "config.json"
+    if not path.is_file():
+        hint = f"presets: {', '.join(preset_names())}; or name a config.json"
+        raise PlacementError("EP118", f"{name} is neither a preset nor a file", hint)
+    if path.suffix == ".toml":
+        return read_preset(path)
+    from eplb_cli.models.config import read_config
+
+    return read_config(path)
+
+
+def preset_names() -> list[str]:
+    """The names of all presets, ascending."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def presets() -> list[Model]:
+    """All presets, by name."""
+    return [read_preset(PRESETS / f"{name}.toml") for name in preset_names()]
+
+
+def read_preset(path: Path) -> Model:
+    """The model of a TOML file. Raises EP118."""
+    try:
+        raw = tomllib.loads(read_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise malformed(path, str(error)[:300]) from error
+    if raw.get("format") != FORMAT:
+        raise malformed(path, f'it does not say format = "{FORMAT}"')
+    if wrong := (_REQUIRED - raw.keys()) or (raw.keys() - _REQUIRED - _OPTIONAL):
+        state = "missing" if wrong <= _REQUIRED else "unknown"
+        raise malformed(path, f"{min(wrong)!r} is {state}")
+    for key in ("name", "experts", "description"):
+        if not isinstance(raw.get(key, ""), str):
+            raise malformed(path, f"{key!r} is no string")
+    hidden = number(path, raw, "num_hidden_layers", MAX_LAYERS)
+    return Model(
+        name=raw["name"],
+        num_hidden_layers=hidden,
+        moe_layers=_layers(path, raw, "moe_layers"),
+        mtp_layers=_layers(path, raw, "mtp_layers") if "mtp_layers" in raw else (),
+        num_logical_experts=number(path, raw, "num_experts", MAX_EXPERTS),
+        hidden_size=raw.get("hidden_size"),
+        intermediate_size=raw.get("moe_intermediate_size"),
+        experts=raw["experts"],
+        tensors=_tensors(path, raw["tensors"]),
+        description=raw.get("description", ""),
+    )
+
+
+def _layers(path: Path, raw: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """The layers of a table { first, last, step }, both ends included."""
+    table = raw[key]
+    if not isinstance(table, dict) or not {"first", "last"} <= table.keys() <= {"first", "last", "step"}:
+        raise malformed(path, f"{key!r} is no table of first, last and step")
+    first, last, step = table["first"], table["last"], table.get("step", 1)
+    if not all(type(value) is int for value in (first, last, step)) or not (
+        0 <= first <= last < MAX_LAYERS and step >= 1
+    ):
+        raise malformed(path, f"{key!r} has no first, last and step of layers")
+    return tuple(range(first, last + 1, step))
+
+
+def _tensors(path: Path, raw: object) -> dict[str, ModelTensor]:
+    """Tensors from `name = [dtype, sizes...]`."""
+    from eplb_cli.formats.safetensors_header import DTYPE_BITS
+
+    if not isinstance(raw, dict) or not raw:
+        raise malformed(path, "'tensors' is no table of tensors")
+    found = {}
+    for name, value in raw.items():
+        if not isinstance(value, list) or not value or str(value[0]) not in DTYPE_BITS:
+            raise malformed(path, f"the tensor {name!r} is no list of a dtype and sizes")
+        if not all(type(size) is int and 0 < size < 1 << 32 for size in value[1:]):
+            raise malformed(path, f"the tensor {name!r} has a size that is none")
+        found[name] = ModelTensor(value[0], tuple(value[1:]))
+    return found

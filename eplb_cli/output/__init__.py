@@ -1,0 +1,1 @@
+"""DST: laid out, staged, proved, published."""

@@ -1,0 +1,207 @@
+"""What is known of a run: which places are written, and which digests they have to have.
+
+Every worker keeps a journal in the staging directory, and the launcher has one for what was known before
+the workers began. A journal is lines of text, each with a checksum in front::
+
+    f81c…  {"format": "eplb-journal/1", "digest": "…"}          the plan, and both trees, that it is about
+    09ab…  {"written": [4, 5], "digests": {"17": "00ff…"}}      new places, and digests of old places
+
+A line is added once what it says is on the disk, and a line that was cut off is not a line. A place is done
+where one journal has it and some journal has the digest of its source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.digests import DIGEST_NBYTES
+from eplb_cli.errors import EplbError, PlanError
+
+FORMAT = "eplb-journal/1"
+INTERVAL_S = 30.0
+"""Seconds between two lines: what a run that was ended has to do again, at most."""
+
+LAUNCHER = "launcher"
+
+_PREFIX = "journal-"
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known before bytes move.
+
+    Attributes:
+        digests: (X, 16) of old places, zero where unknown.
+        written: (X,) new places that an earlier run has written.
+    """
+
+    digests: NDArray[np.uint8]
+    written: NDArray[np.bool_]
+
+    @classmethod
+    def nothing(cls, num_old: int, num_new: int) -> Known:
+        """Nothing at all, of so many old and new places."""
+        return cls(np.zeros((num_old, DIGEST_NBYTES), np.uint8), np.zeros(num_new, bool))
+
+
+class Journal:
+    """The journal that one process writes. Lines are added by one thread at a time.
+
+    Raises:
+        OutputError: a line cannot be written.
+    """
+
+    def __init__(self, work: Path, name: str, digest: str) -> None:
+        self._path = work / (_PREFIX + name)
+        self._descriptor = files.create(self._path, 0)
+        self._end = 0
+        try:
+            self._add({"format": FORMAT, "digest": digest})
+        except EplbError:
+            self.close()
+            raise
+
+    def add(self, written: Sequence[int], places: Sequence[int], digests: NDArray[np.uint8]) -> None:
+        """Add new places that are written, and the digests (N, 16) of N old places."""
+        told = {place: digest.tobytes().hex() for place, digest in zip(places, digests, strict=True)}
+        self._add({"written": list(written), "digests": told})
+
+    def sync(self) -> None:
+        """Wait until the disk has all lines."""
+        files.sync(self._descriptor, self._path)
+
+    def _add(self, content: dict[str, Any]) -> None:
+        text = json.dumps(content, separators=(",", ":")).encode()
+        line = b"%s %s\n" % (_checksum(text), text)
+        files.write_from(self._descriptor, memoryview(line), self._end, self._path)
+        self._end += len(line)
+
+    def close(self) -> None:
+        """Close the file, which stays."""
+        os.close(self._descriptor)
+
+
+class WrittenLog:
+    """What a worker has done since its journal's last line.
+
+    Args:
+        nbytes: (X,) of new places.
+        digests: (X, 16) of old places, zero where there is none yet; it fills while the log is kept.
+    """
+
+    def __init__(self, nbytes: NDArray[np.int64], digests: NDArray[np.uint8]) -> None:
+        self._missing, self._digests = nbytes.copy(), digests
+        self._told = np.asarray(digests.any(axis=1))
+        self._lock = threading.Lock()
+        self._written: list[int] = []
+
+    def wrote(self, place: int, nbytes: int) -> None:
+        """So many more bytes of a new place are written; from any thread."""
+        with self._lock:
+            self._missing[place] -= nbytes
+            if not self._missing[place]:
+                self._written.append(place)
+
+    @contextlib.contextmanager
+    def kept(self, journal: Journal, flush: Callable[[], None]) -> Iterator[None]:
+        """Add a line to the journal every `INTERVAL_S`, and at the end of the block.
+
+        Args:
+            flush: returns when the disk has all that was written before.
+        """
+        ended, failed = threading.Event(), []
+
+        def keep() -> None:
+            try:
+                while not ended.wait(INTERVAL_S):
+                    self._tell(journal, flush)
+            except EplbError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=keep, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        if failed:
+            raise failed[0]
+        self._tell(journal, lambda: None)
+
+    def _tell(self, journal: Journal, flush: Callable[[], None]) -> None:
+        with self._lock:
+            written, self._written = self._written, []
+        flush()
+        fresh = np.flatnonzero(self._digests.any(axis=1) & ~self._told)
+        journal.add(written, fresh.tolist(), self._digests[fresh])
+        self._told[fresh] = True
+
+
+def write_known(work: Path, known: Known, digest: str) -> None:
+    """Leave what the launcher knows for the workers, in place of all journals that there are."""
+    partial = Journal(work, f"{LAUNCHER}{_PARTIAL}", digest)
+    try:
+        old = np.flatnonzero(known.digests.any(axis=1))
+        partial.add(np.flatnonzero(known.written).tolist(), old.tolist(), known.digests[old])
+    finally:
+        partial.close()
+    with files.writing(work):
+        files.attempt(
+            "replace", os.replace, work / (_PREFIX + LAUNCHER + _PARTIAL), work / (_PREFIX + LAUNCHER)
+        )
+        for path in journals(work):
+            if path.name != _PREFIX + LAUNCHER:
+                files.attempt("unlink", os.unlink, path)
+
+
+def journals(work: Path) -> list[Path]:
+    """All journals of a run."""
+    return sorted(path for path in work.glob(f"{_PREFIX}*") if not path.name.endswith(_PARTIAL))
+
+
+def read_known(paths: Sequence[Path], digest: str, known: Known) -> Known:
+    """Add to `known` what journals say.
+
+    Raises:
+        PlanError: EP305, one of them is about another plan or other trees.
+        OutputError: EP604, one of them cannot be read.
+    """
+    digests, written = known.digests.copy(), known.written.copy()
+    for path in paths:
+        head, *lines = _lines(path) or [{"digest": digest}]
+        if head.get("digest") != digest:
+            raise PlanError("EP305", f"{path.parent.parent} was begun with other inputs")
+        for line in lines:
+            written[np.array(line["written"], np.int64)] = True
+            for place, one in line["digests"].items():
+                digests[int(place)] = np.frombuffer(bytes.fromhex(one), np.uint8)
+    return Known(digests, written)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal up to the first that is not whole; the run's own user wrote them."""
+    found = []
+    for line in files.read_own_file(path).splitlines():
+        checksum, _, text = line.partition(b" ")
+        if checksum != _checksum(text):
+            break
+        found.append(json.loads(text))
+    return found
+
+
+def _checksum(text: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(text).encode()

@@ -1,0 +1,139 @@
+"""What every process of a run derives alike from the same inputs: plan, output and pieces."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from eplb_cli.checkpoint.places import Places, old_places, other_numbers, places_of
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind, with_layers
+from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.output.tree import OutputTree, plan_output
+from eplb_cli.placements.findings import check_pair, raise_first
+from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.check import verify_plan
+from eplb_cli.plan.moves import ReshardPlan, Senders
+from eplb_cli.plan.pieces import Pieces, row_pieces
+from eplb_cli.plan.plan import plan_reshard
+
+
+def new_places(plan: ReshardPlan, checkpoint: ShardedCheckpoint, output: OutputTree) -> Places:
+    """The places of the output; other tensors in the order of `output.others`."""
+    rank = np.array([copy.dst_rank for copy in output.others], np.int64)
+    where = [(copy.dst_file, copy.dst_offset, copy.source.entry.nbytes) for copy in output.others]
+    return places_of(
+        output.extents,
+        checkpoint.row_nbytes,
+        plan.new.rank_of_slot,
+        rank,
+        np.array(where, np.int64).reshape(-1, 3),
+    )
+
+
+def cut_pieces(plan: ReshardPlan, checkpoint: ShardedCheckpoint, output: OutputTree) -> Pieces:
+    """Cut a plan into pieces: every move times every expert tensor of its layer, then the others."""
+    rows = row_pieces(plan, checkpoint.row_nbytes)
+    num_cells, num_rows = checkpoint.row_nbytes.size, len(rows.cell)
+    numbers = other_numbers(checkpoint.others)
+    source = np.array([numbers[copy.src_rank, copy.key] for copy in output.others], np.int64)
+    ordered = np.argsort(source, kind="stable")
+    cells, cell = np.unique(source[ordered], return_inverse=True)
+    src_rank = np.array([copy.src_rank for copy in output.others], np.int64)[ordered]
+    dst_rank = np.array([copy.dst_rank for copy in output.others], np.int64)[ordered]
+    nbytes = np.array([copy.source.entry.nbytes for copy in output.others], np.int64)[ordered]
+    cell_nbytes = np.zeros(len(cells), np.int64)
+    cell_nbytes[cell] = nbytes
+    num_old = num_cells * plan.old.num_slots
+    num_new = num_cells * plan.new.num_slots
+    return Pieces(
+        np.r_[rows.cell, num_cells + cell],
+        np.r_[rows.source, num_old + source[ordered]],
+        np.r_[rows.destination, num_new + ordered],
+        np.r_[rows.src_rank, src_rank],
+        np.r_[rows.dst_rank, dst_rank],
+        np.r_[rows.leader, num_rows + np.arange(len(ordered))],
+        np.r_[rows.cell_nbytes, cell_nbytes],
+        np.r_[rows.move, np.full(len(ordered), -1)],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A checkpoint, the plan for it, and the tree that comes of it."""
+
+    checkpoint: ShardedCheckpoint
+    plan: ReshardPlan
+    output: OutputTree
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The byte ranges of the plan."""
+        return cut_pieces(self.plan, self.checkpoint, self.output)
+
+    @cached_property
+    def old_places(self) -> Places:
+        """Where everything lies in SRC."""
+        return old_places(self.checkpoint)
+
+    @cached_property
+    def new_places(self) -> Places:
+        """Where everything will lie."""
+        return new_places(self.plan, self.checkpoint, self.output)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal sha256 of the plan and of all that is known of both trees before data is read."""
+        sha = hashlib.sha256(self.plan.digest.encode())
+        for shard in self.checkpoint.shards.files:
+            sha.update(
+                f"{shard.path.name} {shard.nbytes} {shard.mtime_ns} {shard.header.data_start}\n".encode()
+            )
+        for file in self.output.files:
+            sha.update(f"{file.name} {file.nbytes} {file.header_digest}\n".encode())
+        return sha.hexdigest()
+
+
+def prepare(
+    shards: Shards,
+    old: Placement,
+    new: Placement,
+    senders: Senders,
+    ranks_per_node: int | None,
+    shared: frozenset[str] = frozenset(),
+) -> Prepared:
+    """Plan a reshard down to the last byte, without reading any data.
+
+    Args:
+        shared: other tensors that are known to be alike on all ranks.
+
+    Raises:
+        PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
+    """
+    old = with_layers(old, shards)
+    new = with_layers(new, shards)
+    raise_first(check_pair(old, new))
+    checkpoint = bind(shards, old)
+    plan = plan_reshard(
+        old, new, senders, expert_nbytes=checkpoint.expert_nbytes, ranks_per_node=ranks_per_node
+    )
+    verify_plan(plan)
+    return Prepared(checkpoint, plan, plan_output(checkpoint, new, shared))
+
+
+def place_name(prepared: Prepared, place: int) -> str:
+    """A new place in words: file, layer, slot and tensor."""
+    new, checkpoint = prepared.plan.new, prepared.checkpoint
+    num_rows = checkpoint.row_nbytes.size * new.num_slots
+    if place >= num_rows:
+        copy = prepared.output.others[place - num_rows]
+        return f"{prepared.output.files[copy.dst_file].name}: {copy.key!r}"
+    cell, slot = divmod(place, new.num_slots)
+    layer, tensor = divmod(cell, checkpoint.row_nbytes.shape[1])
+    file = prepared.output.files[int(prepared.new_places.file[place])].name
+    return (
+        f"{file}: layer {new.layer_name(layer)}, slot {slot} (rank {new.rank_of_slot[slot]}, "
+        f"row {new.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}"
+    )

@@ -1,0 +1,161 @@
+"""The proof: what was read back is what was in SRC, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli.arrays import Digests
+from eplb_cli.checkpoint.places import Places
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint
+from eplb_cli.digests import zero_digests
+from eplb_cli.errors import BytesError
+from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.plan.pieces import Pieces
+
+MAX_WARNINGS = 5
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Rows (an expert in a slot, with all its tensors) proved, and what was odd about SRC."""
+
+    rows_proved: int
+    rows_total: int
+    warnings: list[str]
+
+
+def differing_replicas(
+    placement: Placement, row_digests: Digests, exists: NDArray[np.bool_]
+) -> list[tuple[int, int, int]]:
+    """(layer, expert, tensor) whose replicas have several digests, ascending.
+
+    Args:
+        row_digests: (L, K, P, 16).
+        exists: (L, K), where a layer has the tensor.
+    """
+    layer, slot = np.nonzero(placement.physical_to_logical != EMPTY)
+    expert = placement.physical_to_logical[layer, slot]
+    key = layer * placement.num_logical_experts + expert
+    order = np.argsort(key, kind="stable")
+    first = order[np.searchsorted(key[order], key)]
+    own = row_digests[layer, :, slot]
+    differs = (own != own[first]).any(axis=-1) & exists[layer]
+    entry, tensor = np.nonzero(differs)
+    found = {(int(layer[e]), int(expert[e]), int(t)) for e, t in zip(entry, tensor, strict=True)}
+    return sorted(found)
+
+
+def row_view(digests: Digests, checkpoint_shape: tuple[int, int], num_slots: int) -> Digests:
+    """The digests of rows, as (L, K, P, 16)."""
+    num_layers, num_tensors = checkpoint_shape
+    return digests[: num_layers * num_tensors * num_slots].reshape(num_layers, num_tensors, num_slots, -1)
+
+
+def prove(
+    checkpoint: ShardedCheckpoint,
+    new: Placement,
+    pieces: Pieces,
+    new_places: Places,
+    old_digests: Digests,
+    new_digests: Digests,
+    name_of: Callable[[int], str],
+) -> Proof:
+    """Compare what was read back with what was read.
+
+    For every piece the digest of its destination is that of its source; empty rows are zero; every
+    replica of an expert has one digest; the set of (layer, expert, tensor, digest) is the same before
+    and after. The last two are left out for experts whose replicas differ in SRC already.
+
+    Args:
+        name_of: the place of a new row or tensor, in words.
+
+    Raises:
+        BytesError: EP501 to EP504, naming the first place that differs.
+    """
+    wrong = (new_digests[pieces.destination] != old_digests[pieces.source]).any(axis=1)
+    _require_same(pieces.destination[wrong], checkpoint.row_nbytes.size * new.num_slots, name_of)
+    _require_zero(pieces, new_places, new_digests, name_of)
+    shape = checkpoint.row_nbytes.shape
+    exists = checkpoint.row_nbytes > 0
+    before = row_view(old_digests, shape, checkpoint.placement.num_slots)
+    after = row_view(new_digests, shape, new.num_slots)
+    odd = set(differing_replicas(checkpoint.placement, before, exists))
+    for layer, expert, tensor in differing_replicas(new, after, exists):
+        if (layer, expert, tensor) not in odd:
+            raise BytesError(
+                "EP503", f"layer {new.layer_name(layer)}: replicas of expert {expert} differ in the output"
+            )
+    _require_same_set(checkpoint, new, before, after, odd)
+    rows = int((new.physical_to_logical != EMPTY).sum())
+    return Proof(rows, rows, replica_warnings(checkpoint, odd))
+
+
+def replica_warnings(checkpoint: ShardedCheckpoint, odd: Iterable[tuple[int, int, int]]) -> list[str]:
+    """Sentences on the (layer, expert) whose replicas differ in SRC, at most `MAX_WARNINGS`, and a hint."""
+    pairs = sorted({(layer, expert) for layer, expert, _ in odd})
+    texts = [
+        f"layer {checkpoint.placement.layer_name(layer)}: the replicas of expert {expert} differ in SRC"
+        for layer, expert in pairs
+    ]
+    more = len(texts) - MAX_WARNINGS
+    rest = [f"the replicas of {more} more experts differ in SRC"] if more > 0 else []
+    advice = ["replicas should be alike: is OLD the placement that SRC was written under?"] if texts else []
+    return [*texts[:MAX_WARNINGS], *rest, *advice]
+
+
+def _require_same(wrong: NDArray[np.int64], num_rows: int, name_of: Callable[[int], str]) -> None:
+    """EP501 or EP504 where there are wrong places; the first `num_rows` places are rows."""
+    if len(wrong):
+        first = int(wrong.min())
+        raise BytesError(
+            "EP501" if first < num_rows else "EP504",
+            f"{name_of(first)} differs from its source; {len(wrong)} pieces differ in all",
+            "memory or storage is failing: do not use this output, check the machine",
+        )
+
+
+def _require_zero(
+    pieces: Pieces, new_places: Places, new_digests: Digests, name_of: Callable[[int], str]
+) -> None:
+    """Places that no piece fills hold zeros."""
+    empty = new_places.nbytes > 0
+    empty[pieces.destination] = False
+    sizes = new_places.nbytes[empty]
+    digests = zero_digests(sizes.tolist())
+    for place in np.flatnonzero(empty).tolist():
+        if new_digests[place].tobytes() != digests[int(new_places.nbytes[place])]:
+            raise BytesError("EP502", f"{name_of(place)} is empty and not zero")
+
+
+def _require_same_set(
+    checkpoint: ShardedCheckpoint,
+    new: Placement,
+    before: Digests,
+    after: Digests,
+    odd: set[tuple[int, int, int]],
+) -> None:
+    """The set of (layer, expert, tensor, digest) is the same before and after, but for odd experts."""
+    for layer in range(new.num_layers):
+        left = _by_expert(checkpoint.placement, layer, before)
+        right = _by_expert(new, layer, after)
+        for expert, tensor in zip(*np.nonzero((left != right).any(axis=-1)), strict=True):
+            if (layer, int(expert), int(tensor)) not in odd:
+                raise BytesError(
+                    "EP501",
+                    f"layer {new.layer_name(layer)}: expert {expert} is not the same before and after",
+                )
+
+
+def _by_expert(placement: Placement, layer: int, row_digests: Digests) -> Digests:
+    """(E, K, 16) the digests of one layer by expert, zero where it is in no slot."""
+    row = placement.physical_to_logical[layer]
+    filled = np.flatnonzero(row != EMPTY)
+    result = np.zeros(
+        (placement.num_logical_experts, *row_digests.shape[1:2], row_digests.shape[-1]), np.uint8
+    )
+    result[row[filled]] = row_digests[layer][:, filled].swapaxes(0, 1)
+    return result

@@ -1,0 +1,283 @@
+"""The tree that is to be written: its files, their headers, and where every row will lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from eplb_cli.checkpoint.layout import file_name, has_parts, key_name
+from eplb_cli.checkpoint.sharded import Extents, ShardedCheckpoint, refuse_twice
+from eplb_cli.checkpoint.shards import TensorAt
+from eplb_cli.errors import CheckpointError
+from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, build_header
+from eplb_cli.placements.placement import EMPTY, Placement
+
+MAX_PART_NBYTES = 5 << 30
+"""A new part starts where a file would grow past this, as vLLM splits its shards."""
+
+
+class OutputTensor(NamedTuple):
+    """A tensor of the output.
+
+    Attributes:
+        row_nbytes: bytes that move as one; all of them for another tensor.
+        cell: (layer, tensor, slots): which rows it holds, in order; None for another tensor.
+        source: where another tensor comes from.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    row_nbytes: int
+    cell: tuple[int, int, range] | None
+    source: TensorAt | None
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file of the output, of new rank `rank`.
+
+    Attributes:
+        others: keys of other tensors to (offset, nbytes).
+        same_as: the number of an earlier rank's file that this one is the same as, under another name.
+    """
+
+    name: str
+    rank: int
+    header: bytes
+    nbytes: int
+    others: dict[str, tuple[int, int]]
+    same_as: int | None = None
+
+    @property
+    def header_digest(self) -> str:
+        """Hexadecimal sha256 of everything before the data."""
+        return hashlib.sha256(self.header).hexdigest()
+
+
+class OtherCopy(NamedTuple):
+    """Another tensor on its way: old rank, place in SRC, new rank, place in the output."""
+
+    key: str
+    src_rank: int
+    source: TensorAt
+    dst_rank: int
+    dst_file: int
+    dst_offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class OutputTree:
+    """All files of the output; `extents` says where each (layer, tensor, slot) of NEW lies."""
+
+    files: tuple[OutputFile, ...]
+    extents: Extents
+    others: tuple[OtherCopy, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Apparent bytes of all shard files."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def own_nbytes(self) -> int:
+        """Apparent bytes of the files that are not the same as another."""
+        return sum(file.nbytes for file in self.files if file.same_as is None)
+
+    @property
+    def other_nbytes(self) -> int:
+        """Bytes of other tensors, summed over new ranks."""
+        return sum(nbytes for file in self.files for _, nbytes in file.others.values())
+
+
+def source_rank(rank: int, num_old_ranks: int) -> int:
+    """The old rank that a new rank has its other tensors from."""
+    return rank % num_old_ranks
+
+
+def plan_output(
+    checkpoint: ShardedCheckpoint, new: Placement, shared: frozenset[str] = frozenset()
+) -> OutputTree:
+    """Lay out the files of NEW.
+
+    Args:
+        shared: other tensors that all ranks have alike. Where a rank can have several files they are in
+            files of their own, behind the others, which are written for rank 0 and linked by the rest.
+
+    Raises:
+        CheckpointError: EP213, another tensor is sharded and R changes; EP218, the layout cannot hold
+            an expert twice on a rank; EP219, MoE layers outside the placement cannot follow.
+    """
+    _check_others(checkpoint, new)
+    shape = (*checkpoint.row_nbytes.shape, new.num_slots)
+    extents = Extents(np.full(shape, -1, np.int32), np.zeros(shape, np.int64))
+    files: list[OutputFile] = []
+    others: list[OtherCopy] = []
+    shareable = _shareable(checkpoint, shared) if new.num_ranks > 1 else frozenset()
+    common: dict[tuple[str, int], int] = {}
+    for rank in range(new.num_ranks):
+        for series, tensors in _tensors_by_series(checkpoint, new, rank).items():
+            own = [tensor for tensor in tensors if tensor.key not in shareable]
+            parts = _parts(own, series) if own or not tensors else []
+            for part, members in enumerate(parts):
+                name = file_name(series, rank, part, new.num_ranks)
+                metadata = {"eplb.rank": str(rank), "eplb.placement_digest": new.digest}
+                _add_file(checkpoint, rank, name, metadata, members, files, extents, others)
+            in_common = [tensor for tensor in tensors if tensor.key in shareable]
+            for number, members in enumerate(_parts(in_common, series) if in_common else []):
+                name = file_name(series, rank, len(parts) + number, new.num_ranks)
+                first = common.setdefault((series, number), len(files))
+                if first < len(files):
+                    files.append(replace(files[first], name=name, rank=rank, same_as=first))
+                    continue
+                metadata = {"eplb.rank": "all", "eplb.placement_digest": new.digest}
+                _add_file(checkpoint, rank, name, metadata, members, files, extents, others)
+    for array in (extents.file, extents.offset):
+        array.setflags(write=False)
+    return OutputTree(tuple(files), extents, tuple(others))
+
+
+def _shareable(checkpoint: ShardedCheckpoint, shared: frozenset[str]) -> frozenset[str]:
+    """The shared keys that are in files of one series on all ranks, of which a rank can have several."""
+    found = set()
+    for key in shared:
+        series = {checkpoint.shards.files[tensors[key].file].name.series for tensors in checkpoint.others}
+        if len(series) == 1 and has_parts(series.pop()):
+            found.add(key)
+    return frozenset(found)
+
+
+def _check_others(checkpoint: ShardedCheckpoint, new: Placement) -> None:
+    old = checkpoint.placement
+    same_ranks = old.num_ranks == new.num_ranks
+    if checkpoint.unplaced_layers and not (
+        same_ranks and np.array_equal(old.slots_per_rank, new.slots_per_rank)
+    ):
+        raise CheckpointError(
+            "EP219",
+            f"layer {checkpoint.unplaced_layers[0]} has experts, the placement does not name it, "
+            "and its ranks or slots change",
+            "add the layer to OLD and NEW (MTP layers are MoE layers too)",
+        )
+    if not same_ranks and checkpoint.sharded_others:
+        raise sharded_error(checkpoint.sharded_others, old.num_ranks, new.num_ranks)
+
+
+def sharded_error(keys: list[str], num_old: int, num_new: int) -> CheckpointError:
+    """EP213 for other tensors that are not the same on all old ranks."""
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return CheckpointError(
+        "EP213",
+        f"{keys[0]!r}{more}: sharded over the ranks, which become {num_new} instead of {num_old}",
+        "eplb moves experts only: keep the number of ranks, or save shards without tensor parallelism",
+    )
+
+
+def _tensors_by_series(
+    checkpoint: ShardedCheckpoint, new: Placement, rank: int
+) -> dict[str, list[OutputTensor]]:
+    grouped: dict[str, list[OutputTensor]] = defaultdict(list)
+    for layer, tensor in np.argwhere(checkpoint.row_nbytes >= 0):
+        series = checkpoint.series[layer, tensor]
+        if series is not None:
+            grouped[series].extend(_expert_tensors(checkpoint, new, rank, int(layer), int(tensor)))
+    origin = source_rank(rank, checkpoint.placement.num_ranks)
+    for key, at in checkpoint.others[origin].items():
+        entry = at.entry
+        series = checkpoint.shards.files[at.file].name.series
+        grouped[series].append(
+            OutputTensor(key, entry.dtype, entry.shape, entry.nbytes, entry.nbytes, None, at)
+        )
+    if not grouped:  # a rank without a tensor has a file all the same, or ranks could not be counted
+        grouped[checkpoint.shards.files[0].name.series] = []
+    return grouped
+
+
+def _expert_tensors(
+    checkpoint: ShardedCheckpoint, new: Placement, rank: int, layer: int, tensor: int
+) -> Iterator[OutputTensor]:
+    """The tensor or tensors that hold one (layer, tensor) of a rank."""
+    template = checkpoint.expert_tensors[tensor].template
+    dtype, row_shape = checkpoint.dtype[layer, tensor], checkpoint.row_shape[layer, tensor]
+    row_nbytes = int(checkpoint.row_nbytes[layer, tensor])
+    first, last = int(new.first_slot[rank]), int(new.first_slot[rank + 1])
+    layer_id = new.layer_name(layer)
+    numbering = checkpoint.shards.layout.numbering
+    if numbering == "stacked":
+        key = key_name(template, layer_id, None)
+        slots = range(first, last)
+        shape = (last - first, *row_shape)
+        yield OutputTensor(
+            key, dtype, shape, row_nbytes * len(slots), row_nbytes, (layer, tensor, slots), None
+        )
+        return
+    experts = new.physical_to_logical[layer, first:last]
+    if numbering == "expert":
+        refuse_twice(experts, layer_id, rank)
+    for row, expert in enumerate(experts.tolist()):
+        if numbering == "expert" and expert == EMPTY:
+            continue
+        key = key_name(template, layer_id, expert if numbering == "expert" else row)
+        slots = range(first + row, first + row + 1)
+        yield OutputTensor(key, dtype, row_shape, row_nbytes, row_nbytes, (layer, tensor, slots), None)
+
+
+def _parts(tensors: list[OutputTensor], series: str) -> list[list[OutputTensor]]:
+    """Tensors in the order of their bytes, cut into files where there can be several."""
+    ordered = sorted(
+        tensors, key=lambda tensor: (tensor.row_nbytes % DATA_ALIGNMENT != 0, -tensor.nbytes, tensor.key)
+    )
+    parts: list[list[OutputTensor]] = [[]]
+    nbytes = 0
+    for tensor in ordered:
+        if parts[-1] and nbytes + tensor.nbytes > MAX_PART_NBYTES and has_parts(series):
+            parts.append([])
+            nbytes = 0
+        parts[-1].append(tensor)
+        nbytes += tensor.nbytes
+    return parts
+
+
+def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
+    checkpoint: ShardedCheckpoint,
+    rank: int,
+    name: str,
+    metadata: dict[str, str],
+    tensors: list[OutputTensor],
+    files: list[OutputFile],
+    extents: Extents,
+    others: list[OtherCopy],
+) -> None:
+    """Append one file, and say where its rows and other tensors lie."""
+    origin = source_rank(rank, checkpoint.placement.num_ranks)
+    header, offsets = build_header(
+        ((tensor.key, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in tensors),
+        {**_source_metadata(checkpoint, origin), **metadata},
+    )
+    number = len(files)
+    other_extents = {}
+    for tensor in tensors:
+        offset = offsets[tensor.key]
+        if tensor.cell is not None:
+            layer, which, slots = tensor.cell
+            extents.file[layer, which, slots.start : slots.stop] = number
+            extents.offset[layer, which, slots.start : slots.stop] = (
+                offset + np.arange(len(slots)) * tensor.row_nbytes
+            )
+        if tensor.source is not None:
+            other_extents[tensor.key] = (offset, tensor.nbytes)
+            others.append(OtherCopy(tensor.key, origin, tensor.source, rank, number, offset))
+    nbytes = len(header) + sum(tensor.nbytes for tensor in tensors)
+    files.append(OutputFile(name, rank, header, nbytes, other_extents))
+
+
+def _source_metadata(checkpoint: ShardedCheckpoint, rank: int) -> dict[str, str]:
+    """What the first file of an old rank says of itself, without what eplb wrote there."""
+    first = next(file for file in checkpoint.shards.files if file.name.rank == rank)
+    return {key: value for key, value in first.header.metadata.items() if not key.startswith("eplb.")}

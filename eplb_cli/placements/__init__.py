@@ -1,0 +1,1 @@
+"""Which expert each slot holds: read in any dialect, checked, written."""

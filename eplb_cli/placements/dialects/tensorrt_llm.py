@@ -1,0 +1,70 @@
+"""TensorRT-LLM's `moe_load_balancer.yaml`: assignments by the model's own layer number.
+
+Its loader rejects unknown keys. Ranks are not in the file, and there is no empty slot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eplb_cli.formats.json_text import shown
+from eplb_cli.placements.dialects.dialect import (
+    Dialect,
+    Note,
+    content,
+    layer_numbers,
+    not_this,
+    require_even,
+    require_full,
+)
+from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.placement import Placement
+
+_NAME = "tensorrt-llm"
+_ASSIGNMENTS = "initial_global_assignments"
+_KEYS = {_ASSIGNMENTS, "num_slots", "layer_updates_per_iter"}
+
+
+def _fits(value: object) -> bool:
+    return isinstance(value, dict) and _ASSIGNMENTS in value and "record_type" not in value
+
+
+def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN401 - fits has seen it
+    del hints, note
+    if unknown := value.keys() - _KEYS:
+        raise not_this(_NAME, f"the key {shown(str(min(map(str, unknown))))} is unknown, and rejected there")
+    assignments = value[_ASSIGNMENTS]
+    if not isinstance(assignments, dict) or not assignments:
+        raise not_this(_NAME, f"{_ASSIGNMENTS} is no map from layers to slots")
+    layers = [_layer(key) for key in assignments]
+    if len(set(layers)) < len(layers):
+        raise not_this(_NAME, "a layer is there more than once")
+    rows = list(assignments.values())
+    num_slots = value.get("num_slots")
+    if num_slots is not None and any(isinstance(row, list) and len(row) != num_slots for row in rows):
+        raise not_this(_NAME, f"num_slots is {shown(num_slots)}, and a layer has another number of slots")
+    return content(rows, layers)
+
+
+def _layer(key: object) -> int:
+    """A layer number; JSON can only spell it."""
+    if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10:  # noqa: PLR2004
+        return int(key)
+    if type(key) is int:
+        return key
+    raise not_this(_NAME, f"{shown(key)} is no layer number")
+
+
+def _write(placement: Placement, hints: Hints, suffix: str) -> str:
+    del suffix
+    require_even(placement, _NAME)
+    require_full(placement, _NAME)
+    layers = layer_numbers(placement, hints, _NAME)
+    rows = zip(layers, placement.physical_to_logical.tolist(), strict=True)
+    lines = "".join(f"  {layer}: {row}\n" for layer, row in sorted(rows))
+    return f"{_ASSIGNMENTS}:\n{lines}num_slots: {placement.num_slots}\nlayer_updates_per_iter: 0\n"
+
+
+TENSORRT_LLM = Dialect(
+    _NAME, "moe_load_balancer.yaml, by the model's own layer numbers", (".yaml", ".yml"), _fits, _read, _write
+)

@@ -1,0 +1,111 @@
+"""Placement files: read with suspicion, in any dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from eplb_cli.errors import PlacementError
+from eplb_cli.formats.document import Document, NotReadableError, read_bytes
+from eplb_cli.formats.parse import parse_document
+from eplb_cli.placements.dialects.dialect import Dialect, Note
+from eplb_cli.placements.dialects.eplb import EPLB
+from eplb_cli.placements.draft import Draft, Origin
+from eplb_cli.placements.findings import Finding
+from eplb_cli.placements.hints import NO_HINTS, Hints
+from eplb_cli.placements.named_map import NAMED_MAPS, named_map
+from eplb_cli.placements.own_format import usable
+from eplb_cli.placements.placement import MAX_ENTRIES, Placement
+
+_DEPTH = 3
+"""How deep in objects and lists a map may be an array."""
+
+
+def read_placement(source: str, hints: Hints = NO_HINTS) -> tuple[Placement, list[Finding]]:
+    """The placement in the file `source`, or the named map `linear` or `round_robin`; and its warnings.
+
+    Only its form is checked; `check_placement` and `check_pair` say whether it makes sense.
+
+    Raises:
+        PlacementError: of the first thing that is wrong.
+        UsageError: EP001 for redundant experts in `round_robin`.
+    """
+    draft = read_draft(source, hints)
+    return usable(draft), draft.findings
+
+
+def read_draft(source: str, hints: Hints = NO_HINTS) -> Draft:
+    """A file or a named map as far as it is understood. Raises as `read_placement`, but not on content."""
+    if source not in NAMED_MAPS:
+        return draft_of_bytes(read_bytes(source), source, hints)
+    draft = Draft(hints, Origin(source))
+    draft.placement = draft.rankless = named_map(source, hints)
+    return draft
+
+
+def parse_placement(
+    text: bytes, name: str, hints: Hints = NO_HINTS
+) -> tuple[Placement | None, list[Finding]]:
+    """The placement that `text` describes, None after an error; and all findings about its form."""
+    draft = draft_of_bytes(text, name, hints)
+    return draft.placement, draft.findings
+
+
+def draft_of_bytes(data: bytes, name: str, hints: Hints) -> Draft:
+    """What can be understood of a placement file; `name` is the file of its findings."""
+    try:
+        return draft_of_document(parse_document(name, data), hints)
+    except NotReadableError as error:
+        draft = Draft(hints, Origin(name))
+        draft.findings.append(Finding("EP102", "error", error.message, file=name, line=error.line))
+        return draft
+
+
+def draft_of_document(document: Document, hints: Hints) -> Draft:
+    """What can be understood of a placement in whichever dialect it is."""
+    notes: list[Finding] = []
+
+    def note(code: str, message: str) -> None:
+        notes.append(Finding(code, "warning", message, file=document.name))
+
+    try:
+        dialect, content = find_and_read(document.value, hints, note)
+    except PlacementError as error:
+        draft = Draft(hints, Origin(document.name))
+        draft.findings.append(Finding(error.code, "error", error.message, error.hint, document.name))
+        return draft
+    draft = Draft(hints, Origin(document.name, document.json_text, has_rows=dialect.keeps_rows))
+    draft.findings += notes
+    draft.understand(content)
+    return draft
+
+
+def find_and_read(value: object, hints: Hints, note: Note) -> tuple[Dialect, Mapping[str, Any]]:
+    """The dialect of a value, and the content of an eplb-placement/1 file that says the same.
+
+    Raises:
+        PlacementError: EP116, it is not of the dialect that is named, or of several with other layers; EP103,
+            EP104 or EP109, it is not well-formed.
+    """
+    if hints.dialect in {None, EPLB.name} and EPLB.fits(value):
+        return EPLB, EPLB.read(value, hints, note)
+    from eplb_cli.placements.dialects.registry import find_dialect
+
+    value = _as_lists(value)
+    dialect = find_dialect(value, hints)
+    return dialect, dialect.read(value, hints, note)
+
+
+def _as_lists(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever a document holds
+    """Arrays as lists, as JSON has them. Raises EP104 where they are larger than any map."""
+    if isinstance(value, np.ndarray):
+        if value.size > MAX_ENTRIES:
+            raise PlacementError("EP104", f"an array of {value.size:,} numbers is no map")
+        return value.tolist()
+    if isinstance(value, dict) and depth < _DEPTH:
+        return {key: _as_lists(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list) and depth < _DEPTH and any(isinstance(item, np.ndarray) for item in value):
+        return [_as_lists(item, depth + 1) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Two placements become one table of moves."""

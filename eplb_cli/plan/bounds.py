@@ -1,0 +1,54 @@
+"""What no choice of senders can go below, beside what the plan's choice comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from eplb_cli.arrays import Int
+from eplb_cli.plan.moves import REMOTE, ReshardPlan
+from eplb_cli.plan.plan import holders_of
+from eplb_cli.plan.senders import Holders, Requests, balanced_senders, must_cross
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least possible, in bytes; in rows where each expert counts as one byte.
+
+    Attributes:
+        busiest_sender: what the busiest rank sends, over all choices of senders; of a "balanced" plan with
+            nodes, over all choices that cross nodes as little as possible.
+        cross_node: what goes from one node to another; 0 without nodes.
+        cross_node_rows: the same in rows.
+    """
+
+    busiest_sender: int
+    cross_node: int
+    cross_node_rows: int
+
+
+def sender_bounds(plan: ReshardPlan, expert_nbytes: Int) -> Bounds:
+    """Bounds for a plan; `expert_nbytes` is (L,)."""
+    holders, requests = _who_has_and_who_needs(plan)
+    cross = np.zeros(0, np.int64)
+    if plan.ranks_per_node is not None:
+        cross = requests.layer[must_cross(holders, requests, plan.ranks_per_node)]
+    busiest = plan.busiest_bound if _is_planned_for(plan, expert_nbytes) else None
+    if busiest is None:
+        nodes = plan.ranks_per_node if plan.senders == "balanced" else None
+        _, busiest = balanced_senders(holders, requests, expert_nbytes, nodes)
+    return Bounds(busiest, int(expert_nbytes[cross].sum()), len(cross))
+
+
+def _is_planned_for(plan: ReshardPlan, expert_nbytes: Int) -> bool:
+    planned = np.ones_like(expert_nbytes) if plan.expert_nbytes is None else plan.expert_nbytes
+    return np.array_equal(planned, expert_nbytes)
+
+
+def _who_has_and_who_needs(plan: ReshardPlan) -> tuple[Holders, Requests]:
+    num_experts = max(plan.old.num_logical_experts, plan.new.num_logical_experts)
+    remote = plan.moves.kind == REMOTE
+    key = (plan.moves.layer * num_experts + plan.moves.expert) * plan.num_ranks + plan.dst_rank
+    requests = Requests(np.sort(key[remote]), num_experts, plan.num_ranks)
+    return holders_of(plan.old, num_experts, plan.num_ranks), requests

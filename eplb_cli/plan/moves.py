@@ -1,0 +1,104 @@
+"""The table of moves, and the plan it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli.placements.placement import Placement
+
+UNCHANGED, LOCAL, REMOTE, DUPLICATE = range(4)
+"""Kinds of moves: same rank and row; same rank, another row; another rank; a further copy of what a
+REMOTE of the same layer, rank and expert brought."""
+
+Senders = Literal["balanced", "vllm"]
+
+
+@dataclass(frozen=True, eq=False)
+class MoveTable:
+    """One entry per filled slot of NEW, as columns of shape (N,).
+
+    Sorted by (layer, src_rank, dst_rank, expert, dst_slot). For every entry
+    `old[layer, src_slot] == expert == new[layer, dst_slot]`. `layer` is an index into the placement.
+    """
+
+    layer: NDArray[np.int64]
+    expert: NDArray[np.int64]
+    src_slot: NDArray[np.int64]
+    dst_slot: NDArray[np.int64]
+    kind: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        for column in self.columns:
+            column.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    @property
+    def columns(self) -> tuple[NDArray[np.integer], ...]:
+        """The five columns, in the order of the fields."""
+        return self.layer, self.expert, self.src_slot, self.dst_slot, self.kind
+
+
+@dataclass(frozen=True, eq=False)
+class ReshardPlan:
+    """Two placements, the table of moves between them, and the options that shaped it.
+
+    Attributes:
+        expert_nbytes: (L,) bytes of one expert in each layer, None where unknown.
+        busiest_bound: bytes, or rows without sizes, that the busiest sender sends at the very least; known of
+            "balanced" only.
+    """
+
+    old: Placement
+    new: Placement
+    moves: MoveTable
+    senders: Senders
+    ranks_per_node: int | None = None
+    expert_nbytes: NDArray[np.int64] | None = None
+    busiest_bound: int | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        """max(R, R'): old rank r and new rank r are one place."""
+        return max(self.old.num_ranks, self.new.num_ranks)
+
+    def of_layers(self, layers: slice) -> ReshardPlan:
+        """The part of the plan that is about some consecutive layers, numbered from 0."""
+        placements = [
+            replace(placement, physical_to_logical=placement.physical_to_logical[layers], layer_ids=None)
+            for placement in (self.old, self.new)
+        ]
+        part = slice(*np.searchsorted(self.moves.layer, [layers.start, layers.stop]).tolist())
+        moves = MoveTable(
+            self.moves.layer[part] - layers.start,
+            self.moves.expert[part],
+            self.moves.src_slot[part],
+            self.moves.dst_slot[part],
+            self.moves.kind[part],
+        )
+        return ReshardPlan(placements[0], placements[1], moves, self.senders, self.ranks_per_node)
+
+    @cached_property
+    def src_rank(self) -> NDArray[np.int64]:
+        """(N,) the old rank each move reads from."""
+        return self.old.rank_of_slot[self.moves.src_slot]
+
+    @cached_property
+    def dst_rank(self) -> NDArray[np.int64]:
+        """(N,) the new rank each move writes to."""
+        return self.new.rank_of_slot[self.moves.dst_slot]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal sha256 of both placements and the table."""
+        sha = hashlib.sha256((self.old.digest + self.new.digest).encode())
+        for column in self.moves.columns:
+            sha.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+        return sha.hexdigest()

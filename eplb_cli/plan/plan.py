@@ -1,0 +1,125 @@
+"""From two placements to one table of moves.
+
+Everything after this module is a fold over `MoveTable`: its order is the order of the wire, so a
+transfer that only one side knows of cannot be expressed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli.errors import PlacementError
+from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, MoveTable, ReshardPlan, Senders
+from eplb_cli.plan.senders import Holders, Requests, balanced_senders, vllm_senders
+
+
+def plan_reshard(
+    old: Placement,
+    new: Placement,
+    senders: Senders = "balanced",
+    *,
+    expert_nbytes: NDArray[np.int64] | None = None,
+    ranks_per_node: int | None = None,
+) -> ReshardPlan:
+    """Plan the moves that turn `old` into `new`.
+
+    Args:
+        old, new: placements of the same experts and layers; R, S and P may differ.
+        senders: "vllm" gives the senders of vLLM's rearrangement, "balanced" evens out bytes sent.
+        expert_nbytes: (L,) bytes of one expert in each layer; all alike where unknown.
+        ranks_per_node: G; with it "balanced" prefers a sender on the receiver's node.
+
+    Raises:
+        PlacementError: EP106, an expert of `new` has no source; EP109, the layers differ in number.
+    """
+    if old.num_layers != new.num_layers:
+        raise PlacementError("EP109", f"OLD has {old.num_layers} layers and NEW has {new.num_layers}")
+    weights = np.ones(old.num_layers, np.int64) if expert_nbytes is None else expert_nbytes
+    num_experts = max(old.num_logical_experts, new.num_logical_experts)
+    num_ranks = max(old.num_ranks, new.num_ranks)
+    holders = holders_of(old, num_experts, num_ranks)
+
+    layer, dst_slot = np.nonzero(new.physical_to_logical != EMPTY)
+    expert = new.physical_to_logical[layer, dst_slot]
+    dst_rank = new.rank_of_slot[dst_slot]
+    key = (layer * num_experts + expert) * num_ranks + dst_rank
+
+    position = np.searchsorted(holders.key, key)
+    on_rank = np.searchsorted(holders.key, key, "right") > position
+    src_slot = np.full(len(key), EMPTY)
+    src_slot[on_rank] = holders.slot[position[on_rank]]
+    same_slot, unchanged = unchanged_slots(old, new, layer, expert, dst_slot)
+    src_slot[unchanged] = same_slot[unchanged]
+
+    kind = np.where(unchanged, UNCHANGED, LOCAL).astype(np.uint8)
+    away = np.flatnonzero(~on_rank)
+    request_key, primary, request_of = np.unique(key[away], return_index=True, return_inverse=True)
+    kind[away] = DUPLICATE
+    kind[away[primary]] = REMOTE
+    requests = Requests(request_key, num_experts, num_ranks)
+    _refuse_without_source(new, holders, requests, dst_slot[away[primary]])
+    bound = None
+    if senders == "vllm":
+        chosen = vllm_senders(holders, requests)
+    else:
+        chosen, bound = balanced_senders(holders, requests, weights, ranks_per_node)
+    src_slot[away] = holders.slot[chosen][request_of]
+
+    moves = _in_wire_order(old, new, MoveTable(layer, expert, src_slot, dst_slot, kind))
+    return ReshardPlan(old, new, moves, senders, ranks_per_node, expert_nbytes, bound)
+
+
+def holders_of(old: Placement, num_experts: int, num_ranks: int) -> Holders:
+    """The first slot of every (layer, expert, rank) of OLD, sorted by that key."""
+    layer, slot = np.nonzero(old.physical_to_logical != EMPTY)
+    expert = old.physical_to_logical[layer, slot]
+    key = (layer * num_experts + expert) * num_ranks + old.rank_of_slot[slot]
+    unique_key, first = np.unique(key, return_index=True)
+    return Holders(unique_key, num_experts, num_ranks, slot[first])
+
+
+def unchanged_slots(
+    old: Placement,
+    new: Placement,
+    layer: NDArray[np.int64],
+    expert: NDArray[np.int64],
+    dst_slot: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Per wanted slot: the slot of OLD with the same rank and row, and whether it holds the expert."""
+    rank, row = new.rank_of_slot[dst_slot], new.row_of_slot[dst_slot]
+    known_rank = np.minimum(rank, old.num_ranks - 1)
+    exists = (rank < old.num_ranks) & (row < old.slots_per_rank[known_rank])
+    same_slot = np.where(exists, old.first_slot[known_rank] + row, 0)
+    return same_slot, exists & (old.physical_to_logical[layer, same_slot] == expert)
+
+
+def _refuse_without_source(
+    new: Placement, holders: Holders, requests: Requests, slot: NDArray[np.int64]
+) -> None:
+    begin, end = holders.span(requests.group)
+    lost = np.flatnonzero(begin == end)
+    if len(lost):
+        first = lost[0]
+        layer, expert = divmod(int(requests.group[first]), holders.num_experts)
+        raise PlacementError(
+            "EP106",
+            f"layer {new.layer_name(layer)}, slot {slot[first]}: "
+            f"expert {expert} is in NEW but nowhere in OLD",
+            "was OLD written for another checkpoint? `eplb inspect SRC` shows what the shards hold",
+        )
+
+
+def _in_wire_order(old: Placement, new: Placement, moves: MoveTable) -> MoveTable:
+    """Sort by (layer, src_rank, dst_rank, expert, dst_slot) what is sorted by (layer, dst_slot)."""
+    receiver = new.rank_of_slot[moves.dst_slot] * new.num_logical_experts + moves.expert
+    sender = moves.layer * old.num_ranks + old.rank_of_slot[moves.src_slot]
+    order = np.lexsort((receiver, sender))
+    return MoveTable(
+        moves.layer[order],
+        moves.expert[order],
+        moves.src_slot[order],
+        moves.dst_slot[order],
+        moves.kind[order],
+    )

@@ -1,0 +1,133 @@
+"""Which of an expert's holders sends it to each rank that needs it.
+
+Holders and requests are sorted by one key, (layer, expert, rank), so that a group of both is a pair
+of slices; every choice is made for whole columns at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli.arrays import Int, ranges
+from eplb_cli.plan.demands import Demands
+from eplb_cli.plan.spread import spread
+
+
+@dataclass(frozen=True, eq=False)
+class _Keyed:
+    """Sorted keys `(layer * num_experts + expert) * num_ranks + rank`, shape (N,)."""
+
+    key: Int
+    num_experts: int
+    num_ranks: int
+
+    @property
+    def group(self) -> Int:
+        """(N,) `layer * num_experts + expert`."""
+        return self.key // self.num_ranks
+
+    @property
+    def rank(self) -> Int:
+        """(N,) the rank that holds, or needs, the expert."""
+        return self.key % self.num_ranks
+
+    @property
+    def layer(self) -> Int:
+        """(N,) the index of the layer."""
+        return self.group // self.num_experts
+
+
+@dataclass(frozen=True, eq=False)
+class Requests(_Keyed):
+    """A rank that needs an expert and does not have it, once per (layer, expert, rank)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Holders(_Keyed):
+    """A rank that has an expert, once per (layer, expert, rank), with the first slot it is in."""
+
+    slot: Int
+
+    def span(self, group: Int) -> tuple[Int, Int]:
+        """Begin and end, among the holders, of each given group."""
+        groups = self.group
+        return np.searchsorted(groups, group, "left"), np.searchsorted(groups, group, "right")
+
+
+def vllm_senders(holders: Holders, requests: Requests) -> Int:
+    """The holder that serves each request, as vLLM's rearrangement chooses it.
+
+    With n = receivers // senders, sender k serves receivers k*n to (k+1)*n - 1, and the k-th of the
+    remainder. Three senders and eight receivers: s0 → r0 r1 r6, s1 → r2 r3 r7, s2 → r4 r5.
+
+    Returns:
+        (N,) indices into `holders`.
+    """
+    begin, end = holders.span(requests.group)
+    num_senders = end - begin
+    position, num_receivers = _position_in_group(requests.group)
+    share = num_receivers // num_senders
+    remainder_start = share * num_senders
+    in_share = position < remainder_start
+    sender = np.where(in_share, position // np.maximum(share, 1), position - remainder_start)
+    return begin + sender
+
+
+def balanced_senders(
+    holders: Holders, requests: Requests, expert_nbytes: Int, ranks_per_node: int | None
+) -> tuple[Int, int]:
+    """Holders chosen so that the busiest of them sends as little as can be, over all layers together.
+
+    With `ranks_per_node`, as few bytes as possible cross nodes first of all: wherever a rank on the
+    receiver's node has the expert, such a rank sends it.
+
+    Args:
+        expert_nbytes: (L,) bytes of one expert in each layer.
+
+    Returns:
+        (N,) indices into `holders`, and the bytes that the busiest sends at the very least.
+    """
+    begin, end = _who_can_send(holders, requests, ranks_per_node)
+    num_keys = len(holders.key) + 1
+    sets, set_of, num_rows = np.unique(begin * num_keys + end, return_inverse=True, return_counts=True)
+    begin, end = np.divmod(sets, num_keys)
+    first_edge = np.concatenate([[0], np.cumsum(end - begin)])
+    holder = ranges(begin, end)
+    row_nbytes = expert_nbytes[holders.layer[begin]]
+    found = spread(Demands(num_rows, row_nbytes, first_edge, holders.rank[holder], holders.num_ranks))
+    chosen = np.empty(len(requests.key), np.int64)
+    chosen[np.argsort(set_of, kind="stable")] = np.repeat(holder, found.rows)
+    return chosen, found.bound_nbytes
+
+
+def must_cross(holders: Holders, requests: Requests, ranks_per_node: int) -> NDArray[np.bool_]:
+    """(N,) whether no rank on the receiver's node has what it needs."""
+    begin, end = _near(holders, requests, ranks_per_node)
+    return np.equal(begin, end)
+
+
+def _who_can_send(holders: Holders, requests: Requests, ranks_per_node: int | None) -> tuple[Int, Int]:
+    """Begin and end, among the holders, of those that each request is to be served by."""
+    begin, end = holders.span(requests.group)
+    if ranks_per_node is None:
+        return begin, end
+    near_begin, near_end = _near(holders, requests, ranks_per_node)
+    is_near = near_begin < near_end
+    return np.where(is_near, near_begin, begin), np.where(is_near, near_end, end)
+
+
+def _near(holders: Holders, requests: Requests, ranks_per_node: int) -> tuple[Int, Int]:
+    """Begin and end, among the holders, of those on each receiver's node."""
+    num_nodes = holders.num_ranks // ranks_per_node + 1
+    held, wanted = (keyed.group * num_nodes + keyed.rank // ranks_per_node for keyed in (holders, requests))
+    return np.searchsorted(held, wanted, "left"), np.searchsorted(held, wanted, "right")
+
+
+def _position_in_group(group: Int) -> tuple[Int, Int]:
+    """Where equal values are neighbours: each one's place among its equals, and how many they are."""
+    starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]]) if len(group) else np.empty(0, np.int64)
+    counts = np.diff(np.r_[starts, len(group)])
+    return np.arange(len(group)) - np.repeat(starts, counts), np.repeat(counts, counts)

@@ -1,0 +1,1 @@
+"""`plan` and `reshard`: one run from the request to the report."""

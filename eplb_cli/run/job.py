@@ -1,0 +1,171 @@
+"""The job file that the launcher writes and every worker reads, and the outcome each worker writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli import __version__, files
+from eplb_cli.checkpoint.layout_file import layout_from_json
+from eplb_cli.checkpoint.manifest import npy_bytes
+from eplb_cli.checkpoint.shards import open_shards
+from eplb_cli.errors import WorkerError
+from eplb_cli.output.prepared import Prepared, prepare
+from eplb_cli.output.staging import WORK
+from eplb_cli.placements.own_format import placement_from_json
+from eplb_cli.plan.moves import Senders
+from eplb_cli.transfer.meter import STAGES, Activity
+from eplb_cli.transfer.traffic import TransferOptions
+
+JOB = "job.json"
+
+STARTING, JOINING, PLANNING, ENDING = -1, -2, -3, -4
+STEPS = {
+    STARTING: "starting",
+    JOINING: "joining the other workers",
+    PLANNING: "planning",
+    ENDING: "waiting for the other workers to end",
+}
+"""What a worker is doing before and after it moves bytes."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker has to know; placements and layout in their JSON forms."""
+
+    source: str
+    staging: str
+    old: Mapping[str, Any]
+    new: Mapping[str, Any]
+    layout: Mapping[str, Any]
+    senders: Senders
+    ranks_per_node: int | None
+    shared: list[str]
+    backend: str
+    digest: str
+    transfer: TransferOptions
+    launcher_pid: int
+    tool: str = __version__
+
+    @property
+    def work(self) -> Path:
+        """The directory of the run's own files."""
+        return Path(self.staging) / WORK
+
+    def prepare(self) -> Prepared:
+        """Derive plan and output anew.
+
+        Raises:
+            WorkerError: EP404, the launcher is another version of eplb.
+            EplbError: what `prepare.prepare` raises.
+        """
+        if self.tool != __version__:
+            raise WorkerError("EP404", f"a worker runs eplb {__version__}, and the launcher eplb {self.tool}")
+        shards = open_shards(Path(self.source), layout_from_json(self.layout, JOB))
+        old = placement_from_json(dict(self.old), "OLD")
+        new = placement_from_json(dict(self.new), "NEW")
+        return prepare(shards, old, new, self.senders, self.ranks_per_node, frozenset(self.shared))
+
+    def write(self) -> Path:
+        """Write the job file."""
+        path = self.work / JOB
+        files.write_file(path, json.dumps(asdict(self)).encode(), durable=False)
+        return path
+
+
+def read_job(path: Path) -> Job:
+    """Read a job file, which the same version of this program wrote."""
+    raw = json.loads(files.read_own_file(path))
+    return Job(**{**raw, "transfer": TransferOptions(**raw["transfer"])})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker ended.
+
+    Attributes:
+        error: [code, message, hint], None where all went well.
+        time_ns: when, so that the first error can be told from its victims.
+        is_victim: the error only says that another worker is gone.
+        traceback: for `EPLB_DEBUG=1`.
+    """
+
+    worker: int
+    time_ns: int
+    error: tuple[str, str, str] | None = None
+    is_victim: bool = False
+    traceback: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    activity: Activity | None = None
+    wire_nbytes: int = 0
+    peak_rss_nbytes: int = 0
+    peak_anonymous_nbytes: int = 0
+
+    def write(self, work: Path) -> None:
+        """Write the outcome, whole or not at all."""
+        path = work / f"outcome-{self.worker}.json"
+        partial = path.with_suffix(".partial")
+        files.write_file(partial, json.dumps(asdict(self)).encode(), durable=False)
+        with files.writing(path):
+            files.attempt("replace", os.replace, partial, path)
+
+
+def read_outcomes(work: Path, num_workers: int) -> dict[int, Outcome]:
+    """The outcomes there are, by worker."""
+    found = {}
+    for worker in range(num_workers):
+        path = work / f"outcome-{worker}.json"
+        if path.exists():
+            raw = json.loads(files.read_own_file(path))
+            activity = raw.pop("activity")
+            found[worker] = Outcome(**raw, activity=activity and Activity(**activity))
+    return found
+
+
+def progress_counters(
+    work: Path, num_workers: int, *, create: bool = False
+) -> np.memmap[Any, np.dtype[np.int64]]:
+    """Bytes done by each worker, and what it is doing, int64 (W, 2), in a file that all processes map.
+
+    What it is doing is a number of `STEPS`, or while it moves bytes the mask of a `Meter`.
+    """
+    path = work / "progress"
+    if create:
+        begin = np.array([[0, STARTING]] * num_workers, np.int64)
+        files.write_file(path, begin.tobytes(), durable=False)
+    return np.memmap(path, np.int64, "r+", shape=(num_workers, 2))
+
+
+def doing_in_words(doing: int) -> str:
+    """What a worker is doing."""
+    if doing < 0:
+        return STEPS[doing]
+    names = [name for bit, name in enumerate(STAGES) if doing >> bit & 1]
+    verbs = {"read": "reading files", "digest": "hashing rows", "write": "writing files"}
+    return " and ".join(verbs[name] for name in names) or "waiting for the other workers"
+
+
+Side = Literal["old", "new"]
+
+
+def leave_digests(work: Path, side: Side, worker: int, digests: NDArray[np.uint8]) -> None:
+    """Leave a worker's digests of one side for the launcher."""
+    files.write_file(_digest_path(work, side, worker), npy_bytes(digests), durable=False)
+
+
+def take_digests(work: Path, side: Side, worker: int) -> NDArray[np.uint8]:
+    """The digests (X, 16) that a worker has left."""
+    content = files.read_own_file(_digest_path(work, side, worker))
+    return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False), np.uint8)
+
+
+def _digest_path(work: Path, side: Side, worker: int) -> Path:
+    return work / f"digests-{side}-{worker}.npy"

@@ -1,0 +1,194 @@
+"""From a job file to the outcomes of all workers, through torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli.errors import EplbError, WorkerError, error_of
+from eplb_cli.run.job import Job, Outcome, doing_in_words, progress_counters, read_outcomes
+
+POLL_S = 0.05
+GRACE_S = 2.0
+"""How long the other workers may take to write their outcomes after the first has failed."""
+
+_LOG_TAIL = 2000
+_MAX_TOLD = 4
+"""Workers, and ranks of one, that a message lists."""
+
+
+def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int, Outcome]:
+    """Run the job's workers under torchrun until all of them are done.
+
+    Args:
+        timeout_s: seconds without any progress of any worker after which the run is ended.
+        show: called with the bytes done by all workers together.
+
+    Raises:
+        EplbError: the root cause, a worker's own error or EP402, EP403, EP404.
+    """
+    counters = progress_counters(job.work, job.transfer.num_workers, create=True)
+    path = job.write()
+    with (job.work / "torchrun.log").open("wb") as log:
+        process = subprocess.Popen(
+            _command(job, path),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            process_group=0,
+            preexec_fn=_die_with_launcher,  # noqa: PLW1509 - one prctl, before any thread of ours exists
+        )
+    try:
+        _watch(job, process, counters, timeout_s, show)
+    finally:
+        _end(process)
+    outcomes = read_outcomes(job.work, job.transfer.num_workers)
+    if len(outcomes) == job.transfer.num_workers and all(
+        outcome.error is None for outcome in outcomes.values()
+    ):
+        return outcomes
+    raise _root_cause(job, outcomes)
+
+
+def _command(job: Job, path: Path) -> list[str]:
+    """Torchrun with a rendezvous through a file, so that nothing listens beyond loopback."""
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={job.transfer.num_workers}",
+        "--nnodes=1",
+        "--max-restarts=0",
+        "--monitor-interval=0.1",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={job.work / 'rendezvous'}",
+        "--rdzv-conf=store_type=file",
+        "--local-addr=127.0.0.1",
+        "-m",
+        "eplb_cli.run.worker",
+        str(path),
+    ]
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    defaults = {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+    return {**defaults, **os.environ, "PYTHONPATH": path}
+
+
+def _die_with_launcher() -> None:
+    from eplb_cli.run.worker import die_with_parent
+
+    die_with_parent()
+
+
+def _watch(
+    job: Job,
+    process: subprocess.Popen[bytes],
+    counters: NDArray[np.int64],
+    timeout_s: float,
+    show: Callable[[int], None],
+) -> None:
+    """Return when torchrun has ended, or all workers are done, or one has failed; raise EP403."""
+    seen = np.array(counters[:, 0])
+    moved_at = np.full(len(seen), time.monotonic())
+    failed_at = None
+    while process.poll() is None:
+        time.sleep(POLL_S)
+        now = np.array(counters[:, 0])
+        moved_at[now != seen] = time.monotonic()
+        seen = now
+        show(int(seen.sum()))
+        outcomes = read_outcomes(job.work, len(seen))
+        if len(outcomes) == len(seen):
+            return
+        if failed_at is None and any(outcome.error for outcome in outcomes.values()):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
+            return
+        if time.monotonic() - moved_at.max() > timeout_s:
+            still = [worker for worker in range(len(seen)) if worker not in outcomes]
+            raise WorkerError("EP403", f"no progress for {timeout_s:g} s: {_standing(job, counters, still)}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let torchrun end by itself for a moment, then kill it; its workers die with it."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=POLL_S * 10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _root_cause(job: Job, outcomes: Mapping[int, Outcome]) -> EplbError:
+    """The earliest error that is not just the echo of another worker's end, or who died without a word."""
+    log = (job.work / "torchrun.log").read_text(errors="replace")
+    failed = sorted(
+        (outcome for outcome in outcomes.values() if outcome.error), key=lambda outcome: outcome.time_ns
+    )
+    own = [outcome for outcome in failed if not outcome.is_victim]
+    if own and own[0].error:
+        if os.environ.get("EPLB_DEBUG") == "1":
+            sys.stderr.write(own[0].traceback)
+        return error_of(*own[0].error)
+    codes = {worker: code for worker, code in exit_codes(log).items() if worker not in outcomes}
+    if codes:
+        # SIGTERM is what torchrun ends all others with.
+        worker = min(codes, key=lambda worker: codes[worker] == -signal.SIGTERM)
+        return _died(job, worker, codes[worker])
+    if failed and failed[0].error:
+        return error_of(*failed[0].error)
+    tail = log.strip()[-_LOG_TAIL:]
+    return WorkerError("EP404", f"the workers could not be started: {tail or 'torchrun said nothing'}")
+
+
+def exit_codes(log: str) -> dict[int, int]:
+    """Worker to exit code as torchrun tells them: the first failure that it saw, then its summary."""
+    first = re.findall(r"exitcode: (-?\d+)\) local_rank: (\d+)", log)
+    rest = re.findall(r"\(local_rank: (\d+)\)\s*exitcode\s*: (-?\d+)", log)
+    codes = {int(worker): int(code) for code, worker in first}
+    return codes | {int(worker): int(code) for worker, code in rest}
+
+
+def _standing(job: Job, counters: NDArray[np.int64], workers: list[int]) -> str:
+    """What workers that stand still are doing; of many that do the same, the first few."""
+    by_step: dict[str, list[int]] = {}
+    for worker in workers:
+        by_step.setdefault(doing_in_words(int(counters[worker, 1])), []).append(worker)
+    told = []
+    for step, same in by_step.items():
+        names = [f"worker {worker} ({ranks_of(job, worker)})" for worker in same[:_MAX_TOLD]]
+        more = [f"{len(same) - _MAX_TOLD} more"] if len(same) > _MAX_TOLD else []
+        told.append(f"{', '.join([*names, *more])}: {step}")
+    return "; ".join(told)
+
+
+def ranks_of(job: Job, worker: int) -> str:
+    """The ranks of a worker, old or new, in words."""
+    num_ranks = max(side["num_ranks"] for side in (job.old, job.new))
+    ranks = [str(rank) for rank in range(worker, num_ranks, job.transfer.num_workers)]
+    more = ["..."] if len(ranks) > _MAX_TOLD else []
+    return f"{'ranks' if len(ranks) > 1 else 'rank'} {', '.join(ranks[:_MAX_TOLD] + more)}"
+
+
+def _died(job: Job, worker: int, code: int) -> WorkerError:
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    hint = "was memory short? a smaller --buffer-size needs less" if code == -signal.SIGKILL else ""
+    return WorkerError("EP402", f"worker {worker} ({ranks_of(job, worker)}) ended {how}", hint)

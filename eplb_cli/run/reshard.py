@@ -1,0 +1,155 @@
+"""The main flow: plan, move, prove, publish."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from itertools import takewhile
+
+from eplb_cli import files
+from eplb_cli.arrays import Digests
+from eplb_cli.checkpoint.recorded import require_as_in_manifest
+from eplb_cli.machine import default_threads
+from eplb_cli.output.commit import carry_files, destination_digests, fill_unlinked, reopen, write_manifest
+from eplb_cli.output.prepared import place_name
+from eplb_cli.output.prove import Proof, prove
+from eplb_cli.output.serving import serving_notes
+from eplb_cli.output.staging import check_space, create_files, publish, staging
+from eplb_cli.progress import ProgressBar, silent
+from eplb_cli.report.report import Report, RunReport
+from eplb_cli.run.move import Moved, move
+from eplb_cli.run.request import Planned, Request, plan_request
+from eplb_cli.run.resume import known_before
+from eplb_cli.run.shared_others import find_alike
+
+
+def reshard(request: Request, progress: ProgressBar = silent) -> Report:
+    """Rearrange SRC into DST and prove it.
+
+    Raises:
+        EplbError: whatever went wrong; there is no DST then, and SRC is as it was.
+    """
+    clock = _Clock()
+    planned = plan_request(request)
+    shards = planned.prepared.checkpoint.shards
+    files.allow_open_files(len(shards.files) + len(planned.prepared.output.files))
+    clock.lap("plan")
+    with staging(request.destination, resume=request.resume) as stage:
+        planned, digests = _compare_others(planned, progress)
+        clock.lap("compare")
+        prepared = planned.prepared
+        check_space(stage, prepared.output)
+        unlinked = create_files(stage, prepared.output)
+        paths = {name: shards.path / name for name in shards.carried}
+        carried = carry_files(paths, stage, durable=request.durable)
+        clock.lap("create")
+        known = known_before(prepared, stage, digests, progress)
+        if stage.resumes:
+            clock.lap("resume")
+        moved = move(planned, stage, known, progress)
+        fill_unlinked(stage, prepared.output, unlinked, durable=request.durable)
+        clock.lap("move")
+        proof = _check(planned, moved)
+        clock.lap("prove")
+        write_manifest(
+            prepared,
+            stage,
+            destination_digests(prepared, moved.old_digests) if request.digests else None,
+            carried,
+            verified=proof is not None,
+            durable=request.durable,
+            serving=serving_notes(prepared.plan.new, shards.layout.name),
+        )
+        reopen(prepared.output, stage)
+        publish(stage, durable=request.durable)
+        clock.lap("commit")
+    return _run_report(planned, moved, proof, unlinked, clock.seconds)
+
+
+def _compare_others(planned: Planned, progress: ProgressBar) -> tuple[Planned, Digests]:
+    """Find the other tensors that are written once; the plan with them, and the digests of what was read."""
+    checkpoint, new = planned.prepared.checkpoint, planned.prepared.plan.new
+    alike = find_alike(checkpoint, new, planned.request.threads or default_threads(1), progress)
+    return planned.sharing(alike.keys), alike.digests
+
+
+class _Clock:
+    """Wall-clock seconds of each stage of a run."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = time.perf_counter()
+        self._seconds[stage], self._last = now - self._last, now
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {**self._seconds, "total": self._last - self._started}
+
+
+def _check(planned: Planned, moved: Moved) -> Proof | None:
+    """Everything that the digests can prove; None without them."""
+    request, prepared = planned.request, planned.prepared
+    if not request.digests:
+        return None
+    require_as_in_manifest(prepared.checkpoint, moved.old_digests)
+    if not request.verify:
+        return None
+    return prove(
+        prepared.checkpoint,
+        prepared.plan.new,
+        prepared.pieces,
+        prepared.new_places,
+        moved.old_digests,
+        moved.new_digests,
+        lambda place: place_name(prepared, place),
+    )
+
+
+def _run_report(
+    planned: Planned, moved: Moved, proof: Proof | None, unlinked: list[int], seconds: dict[str, float]
+) -> Report:
+    request, prepared = planned.request, planned.prepared
+    rows_total = sum(
+        getattr(planned.report.totals, f"{kind}_rows")
+        for kind in ("unchanged", "local", "remote", "duplicate")
+    )
+    notes = []
+    if planned.backend != "file":
+        notes.append("one process can open SRC and DST here: --backend file needs no exchange")
+    linked = [
+        file.nbytes
+        for number, file in enumerate(prepared.output.files)
+        if file.same_as is not None and number not in unlinked
+    ]
+    before = dict(takewhile(lambda step: step[0] != "move", seconds.items()))
+    passes = int(prepared.new_places.nbytes.sum())
+    run = RunReport(
+        backend=planned.backend,
+        num_workers=planned.num_workers,
+        wire_bytes=moved.wire_nbytes,
+        seconds={**moved.activity.seconds, **before, **moved.seconds, **seconds},
+        stage_bytes={
+            **{stage: passes for stage in ("transfer", "verify") if moved.seconds[stage]},
+            **moved.activity.nbytes,
+        },
+        bound_by=moved.activity.bound_by,
+        busy=moved.activity.busy,
+        exchange_hidden=moved.activity.exchange_hidden,
+        buffer_bytes=moved.options.buffer_nbytes,
+        threads=moved.options.threads,
+        peak_rss_bytes=moved.peak_rss_nbytes,
+        peak_anonymous_bytes=moved.peak_anonymous_nbytes,
+        linked_bytes=sum(linked),
+        verified=proof is not None,
+        output=str(request.destination),
+        rows_proved=0 if proof is None else proof.rows_proved,
+        rows_total=rows_total,
+        serving=serving_notes(prepared.plan.new, prepared.checkpoint.shards.layout.name),
+        notes=notes,
+    )
+    warnings = [*planned.report.warnings, *([] if proof is None else proof.warnings)]
+    return replace(planned.report, warnings=warnings, run=run)

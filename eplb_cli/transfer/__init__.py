@@ -1,0 +1,1 @@
+"""One worker's work: bytes from file to file."""

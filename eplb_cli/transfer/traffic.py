@@ -1,0 +1,93 @@
+"""What travels between workers, and how large its chunks are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli.arrays import Int
+from eplb_cli.exchange.wire import PART_ALIGNMENT, STRIPE_ALIGNMENT, Wire, plan_wire
+from eplb_cli.plan.pieces import Pieces
+
+CHUNKS_PER_BUFFER = 4
+"""`--buffer-size` is two send and two receive buffers, each of which holds a chunk."""
+
+LEAST_STRIPE_NBYTES = 1 << 20
+"""Rows are cut into stripes smaller than this only where `--buffer-size` asks for it."""
+
+
+def worker_of(rank: Int, num_workers: int) -> Int:
+    """The worker that hosts a rank, old or new: each has its share of both sides."""
+    return rank % num_workers
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """How the bytes are moved; the result does not depend on it.
+
+    Attributes:
+        buffer_nbytes: all send and receive buffers of one worker.
+        threads: of one worker, for files that stay, and as many for those of the exchange.
+        digests: take digests of what is read. verify: read back what was written.
+        durable: fsync. keep_cache: leave SRC and the output in the page cache.
+    """
+
+    num_workers: int
+    buffer_nbytes: int
+    threads: int
+    digests: bool = True
+    verify: bool = True
+    durable: bool = True
+    keep_cache: bool = True
+
+
+def plan_traffic(pieces: Pieces, options: TransferOptions, done: NDArray[np.bool_] | None = None) -> Wire:
+    """The wire of a job: the pieces whose two ranks are on different workers, and that lead.
+
+    Args:
+        done: (N,) pieces whose bytes are where they belong. One travels again if a piece that takes its
+            bytes from it is not done.
+    """
+    travels, sender, receiver = _travelling(pieces, options.num_workers)
+    if done is not None:
+        wanted = np.zeros(len(done), bool)
+        wanted[pieces.leader[~done]] = True
+        needed = wanted[travels]
+        travels, sender, receiver = travels[needed], sender[needed], receiver[needed]
+    return plan_wire(
+        travels,
+        pieces.cell[travels],
+        sender,
+        receiver,
+        pieces.cell_nbytes,
+        options.num_workers,
+        max(options.buffer_nbytes // CHUNKS_PER_BUFFER, 1),
+    )
+
+
+def largest_chunk_nbytes(pieces: Pieces, num_workers: int) -> int:
+    """Bytes of a chunk that holds a stripe of `LEAST_STRIPE_NBYTES` of any cell's rows."""
+    travels, sender, receiver = _travelling(pieces, num_workers)
+    if not len(travels):
+        return 0
+    cell, num_cells = pieces.cell[travels], len(pieces.cell_nbytes)
+    ends = [np.bincount(cell * num_workers + worker) for worker in (sender, receiver)]
+    rows = np.zeros(num_cells * num_workers, np.int64)
+    for end in ends:
+        rows[: len(end)] = np.maximum(rows[: len(end)], end)
+    stripes = np.minimum(-(-pieces.cell_nbytes // STRIPE_ALIGNMENT) * STRIPE_ALIGNMENT, LEAST_STRIPE_NBYTES)
+    padding = num_workers * PART_ALIGNMENT
+    return int((rows.reshape(num_cells, num_workers).max(axis=1) * stripes).max()) + padding
+
+
+def _travelling(
+    pieces: Pieces, num_workers: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The pieces that travel, and the workers that they travel from and to."""
+    sender = worker_of(pieces.src_rank, num_workers)
+    receiver = worker_of(pieces.dst_rank, num_workers)
+    leads = pieces.leader == np.arange(len(pieces.leader))
+    travels = np.flatnonzero((sender != receiver) & leads)
+    return travels, sender[travels], receiver[travels]

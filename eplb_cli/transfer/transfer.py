@@ -1,0 +1,250 @@
+"""What one worker does with its ranks: exchange, rows that stay, and reading back."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.checkpoint.recorded import known_digests
+from eplb_cli.digests import DIGEST_NBYTES
+from eplb_cli.errors import CheckpointError
+from eplb_cli.exchange.loop import Span, Transport, run_exchange
+from eplb_cli.exchange.wire import Schedule, schedule_for
+from eplb_cli.machine import PeakMemory
+from eplb_cli.output.journal import Journal, Known, WrittenLog
+from eplb_cli.output.prepared import Prepared
+from eplb_cli.transfer.digest_table import DigestTable
+from eplb_cli.transfer.file_ends import FileEnds, FileSink, FileSource
+from eplb_cli.transfer.meter import Activity, Meter
+from eplb_cli.transfer.staying import StayingRows
+from eplb_cli.transfer.traffic import TransferOptions, plan_traffic, worker_of
+from eplb_cli.transfer.trees import Tree, digest_places
+
+
+class Link(Transport, Protocol):
+    """A transport together with the buffers it sends from and receives into, two of each."""
+
+    @property
+    def send_buffers(self) -> Sequence[memoryview]:
+        """What fill writes to."""
+
+    @property
+    def receive_buffers(self) -> Sequence[memoryview]:
+        """What drain reads from."""
+
+    def spans(self) -> list[Span]:
+        """When bytes travelled; ascending, and apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class TransferResult:
+    """What one worker did.
+
+    Attributes:
+        old_digests, new_digests: (X, 16) by place; zero for places of other workers.
+        seconds: per step; "sync" is what the disk took after everything was read back.
+        wire_nbytes: bytes sent to other workers.
+        peak_rss_nbytes, peak_anonymous_nbytes: with and without the pages of files.
+    """
+
+    old_digests: NDArray[np.uint8]
+    new_digests: NDArray[np.uint8]
+    seconds: dict[str, float]
+    activity: Activity
+    wire_nbytes: int
+    peak_rss_nbytes: int
+    peak_anonymous_nbytes: int
+
+
+def transfer(  # noqa: PLR0913, PLR0917 - what is left to whoever moves the bytes comes last
+    prepared: Prepared,
+    staging: Path,
+    options: TransferOptions,
+    worker: int,
+    connect: Callable[[Schedule], Link] | None,
+    advance: Callable[[int], None],
+    known: Known | None = None,
+    journal: Journal | None = None,
+    meter: Meter | None = None,
+) -> TransferResult:
+    """Move everything that `worker` sends, receives or keeps, and read its ranks back.
+
+    Args:
+        connect: makes the link to the other workers; None where there are none.
+        advance: called with the number of bytes written or read back.
+        known: what need not be done again. journal: where to tell what is done. meter: what counts it all.
+    """
+    share = _Share(prepared, staging, options, worker, advance, known, meter or Meter())
+    with PeakMemory().watched() as memory:
+        try:
+            share.move(connect, journal)
+            share.settle()
+        finally:
+            share.close()
+    return TransferResult(
+        share.old_digests.values,
+        share.new_digests,
+        share.seconds,
+        share.activity,
+        share.wire_nbytes,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        memory.nbytes,
+    )
+
+
+class _Share:
+    """One worker's share of a job: what is known of it, and what has become of it."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        staging: Path,
+        options: TransferOptions,
+        worker: int,
+        advance: Callable[[int], None],
+        known: Known | None,
+        meter: Meter,
+    ) -> None:
+        self._prepared, self._options, self._worker, self._advance = prepared, options, worker, advance
+        pieces, old, new = prepared.pieces, prepared.old_places, prepared.new_places
+        known = known or Known.nothing(len(old.rank), len(new.rank))
+        self._meter = meter
+        shards, outputs, keep = prepared.checkpoint.shards.files, prepared.output.files, options.keep_cache
+        self._source = Tree([file.path for file in shards], files.open_source, self._meter, keep=keep)
+        names = [staging / file.name for file in outputs]
+        self._destination = Tree(names, files.open_output, self._meter, keep=keep)
+        self._done = known.written[pieces.destination]
+        self._wire = plan_traffic(pieces, options, self._done)
+        self._shared = np.zeros(0, np.int64)
+        self._spans: list[Span] = []
+        self.old_digests = DigestTable(known.digests.copy(), self._meter)
+        self.new_digests = np.zeros((len(new.rank), DIGEST_NBYTES), np.uint8)
+        self.wire_nbytes = 0
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def activity(self) -> Activity:
+        """What the worker was busy with until now."""
+        return self._meter.finish(self._spans, self.wire_nbytes)
+
+    def close(self) -> None:
+        """Close all files."""
+        self._source.close()
+        self._destination.close()
+
+    def move(self, connect: Callable[[Schedule], Link] | None, journal: Journal | None) -> None:
+        """Put every row and every other tensor of the worker's new ranks where it belongs."""
+        started, threads = time.perf_counter(), self._options.threads
+        log = WrittenLog(self._prepared.new_places.nbytes, self.old_digests.values)
+        keeping = nullcontext() if journal is None else log.kept(journal, self._flush)
+        with keeping, ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as exchange_pool:
+            ends = self._ends(pool, log)
+            staying, only_digest = self._staying()
+            rows = StayingRows(ends, staying, only_digest)
+            copies = rows.start()
+            if connect is not None:
+                # In a pool of its own, the exchange never queues behind the rest.
+                self._exchange(replace(ends, pool=exchange_pool), connect, staying)
+            copies.wait()
+        self._shared = rows.shared
+        self._refuse_changed()
+        self.seconds["transfer"] = time.perf_counter() - started
+
+    def _ends(self, pool: ThreadPoolExecutor, log: WrittenLog) -> FileEnds:
+        prepared, digests = self._prepared, self._options.digests
+        return FileEnds(
+            prepared.pieces,
+            prepared.old_places,
+            prepared.new_places,
+            self._source,
+            self._destination,
+            pool,
+            self.old_digests if digests else None,
+            self._advance,
+            log.wrote,
+            known_digests(prepared.checkpoint) if digests else None,
+        )
+
+    def _exchange(
+        self, ends: FileEnds, connect: Callable[[Schedule], Link], staying: NDArray[np.bool_]
+    ) -> None:
+        schedule = schedule_for(self._wire, self._worker)
+        link = connect(schedule)
+        stays = np.zeros(len(ends.old.rank), bool)
+        stays[ends.pieces.source[staying]] = True
+        source = FileSource(ends, self._wire.units, schedule.sends, link.send_buffers, stays)
+        sink = FileSink(ends, self._wire.units, schedule.receives, link.receive_buffers)
+        run_exchange(schedule.num_chunks, source, link, sink)
+        self._spans = link.spans()
+        self.wire_nbytes = int(schedule.sends.nbytes.sum())
+
+    def _staying(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which pieces stay on this worker, and which of its old rows are only to be digested."""
+        pieces, old, wire = self._prepared.pieces, self._prepared.old_places, self._wire
+        staying = self._is_mine(pieces.src_rank) & self._is_mine(pieces.dst_rank) & ~self._done
+        read = np.asarray(self.old_digests.values.any(axis=1))
+        read[pieces.source[staying]] = True
+        read[pieces.source[wire.piece[wire.sender == self._worker]]] = True
+        rows = np.arange(len(old.rank)) < self._prepared.checkpoint.extents.file.size
+        return staying, np.flatnonzero(self._is_mine(old.rank) & (old.nbytes > 0) & rows & ~read)
+
+    def _is_mine(self, rank: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.asarray(worker_of(rank, self._options.num_workers) == self._worker, np.bool_)
+
+    def _refuse_changed(self) -> None:
+        """EP220 where a file of SRC is not the one whose header was read."""
+        for number, descriptor in self._source.opened().items():
+            file, status = self._prepared.checkpoint.shards.files[number], os.fstat(descriptor)
+            if (status.st_size, status.st_mtime_ns) != (file.nbytes, file.mtime_ns):
+                raise CheckpointError(
+                    "EP220", f"{file.path} changed while it was read", "let its writer finish first"
+                )
+
+    def settle(self) -> None:
+        """Read everything back, unless it shares its blocks with SRC, while the disk takes it in."""
+        options, new = self._options, self._prepared.new_places
+        started = time.perf_counter()
+        with ThreadPoolExecutor(options.threads) as pool, ThreadPoolExecutor(1) as syncer:
+            synced = syncer.submit(self._sync)
+            if options.digests and options.verify:
+                pieces = self._prepared.pieces
+                wanted = self._is_mine(new.rank) & (new.nbytes > 0)
+                proved = np.r_[self._shared, pieces.destination[self._done]]
+                wanted[proved] = False
+                places = np.flatnonzero(wanted)
+                self.new_digests = digest_places(new, places, self._destination, pool, self._advance)
+                self._take_over(proved[self._is_mine(new.rank[proved])])
+            self.seconds["verify"] = time.perf_counter() - started
+            synced.result()
+        self.seconds["sync"] = time.perf_counter() - started - self.seconds["verify"]
+        for number in self._destination.opened():
+            self._destination.forget(number, 0, 0)
+
+    def _take_over(self, places: NDArray[np.int64]) -> None:
+        """What shares its blocks with SRC, or was proved before, has the digest of its source."""
+        pieces = self._prepared.pieces
+        source = np.full(len(self.new_digests), -1)
+        source[pieces.destination] = pieces.source
+        self.new_digests[places] = self.old_digests.values[source[places]]
+
+    def _sync(self) -> None:
+        """Wait until the disk has the worker's files, if that is wanted."""
+        for number, file in enumerate(self._prepared.output.files if self._options.durable else ()):
+            if file.same_as is None and file.rank % self._options.num_workers == self._worker:
+                self._destination.sync(number)
+
+    def _flush(self) -> None:
+        """Wait until the disk has what was written so far, if that is wanted."""
+        for number in self._destination.opened() if self._options.durable else ():
+            self._destination.sync(number)

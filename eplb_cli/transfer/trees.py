@@ -1,0 +1,148 @@
+"""The files of one tree: read, written and hashed by threads, every byte counted."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.arrays import Int
+from eplb_cli.checkpoint.places import Places
+from eplb_cli.errors import CheckpointError, OutputError
+from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
+from eplb_cli.transfer.meter import Meter
+
+TASK_NBYTES = 16 << 20
+"""Bytes of one task of a thread pool: large enough to hide its cost, small enough to balance."""
+
+
+class Tree:
+    """The files of one tree, by number, each opened on first use; every byte of them goes through `meter`.
+
+    `opener` is `files.open_source` or `files.open_output`. `keep`: leave what was read in the page cache;
+    False for trees that are larger than it.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], opener: Callable[[Path], int], meter: Meter, *, keep: bool = True
+    ) -> None:
+        self.paths = paths
+        self.meter = meter
+        self._opener, self._keep = opener, keep
+        self._lock = threading.Lock()
+        self._open: dict[int, int] = {}
+
+    def descriptor(self, number: int) -> int:
+        """The open file."""
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = self._opener(self.paths[number])
+            return self._open[number]
+
+    def read(self, number: int, view: memoryview, offset: int) -> None:
+        """Fill `view` from a file. Raises CheckpointError, or OutputError where it is one of ours."""
+        descriptor, path = self.descriptor(number), self.paths[number]
+        try:
+            self.meter.timed("read", len(view), files.read_into, descriptor, view, offset, path)
+        except CheckpointError as error:
+            if self._opener is files.open_output:
+                raise OutputError("EP604", f"{error.message}, where it was written before") from error
+            raise
+
+    def write(self, number: int, view: memoryview, offset: int) -> None:
+        """Write `view` to a file."""
+        descriptor = self.descriptor(number)
+        self.meter.timed("write", len(view), files.write_from, descriptor, view, offset, self.paths[number])
+
+    def sync(self, number: int) -> None:
+        """Wait until the disk has a file."""
+        self.meter.timed("write", 0, files.sync, self.descriptor(number), self.paths[number])
+
+    def forget(self, number: int, offset: int, nbytes: int) -> None:
+        """Say that a range is not needed again; 0 bytes are all up to the end."""
+        if not self._keep:
+            files.forget(self.descriptor(number), offset, nbytes)
+
+    def opened(self) -> dict[int, int]:
+        """Number to descriptor, for all files opened so far."""
+        return dict(self._open)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Work given to a thread pool; waiting raises the first error."""
+
+    futures: Sequence[Future[None]]
+
+    def wait(self) -> None:
+        """Wait for all of it."""
+        for future in self.futures:
+            future.result()
+
+
+def cut_tasks(nbytes: Int, boundary: NDArray[np.bool_] | None = None) -> Iterator[slice]:
+    """Cut a column of sizes into slices of about `TASK_NBYTES`, only where `boundary` allows."""
+    if not len(nbytes):
+        return
+    number = (np.cumsum(nbytes) - 1) // TASK_NBYTES
+    if boundary is not None:
+        starts = np.flatnonzero(boundary)
+        number = np.repeat(number[starts], np.diff(np.r_[starts, len(nbytes)]))
+    cuts = np.r_[0, np.flatnonzero(np.diff(number)) + 1, len(nbytes)]
+    yield from (slice(int(begin), int(end)) for begin, end in itertools.pairwise(cuts))
+
+
+BLOCK_NBYTES = 1 << 20
+"""What a thread reads, hashes and writes at a time: it stays in its core's cache."""
+
+
+def digest_places(
+    places: Places, wanted: Int, tree: Tree, pool: ThreadPoolExecutor, advance: Callable[[int], None]
+) -> NDArray[np.uint8]:
+    """Read places of a tree and hash them: uint8 (X, 16), zero where a place is not wanted."""
+    digests = DigestTable.empty(len(places.rank), tree.meter)
+    wanted = wanted[np.lexsort((places.offset[wanted], places.file[wanted]))]
+    buffers = ThreadBuffers(BLOCK_NBYTES)
+
+    def digest(task: slice) -> None:
+        columns = (places.file, places.offset, places.nbytes)
+        for place, file, offset, nbytes in zip(
+            wanted[task].tolist(), *(column[wanted[task]].tolist() for column in columns), strict=True
+        ):
+            for begin in range(0, nbytes, BLOCK_NBYTES):
+                view = buffers.view[: min(BLOCK_NBYTES, nbytes - begin)]
+                tree.read(file, view, offset + begin)
+                digests.feed(place, view, first=begin == 0, last=begin + len(view) == nbytes)
+            advance(nbytes)
+
+    Tasks([pool.submit(digest, task) for task in cut_tasks(places.nbytes[wanted])]).wait()
+    return digests.values
+
+
+def digest_distinct(
+    places: Places,
+    wanted: Int,
+    identity: Int,
+    tree: Tree,
+    pool: ThreadPoolExecutor,
+    advance: Callable[[int], None],
+) -> NDArray[np.uint8]:
+    """As `digest_places`, and of the places with one number in `identity` only the first is read."""
+    _, first, which = np.unique(identity[wanted], return_index=True, return_inverse=True)
+    digests = digest_places(places, wanted[first], tree, pool, advance)
+    digests[wanted] = digests[wanted[first]][which.ravel()]
+    return digests
