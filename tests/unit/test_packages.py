@@ -36,22 +36,40 @@ MAY_IMPORT = {
 """In the order of the flow: whoever stands below may import from above, never the reverse."""
 
 
+def _module(path: Path) -> str:
+    """The name of a file as a module, without `eplb_cli.`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path): path for path in PACKAGE.rglob("*.py")}
+
+
 def imported(path: Path) -> set[str]:
-    """The packages and ground modules of ours that a file imports, wherever in it."""
+    """The modules of ours that a file imports, wherever in it, without `eplb_cli.`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eplb_cli."):
-            found.add(str(node.module).split(".")[1])
-        if isinstance(node, ast.ImportFrom) and node.module == "eplb_cli":
-            found |= {alias.name for alias in node.names} - {"__version__"}
-    return found
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {_whole(node.module, alias.name) for alias in node.names}
+    return {name.removeprefix("eplb_cli.") for name in found if name.startswith("eplb_cli.")}
+
+
+def _whole(module: str, name: str) -> str:
+    """What `from module import name` imports: a module in it, or the module itself."""
+    return f"{module}.{name}" if f"{module}.{name}".removeprefix("eplb_cli.") in MODULES else module
+
+
+def packages(path: Path) -> set[str]:
+    """The packages and ground modules that a file imports."""
+    return {name.partition(".")[0] for name in imported(path)}
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_arrows_go_down(package):
     """A package imports what stands below it, and uses all that it may."""
     files = list((PACKAGE / package).rglob("*.py"))
-    found = set().union(*map(imported, files)) - {package} - GROUND
+    found = set().union(*map(packages, files)) - {package} - GROUND
     assert found == MAY_IMPORT[package]
 
 
@@ -60,15 +78,19 @@ def test_the_ground():
     modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     assert modules == GROUND
     for name in GROUND - {"errors"}:
-        assert imported(PACKAGE / f"{name}.py") <= {"errors"}
+        assert packages(PACKAGE / f"{name}.py") <= {"errors"}
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == set(MAY_IMPORT)
 
 
-def test_there_is_no_circle():
-    """The table itself can be stood up."""
-    below = dict(MAY_IMPORT)
-    while below:
-        free = [name for name, uses in below.items() if not uses & below.keys()]
-        assert free
-        for name in free:
-            del below[name]
+@pytest.mark.parametrize(
+    "uses",
+    [MAY_IMPORT, {name: imported(path) - {name} for name, path in MODULES.items()}],
+    ids=["packages", "modules"],
+)
+def test_there_is_no_circle(uses):
+    """Packages can be stood up one upon the other, and so can the modules."""
+    standing: set[str] = set()
+    while left := uses.keys() - standing:
+        free = {name for name in left if not (uses[name] & uses.keys()) - standing}
+        assert free, f"a circle in {sorted(left)}"
+        standing |= free
