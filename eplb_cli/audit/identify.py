@@ -66,7 +66,7 @@ def identify(shards: ShardedCheckpoint, against: Path, advance: Callable[[int], 
         CheckpointError: EP227, a row is no expert of the checkpoint; or `against` cannot be read.
     """
     tree, config = open_huggingface(against), config_of(against)
-    names = find_names(AS_THEY_ARE, str(config.get("model_type")), tree.tensors)
+    names = find_names(AS_THEY_ARE, config.model_type, tree.tensors)
     experts = join(tree, names).parts
     layers = _common_layers(shards, experts)
     parts = _parts_of(shards, experts)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eplb_cli.errors import CheckpointError
-from eplb_cli.files import read_small_file
+from eplb_cli.models.config import config_beside
 
 if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import TensorAt
-
-
-MAX_CONFIG_NBYTES = 1 << 24
 
 
 def looks_sharded(shapes: Sequence[Mapping[str, tuple[int, ...]]], path: Path) -> list[str]:
@@ -25,7 +20,8 @@ def looks_sharded(shapes: Sequence[Mapping[str, tuple[int, ...]]], path: Path) -
     """
     keys = sorted({key for of_rank in shapes for key in of_rank})
     uneven = [key for key in keys if len({of_rank.get(key) for of_rank in shapes}) > 1]
-    vocabulary = _vocabulary(path)
+    config = config_beside(path)
+    vocabulary = None if config is None else config.vocab_size
     pieces = [
         key
         for key, shape in shapes[0].items()
@@ -46,22 +42,3 @@ def lacking_others(others: Sequence[Mapping[str, TensorAt]]) -> list[str]:
         return []
     (rank, key), more = lacking[0], f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
     return [f"rank {rank} lacks {key!r}, which another rank has{more}: are all parts of its shard there?"]
-
-
-def _vocabulary(path: Path) -> int:
-    """vocab_size of the config.json beside the shards, 0 where there is none to be read."""
-    return config_number(path, "vocab_size") or 0
-
-
-def config_number(path: Path, *names: str) -> int | None:
-    """The first of these numbers that the config.json beside the shards says, of all or of its text model."""
-    if not (path / "config.json").is_file():
-        return None
-    try:
-        config = json.loads(read_small_file(path / "config.json", MAX_CONFIG_NBYTES))
-        values = [
-            part[name] for part in (config, config.get("text_config", {})) for name in names if name in part
-        ]
-    except (ValueError, AttributeError, TypeError, RecursionError, CheckpointError):
-        return None
-    return next((value for value in values if type(value) is int and value > 0), None)

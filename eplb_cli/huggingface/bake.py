@@ -13,9 +13,7 @@ tensors and routers have their rows moved. Where the file system can share block
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +27,16 @@ from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves, pr
 from eplb_cli.huggingface.record import Origin, open_sharded, read_origin
 from eplb_cli.huggingface.reordered import Baked, with_routers
 from eplb_cli.huggingface.routers import (
-    Routers,
     check_placement,
     check_tensors,
     check_texts,
-    find_routers,
+    find_family,
     unbakeable,
 )
 from eplb_cli.huggingface.source import HuggingFace, config_of, open_huggingface
 from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.models.config import ModelConfig
+from eplb_cli.models.families import Family
 from eplb_cli.output.commit import carry_files, reopen
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared
@@ -69,11 +68,11 @@ def bake(
     tree, config = open_huggingface(source), config_of(source)
     if (source / MANIFEST_NAME).exists():
         raise unbakeable(f"{source} has an eplb.json: it was baked already", "bake what it was made of")
-    routers = check_bakeable(tree, config)
-    parts = join(tree, find_names(AS_THEY_ARE, str(config["model_type"]), tree.tensors)).parts
+    family = check_bakeable(tree, config)
+    parts = join(tree, find_names(AS_THEY_ARE, config.model_type, tree.tensors)).parts
     new, warnings = placement_for(source, config, placement, parts.placement, options)
-    rows = with_routers(parts, parts, routers)
-    baked = Baked(tree, rows, order_of(new, parts.placement, routers, config))
+    rows = with_routers(parts, parts, family)
+    baked = Baked(tree, rows, order_of(new, parts.placement, family, config))
     prepared = Prepared(rows, plan_moves(parts.placement, baked.placement), baked.output())
     with staging(destination) as stage:
         check_space(stage, prepared.output)
@@ -97,10 +96,10 @@ def bake_shards(source: Path, destination: Path, *, durable: bool, progress: Pro
     origin = read_origin(source)
     engine, joined = open_sharded(source, origin)
     config, new = config_of(source), engine.placement
-    routers = check_bakeable(origin.tree, config)
-    rows = with_routers(joined.parts, joined.parts, routers)
-    baked = Baked(origin.tree, rows, order_of(new, joined.parts.placement, routers, config))
-    parts = with_routers(parts_of_shards(joined, engine), joined.parts, routers)
+    family = check_bakeable(origin.tree, config)
+    rows = with_routers(joined.parts, joined.parts, family)
+    baked = Baked(origin.tree, rows, order_of(new, joined.parts.placement, family, config))
+    parts = with_routers(parts_of_shards(joined, engine), joined.parts, family)
     prepared = Prepared(parts, plan_moves(new, baked.placement), baked.output(parts))
     with staging(destination) as stage:
         check_space(stage, prepared.output)
@@ -118,7 +117,7 @@ def _finish(
     prepared: Prepared,
     stage: Staging,
     new: Placement,
-    config: Mapping[str, Any],
+    config: ModelConfig,
     *,
     durable: bool,
 ) -> None:
@@ -168,26 +167,24 @@ def _compare(
         raise BytesError("EP506", f"{where} is not what `shard` had read")
 
 
-def check_bakeable(tree: HuggingFace, config: Mapping[str, Any]) -> Routers:
-    """The routers of a checkpoint, where everything that names experts is known. Raises EP226."""
-    routers = find_routers(config)
-    layers = {key.layer for key in map(split_key, tree.tensors) if key.template in routers.tensors}
-    check_tensors(routers, tree.tensors, [layer for layer in layers if layer is not None])
+def check_bakeable(tree: HuggingFace, config: ModelConfig) -> Family:
+    """The family of a checkpoint, where everything that names experts is known. Raises EP226."""
+    family = find_family(config)
+    layers = {key.layer for key in map(split_key, tree.tensors) if key.template in family.routers}
+    check_tensors(family, tree.tensors, [layer for layer in layers if layer is not None])
     texts = [name for name in tree.carried if name == "config.json" or "quant" in name]
     check_texts({name: files.read_small_file(tree.carried[name], 1 << 28) for name in texts})
-    return routers
+    return family
 
 
-def order_of(
-    new: Placement, all_layers: Placement, routers: Routers, config: Mapping[str, Any]
-) -> NDArray[np.int64]:
+def order_of(new: Placement, all_layers: Placement, family: Family, config: ModelConfig) -> NDArray[np.int64]:
     """(L, E) the expert that becomes expert p, in every MoE layer; unchanged in those NEW does not name.
 
     Raises:
         CheckpointError: EP226, NEW cannot be baked; EP212, it names a layer without experts.
         PlacementError: it is of other experts.
     """
-    check_placement(new, routers, config)
+    check_placement(new, family, config)
     order = np.array(all_layers.physical_to_logical)
     layers = [] if all_layers.layer_ids is None else all_layers.layer_ids.tolist()
     named = [] if new.layer_ids is None else new.layer_ids.tolist()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from eplb_cli.errors import PlacementError
 from eplb_cli.inputs.old_and_new import read_new
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.machine import available_memory_nbytes, default_threads
+from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.model import Model
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared, place_name
@@ -31,7 +31,7 @@ from eplb_cli.transfer.transfer import transfer
 
 
 def placement_for(
-    source: Path, config: Mapping[str, Any], name: str, old: Placement, options: PlacementOptions
+    source: Path, config: ModelConfig, name: str, old: Placement, options: PlacementOptions
 ) -> tuple[Placement, list[Finding]]:
     """A placement for a checkpoint that has the layers and experts of `old`; and its warnings.
 
@@ -40,8 +40,7 @@ def placement_for(
     """
     if name in NAMED_MAPS and options.num_ranks is None:
         raise PlacementError("EP114", f"the map {name} needs --num-ranks", "say it with --num-ranks R")
-    hidden = config.get("num_hidden_layers")
-    hidden = hidden if type(hidden) is int else None
+    hidden = config.num_hidden_layers
     layers = [] if old.layer_ids is None else old.layer_ids.tolist()
     counted = tuple(layer for layer in layers if hidden is None or layer < hidden)
     model = Model(str(source), hidden, counted, tuple(layers[len(counted) :]), old.num_logical_experts)

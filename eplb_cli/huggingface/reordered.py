@@ -23,8 +23,10 @@ from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT
 from eplb_cli.huggingface.engine import split_key
 from eplb_cli.huggingface.parts import in_layer_order
-from eplb_cli.huggingface.routers import Routers, unbakeable
+from eplb_cli.huggingface.routers import unbakeable
 from eplb_cli.huggingface.source import HuggingFace
+from eplb_cli.models.config import ModelConfig
+from eplb_cli.models.families import Family
 from eplb_cli.models.load import Load
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared
@@ -36,7 +38,7 @@ from eplb_cli.placements.placement import Placement
 FORMAT = "eplb-baked/1"
 
 
-def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, routers: Routers) -> ShardedCheckpoint:
+def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, family: Family) -> ShardedCheckpoint:
     """Parts of experts together with the rows of their routers, wherever `parts` has those.
 
     Args:
@@ -48,10 +50,10 @@ def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, routers: 
     others = dict(parts.others[0])
     placement = parts.placement
     table, num_experts = placement.physical_to_logical, placement.num_logical_experts
-    shape = (placement.num_layers, len(routers.tensors))
+    shape = (placement.num_layers, len(family.routers))
     found: dict[tuple[int, int], TensorAt] = {}
     for layer, number in np.ndindex(shape):
-        key = routers.tensors[number].replace("{layer}", str(entries.placement.layer_name(layer)))
+        key = family.routers[number].replace("{layer}", str(entries.placement.layer_name(layer)))
         if key in others:
             at = found[layer, number] = others.pop(key)
             if not at.entry.shape or at.entry.shape[0] != num_experts:
@@ -69,7 +71,7 @@ def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, routers: 
     ]
     return replace(
         parts,
-        expert_tensors=(*parts.expert_tensors, *(ExpertTensor(name, name) for name in routers.tensors)),
+        expert_tensors=(*parts.expert_tensors, *(ExpertTensor(name, name) for name in family.routers)),
         dtype=merged[0],
         row_shape=merged[1],
         row_nbytes=merged[2],
@@ -196,7 +198,7 @@ class Baked:
         known.written[destination] = same & np.array(shared, bool)[file]
         return known
 
-    def write_rest(self, stage: Staging, new: Placement, config: Mapping[str, Any], *, durable: bool) -> None:
+    def write_rest(self, stage: Staging, new: Placement, config: ModelConfig, *, durable: bool) -> None:
         """The index, and `eplb.json` with the permutation."""
         tree = self.tree
         if tree.index_name is not None:
@@ -209,7 +211,7 @@ class Baked:
         content = {
             "format": FORMAT,
             "tool": f"eplb {__version__}",
-            "model_type": config["model_type"],
+            "model_type": config.model_type,
             "placement": placement_to_json(new),
         }
         files.write_file(stage.path / MANIFEST_NAME, json.dumps(content).encode() + b"\n", durable=durable)

@@ -1,78 +1,48 @@
 """What names experts besides their own tensors: router rows, groups, and whatever is not understood.
 
 A baked checkpoint has its experts in another order, and with them the rows of the router. That computes
-the same only if everything that speaks of an expert by its number is permuted. So families are listed here by
-what was looked at and tried, and a tensor in the block of the experts that is not known is an error.
+the same only if everything that speaks of an expert by its number is permuted. So families say what was
+looked at and tried, and a tensor in the block of the experts that is not known is an error.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.engine import split_key
+from eplb_cli.models.config import ModelConfig
+from eplb_cli.models.families import FAMILIES, Family
 from eplb_cli.placements.named_map import slots_of_linear
 from eplb_cli.placements.placement import EMPTY, Placement
 
-_LAYER = "model.layers.{layer}"
 _NAMES_AN_EXPERT = re.compile(r"(?<!shared_)experts\\*\.(?:[0-9]|\(|\[(?!0-9\][+*]))")
 """A number, or a choice of numbers; patterns that are about all experts alike name none of them."""
 
 
-@dataclass(frozen=True)
-class Routers:
-    """How a family routes.
-
-    Attributes:
-        block: what the keys of experts, routers and shared experts begin with.
-        tensors: templates of tensors with a row for each expert.
-        groups: the key of config.json for the number of expert groups.
-    """
-
-    block: str
-    tensors: tuple[str, ...]
-    groups: str | None = None
+def find_family(config: ModelConfig) -> Family:
+    """The family of a model whose routers are known. Raises EP226 for any other."""
+    family = FAMILIES.get(config.model_type)
+    if family is None or not family.router:
+        known = ", ".join(name for name, other in FAMILIES.items() if other.router)
+        problem = f"the router of models of type {config.model_type!r} is not known"
+        raise unbakeable(problem, f"known are {known}")
+    return family
 
 
-def _routers(block: str, *names: str, groups: str | None = None) -> Routers:
-    prefix = f"{_LAYER}.{block}."
-    return Routers(prefix, tuple(prefix + name for name in names), groups)
-
-
-_GROUPED = _routers("mlp", "gate.weight", "gate.e_score_correction_bias", groups="n_group")
-
-FAMILIES = {
-    "deepseek_v3": _GROUPED,
-    "glm4_moe": _GROUPED,
-    "gpt_oss": _routers("mlp", "router.weight", "router.bias"),
-    "kimi_k2": _GROUPED,
-    "mixtral": _routers("block_sparse_moe", "gate.weight"),
-    "qwen3_moe": _routers("mlp", "gate.weight"),
-}
-
-
-def find_routers(config: Mapping[str, Any]) -> Routers:
-    """The routers of a model. Raises EP226 for a family that is not listed."""
-    family = str(config.get("model_type"))
-    if family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise unbakeable(f"the router of models of type {family!r} is not known", f"known are {known}")
-    return FAMILIES[family]
-
-
-def check_tensors(routers: Routers, keys: Iterable[str], moe_layers: Iterable[int]) -> None:
+def check_tensors(family: Family, keys: Iterable[str], moe_layers: Iterable[int]) -> None:
     """EP226 for a tensor beside the experts of a layer that may speak of them by number."""
     layers = set(moe_layers)
     for key in keys:
         template, layer, expert = split_key(key)
-        rest = template.removeprefix(routers.block)
-        if layer not in layers or rest == template or expert is not None or template in routers.tensors:
+        if "experts" in template.split(".") and not template.startswith(family.block):
+            raise unbakeable(f"{key!r} is of experts with another router, and nobody has looked")
+        rest = template.removeprefix(family.block)
+        if layer not in layers or rest == template or expert is not None or template in family.routers:
             continue
         if not rest.startswith(("experts.", "shared_experts.")):
             raise unbakeable(f"{key!r} may name experts by their number, and nobody has looked")
@@ -86,7 +56,7 @@ def check_texts(texts: Mapping[str, bytes]) -> None:
             raise unbakeable(f"{name} names single experts ({found[0]!r}), which would have other numbers")
 
 
-def check_placement(placement: Placement, routers: Routers, config: Mapping[str, Any]) -> None:
+def check_placement(placement: Placement, family: Family, config: ModelConfig) -> None:
     """EP226 for a placement that no order of the experts can be.
 
     An engine that takes no map gives each rank the next experts: so each expert has one slot, and ranks have
@@ -98,9 +68,9 @@ def check_placement(placement: Placement, routers: Routers, config: Mapping[str,
         raise unbakeable(f"{problem}: each expert needs one slot, and there are no replicas in a checkpoint")
     if not np.array_equal(placement.slots_per_rank, slots_of_linear(num_experts, placement.num_ranks)):
         raise unbakeable("its ranks have other numbers of slots than engines give them by default")
-    count = (config.get(routers.groups) if routers.groups else None) or 1
+    count = (config.values.get(family.groups) if family.groups else None) or 1
     if type(count) is not int or count < 1 or num_experts % count:
-        raise unbakeable(f"config.json says {routers.groups} {count!r} for {num_experts:,} experts")
+        raise unbakeable(f"config.json says {family.groups} {count!r} for {num_experts:,} experts")
     _check_groups(placement, table.reshape(len(table), count, -1) // (num_experts // count))
 
 

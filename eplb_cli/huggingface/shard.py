@@ -118,7 +118,7 @@ def shard(
 def _plan(source: Path, placement: str, engine: str, options: PlacementOptions) -> _Plan:
     tree = open_huggingface(source)
     config = config_of(source)
-    names = find_names(engine, str(config.get("model_type")), tree.tensors)
+    names = find_names(engine, config.model_type, tree.tensors)
     joined = join(tree, names)
     old = joined.engine.placement
     new, warnings = placement_for(source, config, placement, old, options)

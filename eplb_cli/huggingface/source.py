@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from eplb_cli import files
 from eplb_cli.checkpoint.layout import ShardName
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
-from eplb_cli.checkpoint.others import MAX_CONFIG_NBYTES
 from eplb_cli.checkpoint.shards import ShardFile, TensorAt
-from eplb_cli.errors import CheckpointError
+from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.formats.safetensors_header import Header, parse_header, read_header
+from eplb_cli.models.config import ModelConfig, read_config
 
 ORIGIN_NAME = "eplb-huggingface.json"
 """What `shard` leaves beside its shards for `merge`."""
@@ -162,11 +161,9 @@ def _contradiction(path: Path, problem: str) -> CheckpointError:
     return CheckpointError("EP223", f"{path} is no Hugging Face checkpoint: {problem}")
 
 
-def config_of(path: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint, with its text model's keys on top. Raises EP201 or EP223."""
-    where = Path(os.path.realpath(path / "config.json"))
+def config_of(path: Path) -> ModelConfig:
+    """What the config.json of a checkpoint says. Raises EP201, EP204 or EP223."""
     try:
-        config = json.loads(files.read_small_file(where, MAX_CONFIG_NBYTES))
-        return {**config.get("text_config", {}), **config}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return read_config(path / "config.json")
+    except PlacementError as error:
         raise _contradiction(path, "its config.json cannot be read") from error

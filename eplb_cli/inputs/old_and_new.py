@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import Shards
 
 
-CONFIG_NAMES = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
-"""How the config.json of a model calls E."""
-
-
 def read_pair(old: str, new: str, options: PlacementOptions) -> tuple[Placement, Placement, list[Finding]]:
     """OLD and NEW without a checkpoint.
 
@@ -122,10 +118,11 @@ def _guessed(old: str, given: Placement, shards: Shards, options: PlacementOptio
     Raises:
         PlacementError: EP109, the config.json beside the shards says another number.
     """
-    from eplb_cli.checkpoint.others import config_number
+    from eplb_cli.models.config import config_beside
 
     experts = given.num_logical_experts
-    said = config_number(shards.path, *CONFIG_NAMES)
+    config = config_beside(shards.path)
+    said = None if config is None else config.num_logical_experts
     if said not in (None, experts):
         raise PlacementError(
             "EP109",

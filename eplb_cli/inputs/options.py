@@ -59,10 +59,10 @@ class PlacementOptions:
 
 def model_of(shards: Shards) -> Model:
     """What shards show of their model: MoE layers, and beyond the hidden ones those of MTP."""
-    from eplb_cli.checkpoint.others import config_number
-    from eplb_cli.models.model import Model
+    from eplb_cli.models.config import config_beside
 
-    hidden = config_number(shards.path, "num_hidden_layers")
+    config = config_beside(shards.path)
+    hidden = None if config is None else config.num_hidden_layers
     layers = shards.moe_layers
     counted = tuple(layer for layer in layers if hidden is None or layer < hidden)
     return Model(str(shards.path), hidden, counted, tuple(layers[len(counted) :]))

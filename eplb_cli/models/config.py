@@ -1,151 +1,168 @@
-"""What the config.json of a model says of its layers and experts.
+"""config.json: read in one way, and what it says of a model's layers and experts.
 
-Which layers are MoE layers follows from other keys in each family, so only known families are read.
+Which layers are MoE layers follows from other keys in each family, so only known families describe a model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from eplb_cli.errors import PlacementError
-from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number, read_text
+from eplb_cli.errors import CheckpointError, EplbError, PlacementError
+from eplb_cli.files import read_small_file
+from eplb_cli.models.families import FAMILIES, Config, Family
+from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number
 
+MAX_CONFIG_NBYTES = 1 << 24
 _MAX_SIZE = 1 << 24
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
+_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 """How families, and versions of transformers, call E."""
 
-_GATED = ("gate_proj", "up_proj", "down_proj")
-_NUMBERED = ("w1", "w3", "w2")
-
-Config = Mapping[str, Any]
-
-
-def _after_first(config: Config, hidden: int) -> list[int]:
-    """The first layers are dense, the others MoE layers, or each `moe_layer_freq`-th of them."""
-    first, step = config.get("first_k_dense_replace", 0), config.get("moe_layer_freq", 1)
-    return [layer for layer in range(hidden) if layer >= first and layer % step == 0]
-
-
-def _sparse(config: Config, hidden: int) -> list[int]:
-    """Every `decoder_sparse_step`-th layer that is not listed as dense."""
-    step, dense = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or [])
-    return [layer for layer in range(hidden) if (layer + 1) % step == 0 and layer not in dense]
-
-
-def _interleaved(config: Config, hidden: int) -> list[int]:
-    """The layers that are listed, or every `interleave_moe_layer_step`-th one."""
-    step = config.get("interleave_moe_layer_step", 1)
-    return config.get("moe_layers") or list(range(step - 1, hidden, step))
-
-
-def _every(config: Config, hidden: int) -> list[int]:
-    del config
-    return list(range(hidden))
+_OF_ALL = ("quantization_config", "dtype", "torch_dtype")
+"""What a composite model says once, for all its parts."""
 
 
 @dataclass(frozen=True)
-class Family:
-    """How models of one `model_type` say what they are.
+class ModelConfig:
+    """What a config.json says of its text model.
 
     Attributes:
-        layers: which layers are MoE layers.
-        intermediate: the key for the width of an expert.
-        key: the key of an expert tensor.
-        projections: gate, up and down, as keys call them; none where experts are stacked.
+        path: the file.
+        values: its keys; of a composite model those of the text model.
     """
 
-    layers: Callable[[Config, int], list[int]]
-    intermediate: str
-    key: str
-    projections: tuple[str, ...] = _GATED
+    path: Path
+    values: Config
+
+    @property
+    def model_type(self) -> str:
+        """The family of the model, empty where it is not said."""
+        found = self.values.get("model_type")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def num_hidden_layers(self) -> int | None:
+        """Dense and MoE layers, where it is said."""
+        return self._number("num_hidden_layers")
+
+    @property
+    def num_logical_experts(self) -> int | None:
+        """E, where it is said."""
+        return self._number(*_EXPERTS)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of the embedding, where it is said."""
+        return self._number("vocab_size")
+
+    @property
+    def quantization(self) -> object:
+        """How weights are quantized, whatever stands there; None where they are not."""
+        return self.values.get("quantization_config")
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype of plain weights as safetensors calls it, where it is a known one."""
+        return _DTYPES.get(str(self.values.get("dtype") or self.values.get("torch_dtype")))
+
+    def _number(self, *names: str) -> int | None:
+        """The first of these keys that is a positive integer."""
+        values = (self.values.get(name) for name in names)
+        return next((value for value in values if type(value) is int and value > 0), None)
 
 
-_MLP = "model.layers.{layer}.mlp.experts.{expert}.{tensor}"
-_SPARSE_MOE = "model.layers.{layer}.block_sparse_moe.experts.{expert}.{tensor}"
-_DEEPSEEK = Family(_after_first, "moe_intermediate_size", _MLP)
-
-FAMILIES = {
-    "deepseek_v2": _DEEPSEEK,
-    "deepseek_v3": _DEEPSEEK,
-    "kimi_k2": _DEEPSEEK,
-    "glm4_moe": _DEEPSEEK,
-    "qwen3_moe": Family(_sparse, "moe_intermediate_size", _MLP),
-    "mixtral": Family(_every, "intermediate_size", _SPARSE_MOE, _NUMBERED),
-    "minimax_m2": Family(_every, "intermediate_size", _SPARSE_MOE, _NUMBERED),
-    "gpt_oss": Family(_every, "intermediate_size", "model.layers.{layer}.mlp.experts.{tensor}", ()),
-    "llama4_text": Family(
-        _interleaved,
-        "intermediate_size",
-        "language_model.model.layers.{layer}.feed_forward.experts.{tensor}",
-        (),
-    ),
-}
-
-
-def read_config(path: Path) -> Model:
-    """The model of a config.json, of all of it or of its `text_config`.
+def read_config(path: Path) -> ModelConfig:
+    """Read a config.json; links are followed, as the cache of Hugging Face has them.
 
     Raises:
-        PlacementError: EP118, it is none, or of a family that is not known.
+        PlacementError: EP118, it is no JSON object.
+        CheckpointError: EP201 or EP204, it cannot be read.
     """
-    config = read_config_json(path)
-    family = FAMILIES.get(str(config.get("model_type")))
+    try:
+        raw = json.loads(read_small_file(Path(os.path.realpath(path)), MAX_CONFIG_NBYTES))
+    except (ValueError, RecursionError) as error:
+        raise malformed(path, f"it is not JSON: {str(error)[:300]}") from error
+    if not isinstance(raw, dict):
+        raise malformed(path, "it is no object")
+    return ModelConfig(path, _of_text_model(raw))
+
+
+def _of_text_model(raw: Config) -> Config:
+    """The keys that are about the text model.
+
+    In a composite model, transformers builds the text model from `text_config` and from nothing else: a
+    number outside of it, such as a count of layers, may be that of another part (vision, audio). So the text
+    model's own values stand, and what it leaves out is not known. Only how weights are stored is said once,
+    outside, and holds for the text model too where that does not say it itself.
+    """
+    text = raw.get("text_config")
+    if not isinstance(text, dict):
+        return raw
+    return {**{key: raw[key] for key in _OF_ALL if key in raw}, **text}
+
+
+def config_beside(path: Path) -> ModelConfig | None:
+    """The config.json beside shards; None where there is none to be read, for it is someone else's file."""
+    try:
+        return read_config(path / "config.json")
+    except EplbError:
+        return None
+
+
+def read_model(path: Path) -> Model:
+    """The model that a config.json describes.
+
+    Raises:
+        PlacementError: EP118, it describes none, or one of a family that is not known.
+    """
+    try:
+        config = read_config(path)
+    except CheckpointError as error:
+        raise malformed(path, str(error)[:300]) from error
+    family = FAMILIES.get(config.model_type)
     if family is None:
-        problem = f"its model_type is {config.get('model_type')!r}; known are {', '.join(FAMILIES)}"
+        problem = f"its model_type is {config.values.get('model_type')!r}; known are {', '.join(FAMILIES)}"
         hint = "describe it in a file like those in eplb_cli/models/presets, and name that with --model"
         raise PlacementError("EP118", f"{path}: {problem}", hint)
-    hidden = number(path, config, "num_hidden_layers", MAX_LAYERS)
-    try:
-        layers = tuple(family.layers(config, hidden))
-    except (TypeError, ZeroDivisionError) as error:
-        raise malformed(path, f"its layers cannot be told: {error}") from error
-    if not layers or not all(type(layer) is int and 0 <= layer < hidden for layer in layers):
-        raise malformed(path, "it has no MoE layers, or some that are no layers")
-    experts = next((key for key in _EXPERTS if key in config), _EXPERTS[0])
-    mtp = config.get("num_nextn_predict_layers") or 0
+    values = config.values
+    hidden = number(path, values, "num_hidden_layers", MAX_LAYERS)
+    experts = next((key for key in _EXPERTS if key in values), _EXPERTS[0])
+    mtp = values.get("num_nextn_predict_layers") or 0
+    size, width = (number(path, values, key, _MAX_SIZE) for key in ("hidden_size", family.intermediate))
     return Model(
-        name=str(config["model_type"]),
+        name=config.model_type,
         num_hidden_layers=hidden,
-        moe_layers=layers,
+        moe_layers=_moe_layers(config, family, hidden),
         mtp_layers=tuple(range(hidden, hidden + mtp)) if type(mtp) is int and mtp < MAX_LAYERS else (),
-        num_logical_experts=number(path, config, experts, MAX_EXPERTS),
-        hidden_size=number(path, config, "hidden_size", _MAX_SIZE),
-        intermediate_size=number(path, config, family.intermediate, _MAX_SIZE),
+        num_logical_experts=number(path, values, experts, MAX_EXPERTS),
+        hidden_size=size,
+        intermediate_size=width,
         experts=family.key,
-        tensors=_tensors(path, config, family),
+        tensors=_tensors(config, family, size, width),
     )
 
 
-def read_config_json(path: Path) -> Config:
-    """The part of a config.json that describes the language model. Raises EP118."""
+def _moe_layers(config: ModelConfig, family: Family, hidden: int) -> tuple[int, ...]:
     try:
-        config = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise malformed(path, f"it is not JSON: {str(error)[:300]}") from error
-    if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
-        quantization = {key: config[key] for key in ("quantization_config", "dtype") if key in config}
-        config = {**quantization, **config["text_config"]}
-    if not isinstance(config, dict):
-        raise malformed(path, "it is no object")
-    return config
+        layers = tuple(family.layers(config.values, hidden))
+    except (TypeError, ZeroDivisionError) as error:
+        raise malformed(config.path, f"its layers cannot be told: {error}") from error
+    if not layers or not all(type(layer) is int and 0 <= layer < hidden for layer in layers):
+        raise malformed(config.path, "it has no MoE layers, or some that are no layers")
+    return layers
 
 
-def _tensors(path: Path, config: Config, family: Family) -> dict[str, ModelTensor]:
+def _tensors(config: ModelConfig, family: Family, hidden: int, width: int) -> dict[str, ModelTensor]:
     """What an expert consists of, for plain weights and fp8 blocks; nothing where that is not known."""
-    hidden = number(path, config, "hidden_size", _MAX_SIZE)
-    width = number(path, config, family.intermediate, _MAX_SIZE)
-    quantization = config.get("quantization_config")
-    dtype = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
+    quantization = config.quantization
     tensors = {}
     for name in family.projections:
         shape = (hidden, width) if name == family.projections[-1] else (width, hidden)
-        if quantization is None and dtype:
-            tensors[f"{name}.weight"] = ModelTensor(dtype, shape)
+        if quantization is None and config.dtype:
+            tensors[f"{name}.weight"] = ModelTensor(config.dtype, shape)
         elif isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
             tensors |= _fp8_tensors(name, shape, quantization.get("weight_block_size"))
     return tensors

@@ -32,9 +32,9 @@ def find_model(name: str) -> Model:
         raise PlacementError("EP118", f"{name} is neither a preset nor a file", hint)
     if path.suffix == ".toml":
         return read_preset(path)
-    from eplb_cli.models.config import read_config
+    from eplb_cli.models.config import read_model
 
-    return read_config(path)
+    return read_model(path)
 
 
 def preset_names() -> list[str]:

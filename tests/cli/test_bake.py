@@ -255,6 +255,8 @@ class TestRefused:
         [
             ("model.layers.1.mlp.gate.tid2eid", "'model.layers.1.mlp.gate.tid2eid' may name experts"),
             ("model.layers.1.mlp.expert_bias", "'model.layers.1.mlp.expert_bias' may name experts"),
+            ("talker.layers.1.mlp.experts.3.up_proj.weight", "is of experts with another router"),
+            ("talker.layers.1.mlp.experts.gate_up_proj", "is of experts with another router"),
         ],
     )
     def test_a_tensor_beside_the_experts_that_nobody_knows(self, refuse, home, key, says):

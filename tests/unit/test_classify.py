@@ -9,7 +9,7 @@ import pytest
 
 from eplb_cli.checkpoint.classify import Cell, check_scales, split_tensors
 from eplb_cli.checkpoint.layout_file import presets
-from eplb_cli.checkpoint.others import config_number, lacking_others, looks_sharded
+from eplb_cli.checkpoint.others import lacking_others, looks_sharded
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import TensorEntry
@@ -158,18 +158,6 @@ class TestSharded:
         """It is someone else's file: what cannot be read is not asked."""
         (tmp_path / "config.json").write_text(text)
         assert looks_sharded([{"lm_head.weight": (50, 3)}] * 2, tmp_path) == []
-
-    def test_numbers_of_a_config(self, tmp_path):
-        """The first name that is there, on the outside or for the text model inside."""
-        for content, expected in [
-            ({"num_experts": 8}, 8),
-            ({"num_experts": True}, None),
-            ({"text_config": {"n": 3, "num_experts": 8}, "m": 4}, 8),
-            ({"text_config": 5}, None),
-            ({"num_experts": 0}, None),
-        ]:
-            (tmp_path / "config.json").write_text(json.dumps(content))
-            assert config_number(tmp_path, "n_routed_experts", "num_experts") == expected
 
     def test_tensors_that_a_rank_lacks(self):
         """One sentence for all of them."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from eplb_cli.errors import PlacementError
 from eplb_cli.formats.safetensors_header import DTYPE_BITS
+from eplb_cli.models.config import config_beside, read_config
+from eplb_cli.models.families import FAMILIES
 from eplb_cli.models.preset import PRESETS, find_model, preset_names, presets
 
 TABLE = [
@@ -164,6 +167,73 @@ def test_dense_layers_between(config):
     model = find_model(config({"model_type": "llama4", "text_config": llama}))
     assert model.moe_layers == find_model("llama4-maverick").moe_layers
     assert model.expert_nbytes is None  # stacked: only a preset knows
+
+
+NUMBERS = ("model_type", "num_hidden_layers", "num_logical_experts", "vocab_size", "dtype", "quantization")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, ("", None, None, None, None, None)),
+        ({"num_experts": 8, "vocab_size": 9, "num_hidden_layers": 7}, ("", 7, 8, 9, None, None)),
+        (
+            {"num_experts": True, "vocab_size": "9", "num_hidden_layers": 0},
+            ("", None, None, None, None, None),
+        ),
+        ({"n_routed_experts": None, "moe_num_experts": 4}, ("", None, 4, None, None, None)),
+        ({"model_type": "a", "text_config": None, "vocab_size": 9}, ("a", None, None, 9, None, None)),
+        ({"model_type": "a", "text_config": 5, "vocab_size": 9}, ("a", None, None, 9, None, None)),
+    ],
+)
+def test_what_a_config_says(config, content, expected):
+    """Numbers that are positive integers, under the first name that says one; nothing else."""
+    found = read_config(Path(config(content)))
+    assert tuple(getattr(found, name) for name in NUMBERS) == expected
+
+
+def test_the_values_of_the_text_model_stand(config):
+    """What a composite model says outside is of another part, but for how its weights are stored."""
+    outside = {
+        "model_type": "tower",
+        "num_hidden_layers": 7,
+        "num_experts": 3,
+        "vocab_size": 5,
+        "dtype": "float16",
+        "quantization_config": {"quant_method": "fp8"},
+    }
+    found = read_config(Path(config({**outside, "text_config": {"model_type": "text", "num_experts": 8}})))
+    values = tuple(getattr(found, name) for name in NUMBERS)
+    assert values == ("text", None, 8, None, "F16", {"quant_method": "fp8"})
+    text = {"model_type": "text", "dtype": "bfloat16", "quantization_config": None}
+    found = read_config(Path(config({**outside, "text_config": text})))
+    assert (found.dtype, found.quantization) == ("BF16", None)
+
+
+def test_a_composite_model_as_transformers_reads_it(config):
+    """The same numbers as those of the text model that transformers builds."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoConfig.for_model("llama4", text_config={"num_hidden_layers": 6})
+    ours = read_config(Path(config(theirs.to_dict())))
+    text = theirs.get_text_config()
+    assert (ours.model_type, ours.num_hidden_layers) == (text.model_type, text.num_hidden_layers)
+    assert (ours.num_logical_experts, ours.vocab_size) == (text.num_local_experts, text.vocab_size)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 10**5])
+def test_a_config_beside_shards_that_cannot_be_read(tmp_path, text):
+    """It is someone else's file: what cannot be read is not asked."""
+    assert config_beside(tmp_path) is None
+    (tmp_path / "config.json").write_text(text)
+    assert config_beside(tmp_path) is None
+
+
+def test_families_are_whole():
+    """The key of an expert has its placeholders, and routers lie beside the experts."""
+    for family in FAMILIES.values():
+        assert {"{layer}", "{tensor}"} <= set(re.findall(r"\{\w+\}", family.key))
+        assert family.key.startswith(f"{family.block}experts.")
+        assert family.router or family.groups is None
 
 
 @pytest.mark.parametrize(
