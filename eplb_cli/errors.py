@@ -21,6 +21,7 @@ from typing import ClassVar
 
 EXIT_DONE = 0
 EXIT_FINDINGS = 1
+EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 CODES = {
@@ -194,7 +195,7 @@ class EplbError(Exception):
 class UsageError(EplbError):
     """The command line contradicts itself."""
 
-    exit_code = 2
+    exit_code = EXIT_USAGE
 
 
 class PlacementError(EplbError):

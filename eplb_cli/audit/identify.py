@@ -21,7 +21,8 @@ from eplb_cli.checkpoint.places import Places
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError, CheckpointError
-from eplb_cli.huggingface.engine import AS_THEY_ARE, find_names
+from eplb_cli.huggingface.engine import find_names
+from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import join
 from eplb_cli.huggingface.source import INDEX_SUFFIX, config_of, open_huggingface
 from eplb_cli.machine import default_threads
@@ -97,7 +98,7 @@ def prove_placement(shards: ShardedCheckpoint, against: Path, advance: Callable[
         wants = said.physical_to_logical[layer, slot]
         raise BytesError(
             "EP501",
-            f"layer {said.layer_name(layer)}, slot {slot} (rank {said.rank_of_slot[slot]}): the placement "
+            f"layer {said.layer_number(layer)}, slot {slot} (rank {said.rank_of_slot[slot]}): the placement "
             f"says expert {wants}, and the bytes are those of {'none' if has == EMPTY else f'expert {has}'} "
             f"in {against}; {len(wrong):,} slots differ in all",
             "was it made with the wrong OLD? `eplb inspect SRC --identify HF_DIR` says what SRC holds",
@@ -108,7 +109,7 @@ def prove_placement(shards: ShardedCheckpoint, against: Path, advance: Callable[
 def _common_layers(shards: ShardedCheckpoint, experts: ShardedCheckpoint) -> list[int]:
     """The layers of the shards, by their place in the checkpoint. Raises EP227."""
     known = [] if experts.placement.layer_ids is None else experts.placement.layer_ids.tolist()
-    numbers = [shards.placement.layer_name(layer) for layer in range(shards.placement.num_layers)]
+    numbers = [shards.placement.layer_number(layer) for layer in range(shards.placement.num_layers)]
     if missing := sorted(set(numbers) - set(known)):
         raise _unmatched(f"layer {missing[0]} has no experts in {experts.shards.path}")
     return [known.index(number) for number in numbers]
@@ -150,7 +151,7 @@ def _places(shards: ShardedCheckpoint, parts: Sequence[Sequence[int]], experts: 
         if len(wrong):
             layer = int(wrong[0])
             raise _unmatched(
-                f"layer {shards.placement.layer_name(layer)}: a row of "
+                f"layer {shards.placement.layer_number(layer)}: a row of "
                 f"{shards.expert_tensors[tensor].template!r} has {shards.row_nbytes[layer, tensor]:,} bytes, "
                 f"and an expert {sizes[layer].sum():,}"
             )
@@ -202,7 +203,7 @@ def _match(shards: ShardedCheckpoint, rows: Digests, wanted: Digests, sizes: Int
         for expert in range(wanted.shape[2]):
             first = experts.setdefault(wanted[layer, :, expert].tobytes(), expert)
             if first != expert:
-                name = placement.layer_name(layer)
+                name = placement.layer_number(layer)
                 warnings.append(f"layer {name}: experts {first} and {expert} have the same bytes")
         empty = b"".join(zeros[int(size)] for size in sizes[layer])
         lacking = bytes(len(empty))
@@ -212,7 +213,7 @@ def _match(shards: ShardedCheckpoint, rows: Digests, wanted: Digests, sizes: Int
                 table[layer, slot] = experts[row]
             elif row not in (empty, lacking):
                 raise _unmatched(
-                    f"layer {placement.layer_name(layer)}, slot {slot} "
+                    f"layer {placement.layer_number(layer)}, slot {slot} "
                     f"(rank {placement.rank_of_slot[slot]}): the row is none of the checkpoint's experts"
                 )
     return table, warnings[:_MAX_WARNINGS]

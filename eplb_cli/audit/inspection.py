@@ -196,8 +196,8 @@ def _replica_findings(
         Finding(
             "EP503",
             "error",
-            f"layer {placement.layer_name(layer)}: the replicas of expert {expert} differ",
-            layer=placement.layer_name(layer),
+            f"layer {placement.layer_number(layer)}: the replicas of expert {expert} differ",
+            layer=placement.layer_number(layer),
         )
         for layer, expert in sorted(pairs)
     ]

@@ -152,7 +152,7 @@ def row_name(checkpoint: ShardedCheckpoint, place: NDArray[np.int64]) -> str:
     placement = checkpoint.placement
     path = checkpoint.shards.files[int(checkpoint.extents.file[layer, tensor, slot])].path
     return (
-        f"{path}: layer {placement.layer_name(layer)}, slot {slot} (rank {placement.rank_of_slot[slot]}, "
+        f"{path}: layer {placement.layer_number(layer)}, slot {slot} (rank {placement.rank_of_slot[slot]}, "
         f"row {placement.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}"
     )
 

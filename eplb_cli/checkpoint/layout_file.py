@@ -11,9 +11,8 @@ from typing import Any
 
 from eplb_cli import files
 from eplb_cli.checkpoint.layout import FORMAT, Layout
+from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import CheckpointError
-
-PRESETS = Path(__file__).parent / "layouts"
 
 MAX_LAYOUT_NBYTES = 1 << 14
 """A layout has a few lines, and the time that TOML takes grows faster than its text."""
@@ -30,7 +29,12 @@ _LISTS = ("files", "experts", "tensors", "input_scales", "others")
 
 def presets() -> list[Layout]:
     """All presets, by name."""
-    return [read_layout(path) for path in sorted(PRESETS.glob("*.toml"))]
+    return [preset(name) for name in LAYOUTS.names]
+
+
+def preset(name: str) -> Layout:
+    """The layout of this name that comes with eplb."""
+    return read_layout(LAYOUTS.path(name))
 
 
 def find_layout(name: str, shard_names: Iterable[str], keys: Iterable[str]) -> Layout:
@@ -39,20 +43,18 @@ def find_layout(name: str, shard_names: Iterable[str], keys: Iterable[str]) -> L
     Raises:
         CheckpointError: EP206, there is none, or "auto" finds several.
     """
-    known = {layout.name: layout for layout in presets()}
-    if name in known:
-        return known[name]
+    if name in LAYOUTS.names:
+        return preset(name)
     if name != "auto":
         if not Path(name).exists():
-            raise CheckpointError(
-                "EP206", f"{name} is neither a layout nor a file", f"layouts: auto, {', '.join(known)}"
-            )
+            hint = f"layouts: auto, {', '.join(LAYOUTS.names)}"
+            raise CheckpointError("EP206", f"{name} is neither a layout nor a file", hint)
         return read_layout(Path(name))
-    names, all_keys = list(shard_names), list(keys)
-    fitting = [layout for layout in known.values() if _fits(layout, names, all_keys)]
+    names, all_keys, known = list(shard_names), list(keys), presets()
+    fitting = [layout for layout in known if _fits(layout, names, all_keys)]
     if len(fitting) == 1:
         return fitting[0]
-    raise _unfit(fitting, list(known.values()), names, all_keys)
+    raise _unfit(fitting, known, names, all_keys)
 
 
 def _fits(layout: Layout, names: list[str], keys: list[str]) -> bool:

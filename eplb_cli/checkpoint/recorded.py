@@ -48,7 +48,7 @@ def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) 
     layer, tensor, slot = (int(number) for number in np.unravel_index(first, checkpoint.extents.file.shape))
     raise _unlike_manifest(
         checkpoint.shards,
-        f"layer {old.layer_name(layer)}, slot {slot} (rank {old.rank_of_slot[slot]}, "
+        f"layer {old.layer_number(layer)}, slot {slot} (rank {old.rank_of_slot[slot]}, "
         f"row {old.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}",
     )
 

@@ -165,7 +165,7 @@ def _place(
             checkpoint.row_nbytes[layer, tensor] = nbytes
             checkpoint.extents.file[layer, tensor, slot] = at.file
             checkpoint.extents.offset[layer, tensor, slot] = at.offset + row * nbytes
-    where = f"{template!r}, layer {old.layer_name(layer)}"
+    where = f"{template!r}, layer {old.layer_number(layer)}"
     if len(kinds) != 1:
         said = " and ".join(
             f"{kind[0]} {list(kind[1])} on rank {at[0]}" for kind, at in sorted(kinds.items())
@@ -187,7 +187,7 @@ def _require_all(checkpoint: ShardedCheckpoint, layer: int, tensor: int) -> None
         code = "EP210" if found.tensor in checkpoint.shards.layout.scales else "EP209"
         raise CheckpointError(
             code,
-            f"{found.template!r}, layer {old.layer_name(layer)}: missing on rank {old.rank_of_slot[slot]}, "
+            f"{found.template!r}, layer {old.layer_number(layer)}: missing on rank {old.rank_of_slot[slot]}, "
             f"which holds expert {old.physical_to_logical[layer, slot]}",
         )
 
@@ -211,14 +211,14 @@ def _rows(
     else:
         experts = old.physical_to_logical[layer, first:last]
         slots = {int(expert): first + row for row, expert in enumerate(experts) if expert != EMPTY}
-        refuse_twice(experts, old.layer_name(layer), rank)
+        refuse_twice(experts, old.layer_number(layer), rank)
     if slots.keys() != numbered.keys():
         wrong = min(number for number in slots.keys() ^ numbered.keys() if number is not None)
         only = "in the shard and not in OLD" if wrong in numbered else "in OLD and not in the shard"
         by_expert = checkpoint.shards.layout.numbering == "expert"
         raise CheckpointError(
             "EP217" if by_expert else "EP208",
-            f"rank {rank}, layer {old.layer_name(layer)}: {'expert' if by_expert else 'row'} {wrong} of "
+            f"rank {rank}, layer {old.layer_number(layer)}: {'expert' if by_expert else 'row'} {wrong} of "
             f"{template!r} is {only}",
             "`eplb inspect SRC` shows what the shards hold",
         )

@@ -7,18 +7,16 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli.cli.app import app
 from eplb_cli.cli.options import Format, FormatOption, FromOption, NoFsyncOption, NumRanks
 from eplb_cli.cli.show import print_written, progress_bar
 
-
-@app.command(
-    short_help="Write a placement into a Hugging Face checkpoint.",
-    epilog="""\b
+SUMMARY = "Write a placement into a Hugging Face checkpoint."
+EXAMPLES = """\b
 Example:
-  eplb bake HF_DIR OUT --placement new.json --num-ranks 16""",
-)
-def bake(
+  eplb bake HF_DIR OUT --placement new.json --num-ranks 16"""
+
+
+def command(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face checkpoint; only read.")],
     destination: Annotated[
         Path, typer.Argument(metavar="OUT", help="Where the checkpoint appears: new, or empty.")
@@ -37,9 +35,9 @@ def bake(
     Experts get the numbers of their slots, and the rows of routers move with them: what the model computes is
     the same, and the engine's default placement is the one that was wanted.
     """
-    from eplb_cli.huggingface.bake import bake as run
+    from eplb_cli.huggingface.bake import bake
     from eplb_cli.inputs.options import PlacementOptions
 
     options = PlacementOptions(num_ranks, dialect=dialect)
-    done = run(source, destination, placement, options, durable=not no_fsync, progress=progress_bar)
+    done = bake(source, destination, placement, options, durable=not no_fsync, progress=progress_bar)
     print_written("checkpoint", done, output_format)

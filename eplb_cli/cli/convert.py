@@ -9,31 +9,28 @@ from typing import Annotated
 import typer
 
 from eplb_cli import render
-from eplb_cli.cli.app import app
-from eplb_cli.cli.options import DialectName, Format, FormatOption, ModelOption, NumExperts, NumRedundant
+from eplb_cli.cli.options import Format, FormatOption, ModelOption, NumExperts, NumRedundant, dialect_option
 from eplb_cli.errors import UsageError
 
-
-@app.command(
-    short_help="Write a placement in another engine's dialect.",
-    epilog="""\b
+SUMMARY = "Write a placement in another engine's dialect."
+EXAMPLES = """\b
 Examples:
   eplb convert map.json new.json --to eplb --model deepseek-v3 --num-ranks 32
   eplb convert new.json map.json --to sglang --model deepseek-v3
-  eplb convert new.json moe_load_balancer.yaml --to tensorrt-llm""",
-)
-def convert(
+  eplb convert new.json moe_load_balancer.yaml --to tensorrt-llm"""
+
+
+def command(
     source: Annotated[
         str, typer.Argument(metavar="IN", help="A placement in any dialect, or linear, or round_robin.")
     ],
     output: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="A new file: .json, for vllm .jsonl too, for tensorrt-llm .yaml."),
+        typer.Argument(metavar="OUT", help="A new file, with a suffix that the dialect has: mostly .json."),
     ],
-    to: Annotated[DialectName, typer.Option("--to", help="The dialect to write.")],
+    to: Annotated[str, dialect_option("--to", "The dialect to write.")],
     dialect: Annotated[
-        DialectName | None,
-        typer.Option("--from", help="The dialect of IN, where its content is not to say it."),
+        str | None, dialect_option("--from", "The dialect of IN, where its content is not to say it.")
     ] = None,
     num_ranks: Annotated[
         int | None,
@@ -54,7 +51,7 @@ def convert(
     from dataclasses import replace
 
     from eplb_cli.inputs.options import PlacementOptions, model_named
-    from eplb_cli.placements.convert import convert as run
+    from eplb_cli.placements.convert import convert
 
     if checkpoint is not None and model is not None:
         raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
@@ -67,10 +64,9 @@ def convert(
         model=model_named(model, checkpoint),
     )
     hints = replace(options.hints, num_ranks=options.num_ranks, dialect=options.dialect)
-    done = run(source, output, to, hints)
-    for warning in done.warnings:
+    placement, warnings = convert(source, output, to, hints)
+    for warning in warnings:
         render.print_warning(warning.message)
-    placement = done.placement
     numbers = {
         "num_layers": placement.num_layers,
         "num_slots": placement.num_slots,

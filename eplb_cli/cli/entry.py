@@ -15,19 +15,6 @@ from eplb_cli import render
 from eplb_cli.cli.app import app
 from eplb_cli.errors import EXIT_INTERRUPTED, EplbError, WorkerError
 
-# isort: off
-# Each command registers itself when it is imported: this is the order of the help.
-from eplb_cli.cli import reshard  # noqa: F401
-from eplb_cli.cli import plan  # noqa: F401
-from eplb_cli.cli import validate  # noqa: F401
-from eplb_cli.cli import verify  # noqa: F401
-from eplb_cli.cli import inspect  # noqa: F401
-from eplb_cli.cli import convert  # noqa: F401
-from eplb_cli.cli import shard  # noqa: F401
-from eplb_cli.cli import merge  # noqa: F401
-from eplb_cli.cli import bake  # noqa: F401
-# isort: on
-
 
 class _Interrupted(BaseException):
     """SIGINT or SIGTERM."""

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from eplb_cli import render
-from eplb_cli.cli.app import app
 from eplb_cli.cli.options import Format, FormatOption, LayoutOption, ModelOption, named_model
 from eplb_cli.cli.show import progress_bar, tree_nbytes
 from eplb_cli.errors import EXIT_FINDINGS, UsageError
 
+SUMMARY = "Show what a directory of shards, or a load dump, holds."
 
-@app.command(short_help="Show what a directory of shards, or a load dump, holds.")
-def inspect(
+
+def command(
     src: Annotated[
         Path | None,
         typer.Argument(metavar="SRC", help="A directory of per-rank shards, or a file of expert loads."),

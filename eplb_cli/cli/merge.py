@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli.cli.app import app
 from eplb_cli.cli.options import Format, FormatOption, NoFsyncOption
 from eplb_cli.cli.show import print_written, progress_bar
 
+SUMMARY = "Write shards as the Hugging Face checkpoint they were made of."
 
-@app.command(short_help="Write shards as the Hugging Face checkpoint they were made of.")
-def merge(
+
+def command(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="What `eplb shard` wrote, resharded or not.")],
     destination: Annotated[
         Path, typer.Argument(metavar="HF_DIR", help="Where the checkpoint appears: new, or empty.")
@@ -27,8 +27,8 @@ def merge(
 ) -> None:
     """Write the Hugging Face checkpoint that shards were made of: the same files, byte for byte."""
     from eplb_cli.huggingface.bake import bake_shards
-    from eplb_cli.huggingface.merge import merge as run
+    from eplb_cli.huggingface.merge import merge
 
-    made = bake_shards if bake else run
+    made = bake_shards if bake else merge
     done = made(source, destination, durable=not no_fsync, progress=progress_bar)
     print_written("checkpoint", done, output_format)

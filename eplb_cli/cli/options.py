@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from eplb_cli.checkpoint.layouts import LAYOUTS
+from eplb_cli.placements.dialects.registry import NAMES
 
 if TYPE_CHECKING:
     from eplb_cli.models.model import Model
@@ -42,15 +45,16 @@ class FindingsFormat(StrEnum):
     github = "github"
 
 
-class DialectName(StrEnum):
-    """--from and --to."""
+def dialect_option(flag: str, help_text: str) -> Any:  # noqa: ANN401 - what typer.Option returns
+    """An option that takes the name of a dialect, and lists them all for any other word."""
 
-    eplb = "eplb"
-    vllm = "vllm"
-    sglang = "sglang"
-    tensorrt_llm = "tensorrt-llm"
-    ascend = "ascend"
-    deepseek = "deepseek"
+    def dialect(word: str) -> str:
+        if word not in NAMES:
+            listed = ", ".join(map(repr, NAMES))
+            raise typer.BadParameter(f"{word!r} is not one of {listed}.")
+        return word
+
+    return typer.Option(flag, parser=dialect, metavar=f"<{'|'.join(NAMES)}>", help=help_text)
 
 
 SendersOption = Annotated[
@@ -72,7 +76,7 @@ LayoutOption = Annotated[
     typer.Option(
         "--layout",
         metavar="auto|NAME|FILE",
-        help="How tensors are named: sharded-state, per-row, deepseek, huggingface, or a TOML file.",
+        help=f"How tensors are named: {', '.join(LAYOUTS.names)}, or a TOML file.",
     ),
 ]
 NumRanks = Annotated[
@@ -96,12 +100,10 @@ NumRedundant = Annotated[
     ),
 ]
 FromOption = Annotated[
-    DialectName | None,
-    typer.Option("--from", help="The dialect of NEW, where its content is not to say it."),
+    str | None, dialect_option("--from", "The dialect of NEW, where its content is not to say it.")
 ]
 OldFromOption = Annotated[
-    DialectName | None,
-    typer.Option("--old-from", help="The dialect of OLD, where its content is not to say it."),
+    str | None, dialect_option("--old-from", "The dialect of OLD, where its content is not to say it.")
 ]
 ModelOption = Annotated[
     str | None,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli.cli.app import app
 from eplb_cli.cli.options import (
     Format,
     FormatOption,
@@ -29,18 +28,17 @@ from eplb_cli.cli.show import print_report
 from eplb_cli.errors import UsageError
 from eplb_cli.report.sizes import parse_rates, parse_size
 
-
-@app.command(
-    short_help="Show what would move, without moving it.",
-    epilog="""\b
+SUMMARY = "Show what would move, without moving it."
+EXAMPLES = """\b
 Examples:
   eplb plan old.json new.json
   eplb plan old.json new.json --model deepseek-v3 --ranks-per-node 8
   eplb plan old.json new.json --checkpoint SRC --bandwidth disk=3GB/s
   eplb plan linear new.json --checkpoint SRC --format json
-  eplb plan linear new.json --checkpoint SRC --out plan.json""",
-)
-def plan(
+  eplb plan linear new.json --checkpoint SRC --out plan.json"""
+
+
+def command(
     old: Annotated[str, typer.Argument(metavar="OLD", help="A placement file, or linear, or round_robin.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="A placement file, or linear, or round_robin.")],
     checkpoint: Annotated[
@@ -73,7 +71,8 @@ def plan(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Accepted, and changes nothing: a plan is one.")
+        bool,
+        typer.Option("--dry-run", help="Changes nothing: a plan never writes, but for --out and --html."),
     ] = False,
     senders: SendersOption = Senders.balanced,
     ranks_per_node: RanksPerNode = None,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli.cli.app import app
 from eplb_cli.cli.options import (
     Backend,
     Format,
@@ -27,17 +26,16 @@ from eplb_cli.cli.show import print_report, progress_bar
 from eplb_cli.errors import UsageError
 from eplb_cli.report.sizes import parse_size
 
-
-@app.command(
-    short_help="Rearrange shards for another placement.",
-    epilog="""\b
+SUMMARY = "Rearrange shards for another placement."
+EXAMPLES = """\b
 Examples:
   eplb reshard SRC DST --old old.json --new new.json
   eplb reshard SRC DST --old linear --new new.json --backend file
   eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)
-  eplb reshard SRC DST --plan plan.json""",
-)
-def reshard(
+  eplb reshard SRC DST --plan plan.json"""
+
+
+def command(
     src: Annotated[
         Path, typer.Argument(metavar="SRC", help="Directory of per-rank shards; never written to.")
     ],
@@ -156,7 +154,7 @@ def reshard(
         raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
     from eplb_cli.inputs.options import PlacementOptions
     from eplb_cli.run.request import Request, plan_request
-    from eplb_cli.run.reshard import reshard as run
+    from eplb_cli.run.reshard import reshard
 
     request = Request(
         source=src,
@@ -185,5 +183,5 @@ def reshard(
             old_dialect=old_dialect,
         ),
     )
-    report = plan_request(request, full=full).report if dry_run else run(request, progress_bar)
+    report = plan_request(request, full=full).report if dry_run else reshard(request, progress_bar)
     print_report(report, output_format, full=full)

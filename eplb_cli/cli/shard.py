@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli.cli.app import app
 from eplb_cli.cli.options import Format, FormatOption, FromOption, NoFsyncOption, NumRanks, NumRedundant
 from eplb_cli.cli.show import print_written, progress_bar
+from eplb_cli.huggingface.engines import engine_names
 
-
-@app.command(
-    short_help="Write a Hugging Face checkpoint as shards.",
-    epilog="""\b
+SUMMARY = "Write a Hugging Face checkpoint as shards."
+EXAMPLES = """\b
 Examples:
   eplb shard HF_DIR DST --placement map.json --num-ranks 32 --engine sglang
-  eplb shard HF_DIR DST --placement linear --num-ranks 4 --engine huggingface""",
-)
-def shard(
+  eplb shard HF_DIR DST --placement linear --num-ranks 4 --engine huggingface"""
+
+
+def command(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face checkpoint; only read.")],
     destination: Annotated[
         Path, typer.Argument(metavar="DST", help="Where the shards appear: new, or empty.")
@@ -31,7 +30,7 @@ def shard(
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", metavar="NAME", help="Whose names tensors get: sglang, vllm, or huggingface."
+            "--engine", metavar="NAME", help=f"Whose names tensors get, one of: {', '.join(engine_names())}."
         ),
     ],
     num_ranks: NumRanks = None,
@@ -44,9 +43,9 @@ def shard(
 
     Every byte is read once. Tensors that are no experts' are on all ranks, in one file under many names.
     """
-    from eplb_cli.huggingface.shard import shard as run
+    from eplb_cli.huggingface.shard import shard
     from eplb_cli.inputs.options import PlacementOptions
 
     options = PlacementOptions(num_ranks, num_redundant_experts=num_redundant_experts, dialect=dialect)
-    done = run(source, destination, placement, engine, options, durable=not no_fsync, progress=progress_bar)
+    done = shard(source, destination, placement, engine, options, durable=not no_fsync, progress=progress_bar)
     print_written("shards", done, output_format)

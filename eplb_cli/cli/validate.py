@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from eplb_cli import render
-from eplb_cli.cli.app import app
 from eplb_cli.cli.options import (
     FindingsFormat,
     FromOption,
@@ -21,15 +20,14 @@ from eplb_cli.cli.options import (
 )
 from eplb_cli.errors import EXIT_FINDINGS, UsageError
 
-
-@app.command(
-    short_help="Check placement files.",
-    epilog="""\b
+SUMMARY = "Check placement files."
+EXAMPLES = """\b
 Examples:
   eplb validate maps/*.json
-  eplb validate new.json --against old.json --format github""",
-)
-def validate(
+  eplb validate new.json --against old.json --format github"""
+
+
+def command(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Placement files.")],
     against: Annotated[
         str | None,

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from eplb_cli import files
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
 from eplb_cli.errors import BytesError, CheckpointError
-from eplb_cli.huggingface.engine import AS_THEY_ARE, find_names, split_key
+from eplb_cli.huggingface.engine import find_names, split_key
+from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, join, parts_of_shards
 from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves, prove_parts
 from eplb_cli.huggingface.record import Origin, open_sharded, read_origin

@@ -14,16 +14,12 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from eplb_cli.checkpoint.layout import Layout
-from eplb_cli.checkpoint.layout_file import presets
+from eplb_cli.checkpoint.layout_file import preset
 from eplb_cli.errors import CheckpointError
-
-ENGINES = Path(__file__).parent / "engines"
-AS_THEY_ARE = "huggingface"
-"""The engine that keeps all names."""
+from eplb_cli.huggingface.engines import AS_THEY_ARE, ENGINES, engine_names
 
 _LAYER = re.compile(r"(?<=\blayers\.)(0|[1-9][0-9]{0,8})(?=\.)")
 _EXPERT = re.compile(r"(?<=\bexperts\.)(0|[1-9][0-9]{0,8})(?=\.)")
@@ -82,7 +78,7 @@ class Names:
 
     def find_layout(self) -> Layout:
         """The layout of the shards."""
-        return next(layout for layout in presets() if layout.name == self.layout)
+        return preset(self.layout)
 
 
 def split_key(key: str) -> Key:
@@ -105,11 +101,6 @@ def names_from_json(raw: Mapping[str, Any]) -> Names:
     return Names(engine, family, layout, serving, joined["experts"], joined["fused"], kept, constants)
 
 
-def engine_names() -> list[str]:
-    """All engines that `shard` writes for."""
-    return sorted([AS_THEY_ARE, *(path.stem for path in ENGINES.glob("*.toml"))])
-
-
 def find_names(engine: str, family: str, keys: Iterable[str]) -> Names:
     """The names of an engine for a family of models.
 
@@ -123,7 +114,7 @@ def find_names(engine: str, family: str, keys: Iterable[str]) -> Names:
         return _as_they_are(family, keys)
     if engine not in engine_names():
         raise CheckpointError("EP224", f"{engine!r} is no engine", f"engines: {', '.join(engine_names())}")
-    raw = tomllib.loads((ENGINES / f"{engine}.toml").read_text())
+    raw = tomllib.loads(ENGINES.path(engine).read_text())
     families = [name for name, table in raw.items() if isinstance(table, dict)]
     if family not in families:
         problem = f"no names of {engine} are known for models of type {family!r}"
@@ -148,7 +139,7 @@ def _as_they_are(family: str, keys: Iterable[str]) -> Names:
     templates = dict.fromkeys(split_key(key).template for key in keys)
     by_expert = [template for template in templates if "experts.{expert}." in template]
     layout = "per-row" if by_expert else AS_THEY_ARE
-    stacked = next(known for known in presets() if known.name == layout)
+    stacked = preset(layout)
     experts = by_expert or [name for name in templates if stacked.match_key(name.replace("{layer}", "0"))]
     return Names(
         AS_THEY_ARE,

@@ -191,7 +191,7 @@ def _engine_tensors(parts: ShardedCheckpoint, names: Names) -> tuple[dict[str, T
             kinds = [(parts.dtype[layer, part], parts.row_shape[layer, part]) for part in members]
             nbytes = int(parts.row_nbytes[layer, members].sum())
             row = _joined(target, kinds, nbytes, complete=len(members) == len(names.experts[target]))
-            key = target.replace("{layer}", str(old.layer_name(layer)))
+            key = target.replace("{layer}", str(old.layer_number(layer)))
             if "{row}" in key:
                 tensors |= {
                     key.replace("{row}", str(number)): TensorAt(0, 0, row) for number in range(old.num_slots)

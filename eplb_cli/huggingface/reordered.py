@@ -53,7 +53,7 @@ def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, family: F
     shape = (placement.num_layers, len(family.routers))
     found: dict[tuple[int, int], TensorAt] = {}
     for layer, number in np.ndindex(shape):
-        key = family.routers[number].replace("{layer}", str(entries.placement.layer_name(layer)))
+        key = family.routers[number].replace("{layer}", str(entries.placement.layer_number(layer)))
         if key in others:
             at = found[layer, number] = others.pop(key)
             if not at.entry.shape or at.entry.shape[0] != num_experts:

@@ -9,8 +9,8 @@ from typing import Any
 
 from eplb_cli.errors import PlacementError
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number, read_text
+from eplb_cli.models.presets import PRESETS
 
-PRESETS = Path(__file__).parent / "presets"
 FORMAT = "eplb-model/1"
 _REQUIRED = {"format", "name", "num_hidden_layers", "moe_layers", "num_experts", "experts", "tensors"}
 _OPTIONAL = {"description", "mtp_layers", "hidden_size", "moe_intermediate_size"}
@@ -22,13 +22,13 @@ def find_model(name: str) -> Model:
     Raises:
         PlacementError: EP118, there is none of that name, or the file cannot be used.
     """
-    if name in preset_names():
-        return read_preset(PRESETS / f"{name}.toml")
+    if name in PRESETS.names:
+        return read_preset(PRESETS.path(name))
     path = Path(name)
     if path.is_dir():
         path /= "config.json"
     if not path.is_file():
-        hint = f"presets: {', '.join(preset_names())}; or name a config.json"
+        hint = f"presets: {', '.join(PRESETS.names)}; or name a config.json"
         raise PlacementError("EP118", f"{name} is neither a preset nor a file", hint)
     if path.suffix == ".toml":
         return read_preset(path)
@@ -37,14 +37,9 @@ def find_model(name: str) -> Model:
     return read_model(path)
 
 
-def preset_names() -> list[str]:
-    """The names of all presets, ascending."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
-
-
 def presets() -> list[Model]:
     """All presets, by name."""
-    return [read_preset(PRESETS / f"{name}.toml") for name in preset_names()]
+    return [read_preset(PRESETS.path(name)) for name in PRESETS.names]
 
 
 def read_preset(path: Path) -> Model:

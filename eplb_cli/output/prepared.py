@@ -134,6 +134,6 @@ def place_name(prepared: Prepared, place: int) -> str:
     layer, tensor = divmod(cell, checkpoint.row_nbytes.shape[1])
     file = prepared.output.files[int(prepared.new_places.file[place])].name
     return (
-        f"{file}: layer {new.layer_name(layer)}, slot {slot} (rank {new.rank_of_slot[slot]}, "
+        f"{file}: layer {new.layer_number(layer)}, slot {slot} (rank {new.rank_of_slot[slot]}, "
         f"row {new.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}"
     )

@@ -87,7 +87,7 @@ def prove(
     for layer, expert, tensor in differing_replicas(new, after, exists):
         if (layer, expert, tensor) not in odd:
             raise BytesError(
-                "EP503", f"layer {new.layer_name(layer)}: replicas of expert {expert} differ in the output"
+                "EP503", f"layer {new.layer_number(layer)}: replicas of expert {expert} differ in the output"
             )
     _require_same_set(checkpoint, new, before, after, odd)
     rows = int((new.physical_to_logical != EMPTY).sum())
@@ -98,7 +98,7 @@ def replica_warnings(checkpoint: ShardedCheckpoint, odd: Iterable[tuple[int, int
     """Sentences on the (layer, expert) whose replicas differ in SRC, at most `MAX_WARNINGS`, and a hint."""
     pairs = sorted({(layer, expert) for layer, expert, _ in odd})
     texts = [
-        f"layer {checkpoint.placement.layer_name(layer)}: the replicas of expert {expert} differ in SRC"
+        f"layer {checkpoint.placement.layer_number(layer)}: the replicas of expert {expert} differ in SRC"
         for layer, expert in pairs
     ]
     more = len(texts) - MAX_WARNINGS
@@ -146,7 +146,7 @@ def _require_same_set(
             if (layer, int(expert), int(tensor)) not in odd:
                 raise BytesError(
                     "EP501",
-                    f"layer {new.layer_name(layer)}: expert {expert} is not the same before and after",
+                    f"layer {new.layer_number(layer)}: expert {expert} is not the same before and after",
                 )
 
 

@@ -207,7 +207,7 @@ def _expert_tensors(
     dtype, row_shape = checkpoint.dtype[layer, tensor], checkpoint.row_shape[layer, tensor]
     row_nbytes = int(checkpoint.row_nbytes[layer, tensor])
     first, last = int(new.first_slot[rank]), int(new.first_slot[rank + 1])
-    layer_id = new.layer_name(layer)
+    layer_id = new.layer_number(layer)
     numbering = checkpoint.shards.layout.numbering
     if numbering == "stacked":
         key = key_name(template, layer_id, None)

@@ -66,10 +66,6 @@ class Placement:
         """(P,) the slot's index inside its rank's tensors."""
         return np.arange(self.num_slots) - self.first_slot[self.rank_of_slot]
 
-    def layer_name(self, layer: int) -> int:
-        """The model's own number of a layer where known, else its index."""
-        return layer if self.layer_ids is None else int(self.layer_ids[layer])
-
     def layer_number(self, layer: int) -> int:
         """The model's own number of MoE layer `layer`, or `layer` itself where nothing says it."""
         return layer if self.layer_ids is None else int(self.layer_ids[layer])

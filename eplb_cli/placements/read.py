@@ -11,7 +11,7 @@ from eplb_cli.errors import PlacementError
 from eplb_cli.formats.document import Document, NotReadableError, read_bytes
 from eplb_cli.formats.parse import parse_document
 from eplb_cli.placements.dialects.dialect import Dialect, Note
-from eplb_cli.placements.dialects.eplb import EPLB
+from eplb_cli.placements.dialects.eplb import DIALECT as EPLB
 from eplb_cli.placements.draft import Draft, Origin
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.hints import NO_HINTS, Hints
@@ -91,7 +91,7 @@ def find_and_read(value: object, hints: Hints, note: Note) -> tuple[Dialect, Map
     """
     if hints.dialect in {None, EPLB.name} and EPLB.fits(value):
         return EPLB, EPLB.read(value, hints, note)
-    from eplb_cli.placements.dialects.registry import find_dialect
+    from eplb_cli.placements.dialects.find import find_dialect
 
     value = _as_lists(value)
     dialect = find_dialect(value, hints)

@@ -76,6 +76,6 @@ def _require(holds: object, complaint: str, plan: ReshardPlan) -> None:
     place = ""
     if holds.shape == plan.moves.layer.shape:
         entry = int(np.flatnonzero(~holds)[0])
-        layer = plan.new.layer_name(int(plan.moves.layer[entry]))
+        layer = plan.new.layer_number(int(plan.moves.layer[entry]))
         place = f" (layer {layer}, slot {plan.moves.dst_slot[entry]})"
     raise PlanError("EP301", f"{complaint}{place}", "this is a defect of eplb: please report both placements")

@@ -105,7 +105,7 @@ def _refuse_without_source(
         layer, expert = divmod(int(requests.group[first]), holders.num_experts)
         raise PlacementError(
             "EP106",
-            f"layer {new.layer_name(layer)}, slot {slot[first]}: "
+            f"layer {new.layer_number(layer)}, slot {slot[first]}: "
             f"expert {expert} is in NEW but nowhere in OLD",
             "was OLD written for another checkpoint? `eplb inspect SRC` shows what the shards hold",
         )

@@ -174,7 +174,7 @@ def _replicas(plan: ReshardPlan) -> Figure:
     from plotly.graph_objects import Heatmap
 
     counts = [_count_replicas(plan.old), _count_replicas(plan.new)]
-    names = [str(plan.new.layer_name(layer)) for layer in range(plan.new.num_layers)]
+    names = [str(plan.new.layer_number(layer)) for layer in range(plan.new.num_layers)]
     traces = [
         Heatmap(
             z=count,

@@ -143,7 +143,7 @@ def _layers(plan: ReshardPlan, remote: _Count, expert_nbytes: Int | None) -> lis
     rows = np.bincount(plan.moves.layer[remote.entries], minlength=plan.new.num_layers)
     nbytes = None if expert_nbytes is None else rows * expert_nbytes
     return [
-        LayerTraffic(plan.new.layer_name(layer), _item(nbytes, layer), int(count))
+        LayerTraffic(plan.new.layer_number(layer), _item(nbytes, layer), int(count))
         for layer, count in enumerate(rows)
     ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eplb_cli.placements.dialects.registry import NAMES, dialect_called
 from tests.cli.case import assert_error
 from tests.cli.tree import NEW, OLD, placement, write_json
 
@@ -36,15 +37,7 @@ def home(tmp_path):
 
 @pytest.mark.parametrize(
     ("to", "name"),
-    [
-        ("eplb", "m.json"),
-        ("vllm", "m.json"),
-        ("vllm", "m.jsonl"),
-        ("sglang", "m.json"),
-        ("tensorrt-llm", "m.yaml"),
-        ("ascend", "m.json"),
-        ("deepseek", "m.json"),
-    ],
+    [(name, f"m{suffix}") for name in NAMES for suffix in dialect_called(name).suffixes],
 )
 def test_there_and_back(eplb, home, to, name):
     """Through every dialect with a model, and back to the same bytes."""

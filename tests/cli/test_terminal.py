@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.tree import NEW, OLD, placement, stacked, write_json, write_tree
 
-COMMAND = [sys.executable, "-m", "eplb_cli.cli"]
+COMMAND = [sys.executable, "-m", "eplb_cli"]
 
 
 @pytest.fixture

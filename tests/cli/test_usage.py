@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from eplb_cli import __version__
+from eplb_cli.checkpoint.layouts import LAYOUTS
+from eplb_cli.cli.app import app
+from eplb_cli.huggingface.engines import engine_names
+from eplb_cli.placements.dialects.registry import NAMES
 
-COMMANDS = ("reshard", "plan", "validate", "verify", "inspect")
+COMMANDS = [str(command.name) for command in app.registered_commands]
 
 
 @pytest.mark.parametrize(
@@ -73,10 +79,12 @@ def test_nccl_without_a_device(case, monkeypatch, visible):
 
 
 def test_no_command(eplb):
-    """The help says what there is."""
+    """A mistake in the usage, and stderr has the help: what there is, in the order of the application."""
     result = eplb()
-    assert result.code in (0, 2)
-    assert all(command in result.out + result.err for command in COMMANDS)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == eplb("--help").out
+    listed = re.findall(r"^  ([a-z]+) +[A-Z]", result.err.partition("Commands:")[2], re.MULTILINE)
+    assert listed == COMMANDS
 
 
 def test_the_version(eplb):
@@ -92,6 +100,31 @@ def test_the_help_of_a_command(eplb, command):
     assert result.out == eplb(command, "-h").out
     assert max(map(len, result.out.splitlines())) <= 80
     assert "--format" in result.out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "a", "b", "--to", "eplb", "--from"],
+        ["convert", "a", "b", "--to"],
+        ["plan", "a", "b", "--old-from"],
+        ["bake", "a", "b", "--placement", "c", "--from"],
+    ],
+)
+def test_a_dialect_that_is_none(eplb, command):
+    """The option is named, and what it takes is listed as the help has it."""
+    result = eplb(*command, "sglan")
+    assert (result.code, result.out) == (2, "")
+    listed = ", ".join(map(repr, NAMES))
+    assert f"Invalid value for '{command[-1]}': 'sglan' is not one of {listed}." in result.err
+    assert f"{command[-1]} <{'|'.join(NAMES)}>" in eplb(command[0], "--help").out
+
+
+def test_layouts_and_engines_are_listed(eplb):
+    """Whatever there is, in the help of the option."""
+    for command, names in (("inspect", LAYOUTS.names), ("shard", engine_names())):
+        said = re.sub(r"\s+", " ", eplb(command, "--help").out)
+        assert f": {', '.join(names)}" in said
 
 
 def test_the_help_is_whole(eplb):

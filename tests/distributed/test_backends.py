@@ -176,7 +176,7 @@ def expected_bytes(model: Model, old: Placement, new: Placement) -> int:
         for rank in range(new.num_ranks):
             held = slots(new, layer)[int(new.first_slot[rank]) : int(new.first_slot[rank + 1])]
             lacking = {expert for expert in held if expert >= 0 and rank not in holders(old, layer, expert)}
-            total += len(lacking) * model.expert_nbytes(new.layer_name(layer))
+            total += len(lacking) * model.expert_nbytes(new.layer_number(layer))
     return total
 
 

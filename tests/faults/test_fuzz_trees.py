@@ -15,7 +15,8 @@ import pytest
 from eplb_cli.audit.inspection import inspect_shards
 from eplb_cli.audit.verify import verify
 from eplb_cli.checkpoint.layout import Layout, key_name
-from eplb_cli.checkpoint.layout_file import PRESETS, layout_from_json, presets, read_layout
+from eplb_cli.checkpoint.layout_file import layout_from_json, presets, read_layout
+from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import CODES, CheckpointError, EplbError
 from eplb_cli.run.request import Request
 from eplb_cli.run.reshard import reshard
@@ -40,7 +41,7 @@ KEYS = [
     "\0\x1b[2J\n",
 ]
 NAMES = ["model-rank-0-part-0.safetensors", "model3-mp8.safetensors", "model-rank-0-part-00.safetensors", ""]
-TOMLS = [file.read_bytes() for file in sorted(PRESETS.glob("*.toml"))]
+TOMLS = [LAYOUTS.path(name).read_bytes() for name in LAYOUTS.names]
 
 
 def assert_layout_works(layout: Layout) -> None:

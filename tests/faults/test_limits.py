@@ -156,7 +156,7 @@ def test_a_limit_on_the_size_of_files(case, count):
 
 def eplb_under(limit, *arguments):
     """The command as a process under a limit that `prlimit` sets."""
-    command = ["prlimit", limit, sys.executable, "-m", "eplb_cli.cli", *map(str, arguments)]
+    command = ["prlimit", limit, sys.executable, "-m", "eplb_cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     return done

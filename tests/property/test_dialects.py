@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_cli.models.model import Model
-from eplb_cli.placements.dialects.registry import DIALECTS
+from eplb_cli.placements.dialects.registry import NAMES, dialect_called
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import parse_placement
 from tests.support.placements import placement, placements
 
-WRITTEN = [(name, suffix) for name, dialect in DIALECTS.items() for suffix in dialect.suffixes]
+WRITTEN = [(name, suffix) for name in NAMES for suffix in dialect_called(name).suffixes]
 
 
 @st.composite
@@ -40,7 +40,7 @@ def test_a_round_trip_changes_nothing(name, suffix, drawn):
     """With the ranks, experts and layers that the dialect leaves out, it is the same placement."""
     original, model = drawn
     hints = Hints(model=model)
-    text = DIALECTS[name].write(original, hints, suffix)
+    text = dialect_called(name).write(original, hints, suffix)
     known = Hints(original.num_ranks, None, original.num_logical_experts, model=model)
     result, findings = parse_placement(text.encode(), f"p{suffix}", known)
     assert findings == []
@@ -51,7 +51,7 @@ def test_a_round_trip_changes_nothing(name, suffix, drawn):
 @given(original=placements())
 def test_the_own_dialect_says_everything(original):
     """Empty slots, uneven ranks and missing experts too, without any hint."""
-    text = DIALECTS["eplb"].write(original, Hints(), ".json")
+    text = dialect_called("eplb").write(original, Hints(), ".json")
     result, findings = parse_placement(text.encode(), "p.json")
     assert findings == []
     assert result is not None

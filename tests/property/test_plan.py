@@ -275,7 +275,7 @@ def test_an_expert_without_a_source_is_refused(pair, data):
         plan_reshard(replace(old, physical_to_logical=table), new)
     first = slots(new, layer).index(expert)
     assert raised.value.code == "EP106"
-    assert f"layer {new.layer_name(layer)}, slot {first}: expert {expert} " in raised.value.message
+    assert f"layer {new.layer_number(layer)}, slot {first}: expert {expert} " in raised.value.message
 
 
 HOW = ("change", "kind", "source", "send", "drop", "double", "swap", "sort")

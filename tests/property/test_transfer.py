@@ -176,7 +176,7 @@ def require_digests(prepared: Prepared, model: Model, results: list[TransferResu
     checkpoint, old = prepared.checkpoint, prepared.plan.old
     found = row_view(old_digests, checkpoint.row_nbytes.shape, old.num_slots)
     for index, slot in np.argwhere(old.physical_to_logical >= 0).tolist():
-        layer, expert = old.layer_name(index), int(old.physical_to_logical[index, slot])
+        layer, expert = old.layer_number(index), int(old.physical_to_logical[index, slot])
         for tensor in model.layers[layer]:
             row = expert_row(layer, expert, tensor.name, tensor.row_nbytes)
             names = [name for _, name in checkpoint.expert_tensors]

@@ -103,7 +103,7 @@ def tensors_of_rank(model: Model, placement: Placement, rank: int, *, zeros: boo
     slots = slots_of_rank(placement, rank)
     held = {other.key: _other(other, rank % model.source_ranks, len(slots)) for other in model.others}
     for index in range(placement.num_layers):
-        layer = placement.layer_name(index)
+        layer = placement.layer_number(index)
         experts = [int(placement.physical_to_logical[index, slot]) for slot in slots]
         for tensor in model.layers[layer]:
             prefix = model.prefix.format(layer=layer)

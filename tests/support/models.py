@@ -94,7 +94,7 @@ def models(draw: st.DrawFn, pair: Pair, style: Style) -> Model:
         "expert": "layers.{layer}.ffn.experts.",
     }[style]
     layers = {
-        old.layer_name(index): tuple(draw(_expert_tensor(name, dtype)) for name, dtype in family)
+        old.layer_number(index): tuple(draw(_expert_tensor(name, dtype)) for name, dtype in family)
         for index in range(old.num_layers)
     }
     same_ranks = old.num_ranks == new.num_ranks

@@ -14,7 +14,7 @@ _GIVE_UP_S = 300.0
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "eplb_cli.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "eplb_cli", *map(str, arguments)]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

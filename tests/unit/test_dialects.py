@@ -12,7 +12,7 @@ import pytest
 from eplb_cli.errors import PlacementError
 from eplb_cli.formats.parse import parse_document
 from eplb_cli.models.model import Model
-from eplb_cli.placements.dialects.registry import DIALECTS
+from eplb_cli.placements.dialects.registry import NAMES, OWN, dialect_called
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import parse_placement, read_placement
@@ -35,25 +35,33 @@ def read(name: str, value: object, hints: Hints) -> tuple[Placement | None, list
 
 def written(dialect: str, result: Placement, hints: Hints, suffix: str = "") -> Any:
     """The value of the text that a dialect writes."""
-    suffix = suffix or DIALECTS[dialect].suffixes[0]
-    text = DIALECTS[dialect].write(result, hints, suffix)
+    suffix = suffix or dialect_called(dialect).suffixes[0]
+    text = dialect_called(dialect).write(result, hints, suffix)
     return parse_document(f"x{suffix}", text.encode()).value
+
+
+EXAMPLES = [
+    ("vllm.json", "vllm", TWO_RANKS, placement(ROWS, 2)),
+    ("vllm.jsonl", "vllm", Hints(num_ranks=2), placement([[0, 1, 2, 0], [1, 2, 0, 1]], 2)),
+    ("sglang.json", "sglang", OF_MODEL, placement(ROWS, 2, layer_ids=[1, 2])),
+    ("tensorrt-llm.yaml", "tensorrt-llm", TWO_RANKS, placement(ROWS, 2, layer_ids=[3, 4])),
+    ("ascend.json", "ascend", Hints(), placement([[7, 2, 0, 3, 5, 6, 1, 4, 7, 2]], 2)),
+    ("deepseek.json", "deepseek", Hints(num_ranks=2), placement(ROWS, 2)),
+]
+"""A file in `tests/data/dialects`, its dialect, what the file leaves out, and the placement that it says."""
 
 
 class TestGolden:
     """The literal examples of each format."""
 
+    def test_every_dialect_has_an_example(self):
+        """Written down by hand; eplb's own is everywhere."""
+        assert {dialect for _, dialect, *_ in EXAMPLES} == {*NAMES} - {OWN}
+
     @pytest.mark.parametrize(
         ("name", "dialect", "hints", "expected"),
-        [
-            ("vllm.json", "vllm", TWO_RANKS, placement(ROWS, 2)),
-            ("vllm.jsonl", "vllm", Hints(num_ranks=2), placement([[0, 1, 2, 0], [1, 2, 0, 1]], 2)),
-            ("sglang.json", "sglang", OF_MODEL, placement(ROWS, 2, layer_ids=[1, 2])),
-            ("tensorrt-llm.yaml", "tensorrt-llm", TWO_RANKS, placement(ROWS, 2, layer_ids=[3, 4])),
-            ("ascend.json", "ascend", Hints(), placement([[7, 2, 0, 3, 5, 6, 1, 4, 7, 2]], 2)),
-            ("deepseek.json", "deepseek", Hints(num_ranks=2), placement(ROWS, 2)),
-        ],
-    )  # fmt: skip
+        EXAMPLES,
+    )
     def test_a_literal_example_is_read_and_written(self, name, dialect, hints, expected):
         """Found by content, without a finding; and what is written says the same as the example."""
         result, findings = read_placement(str(GOLDEN / name), hints)
@@ -68,7 +76,7 @@ class TestGolden:
 
     def test_a_record_is_one_line(self):
         """VLLM reads its records line by line."""
-        text = DIALECTS["vllm"].write(placement([[0, 1, 2, 0]], 2), TWO_RANKS, ".jsonl")
+        text = dialect_called("vllm").write(placement([[0, 1, 2, 0]], 2), TWO_RANKS, ".jsonl")
         assert text.count("\n") == 1
         assert json.loads(text) == {
             "record_type": "eplb_initial_mapping",
@@ -246,7 +254,7 @@ class TestBadFiles:
 
 
 class TestWhatCannotBeSaid:
-    @pytest.mark.parametrize("dialect", ["vllm", "sglang", "tensorrt-llm", "ascend", "deepseek"])
+    @pytest.mark.parametrize("dialect", [name for name in NAMES if name != OWN])
     @pytest.mark.parametrize(
         ("rows", "slots", "says"),
         [
@@ -258,7 +266,7 @@ class TestWhatCannotBeSaid:
         """Only eplb's own dialect has them."""
         result = placement(rows, None, 3, [1, 2], slots)
         with pytest.raises(PlacementError, match=says) as caught:
-            DIALECTS[dialect].write(result, Hints(model=MODEL), DIALECTS[dialect].suffixes[0])
+            dialect_called(dialect).write(result, Hints(model=MODEL), dialect_called(dialect).suffixes[0])
         assert caught.value.code == "EP117"
         assert caught.value.message.startswith(dialect)
 
@@ -266,7 +274,7 @@ class TestWhatCannotBeSaid:
         """Ascend cannot hold it."""
         result = placement([[0, 1, 2, 3], [0, 1, 3, 3], [2, 0, 1, 1]], 2, 4)
         with pytest.raises(PlacementError, match="layer 1, rank 1 holds expert 3 twice"):
-            DIALECTS["ascend"].write(result, Hints(), ".json")
+            dialect_called("ascend").write(result, Hints(), ".json")
 
     @pytest.mark.parametrize("dialect", ["vllm", "ascend", "deepseek"])
     @pytest.mark.parametrize(
@@ -281,7 +289,7 @@ class TestWhatCannotBeSaid:
         """Where rows are counted, each MoE layer has one and nothing else has."""
         result = placement([[0, 1], [1, 0]], 2, 2, layer_ids)
         with pytest.raises(PlacementError, match=says):
-            DIALECTS[dialect].write(result, hints, DIALECTS[dialect].suffixes[0])
+            dialect_called(dialect).write(result, hints, dialect_called(dialect).suffixes[0])
 
     def test_every_second_layer_needs_a_model(self):
         """Llama 4 Maverick: a preset says that the layers between are dense."""
@@ -291,14 +299,14 @@ class TestWhatCannotBeSaid:
         result = placement([[*range(128)]] * 24, 8, 128, [*range(1, 48, 2)])
         assert len(written("vllm", result, Hints(model=model))) == 24
         with pytest.raises(PlacementError, match="layer 2 is between"):
-            DIALECTS["vllm"].write(result, Hints(), ".json")
+            dialect_called("vllm").write(result, Hints(), ".json")
 
     @pytest.mark.parametrize("dialect", ["sglang", "tensorrt-llm"])
     def test_layer_numbers_that_nothing_says(self, dialect):
         """They come from the file or from a model."""
         result = placement(ROWS, 2, 4)
         with pytest.raises(PlacementError, match=r"nothing says|needs the model's own number") as caught:
-            DIALECTS[dialect].write(result, Hints(), DIALECTS[dialect].suffixes[0])
+            dialect_called(dialect).write(result, Hints(), dialect_called(dialect).suffixes[0])
         assert caught.value.code == "EP117"
         assert written(dialect, result, OF_MODEL)
 

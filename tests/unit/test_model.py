@@ -12,7 +12,8 @@ from eplb_cli.errors import PlacementError
 from eplb_cli.formats.safetensors_header import DTYPE_BITS
 from eplb_cli.models.config import config_beside, read_config
 from eplb_cli.models.families import FAMILIES
-from eplb_cli.models.preset import PRESETS, find_model, preset_names, presets
+from eplb_cli.models.preset import find_model, presets
+from eplb_cli.models.presets import PRESETS
 
 TABLE = [
     # Layers, first and last MoE layer, their number, experts, bytes per expert: as published.
@@ -42,7 +43,7 @@ def test_a_preset_is_the_model(name, hidden, first, last, count, experts, nbytes
 
 def test_every_preset_is_in_the_table():
     """None without numbers to hold it to."""
-    assert sorted(name for name, *_ in TABLE) == preset_names()
+    assert sorted(name for name, *_ in TABLE) == PRESETS.names
 
 
 @pytest.mark.parametrize("model", presets(), ids=lambda model: model.name)
@@ -52,6 +53,7 @@ def test_presets_say_all_that_there_is(model):
     assert all(layer >= model.num_hidden_layers for layer in model.mtp_layers)
     assert all(tensor.dtype in DTYPE_BITS and tensor.nbytes for tensor in model.tensors.values())
     assert model.description
+    assert PRESETS.path(model.name).exists()
 
 
 CONFIGS = [
@@ -257,7 +259,7 @@ def test_a_config_that_describes_no_model(config, content, says):
     assert caught.value.code == "EP118"
 
 
-MIXTRAL = (PRESETS / "mixtral-8x7b.toml").read_text()
+MIXTRAL = PRESETS.path("mixtral-8x7b").read_text()
 
 
 @pytest.mark.parametrize(

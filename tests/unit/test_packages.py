@@ -31,7 +31,9 @@ MAY_IMPORT = {
     },
     "audit": {"checkpoint", "formats", "huggingface", "models", "output", "placements", "plan", "transfer"},
     "render": {"placements", "plan", "report"},
-    "cli": {"audit", "huggingface", "inputs", "models", "placements", "render", "report", "run"},
+    "cli": {
+        "audit", "checkpoint", "huggingface", "inputs", "models", "placements", "render", "report", "run",
+    },
 }  # fmt: skip
 """In the order of the flow: whoever stands below may import from above, never the reverse."""
 

@@ -4,7 +4,8 @@ A file of eplb's own format says so itself; the others are imported only for a f
 
 ::
 
-    registry       all of them by name; which of them a value is of
+    registry       all of them by name
+    find           which of them a value is of
     dialect        what the package calls a dialect; layer numbers; what cannot be said
     eplb           eplb-placement/1
     vllm           physical_to_logical_map, initial_expert_map_path, initial_mapping_path

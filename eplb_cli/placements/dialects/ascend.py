@@ -96,4 +96,4 @@ def _refuse_twice(placement: Placement, devices: np.ndarray[Any, np.dtype[np.int
         raise lossy(_NAME, f"layer {number}, rank {rank} holds expert {expert} twice")
 
 
-ASCEND = Dialect(_NAME, "expert_map_path of vllm-ascend, with its devices", (".json",), _fits, _read, _write)
+DIALECT = Dialect(_NAME, (".json",), _fits, _read, _write)

@@ -103,6 +103,4 @@ def _write(placement: Placement, hints: Hints, suffix: str) -> str:
     )
 
 
-DEEPSEEK = Dialect(
-    _NAME, "phy2log, log2phy and logcnt of rebalance_experts", (".json",), _fits, _read, _write
-)
+DIALECT = Dialect(_NAME, (".json",), _fits, _read, _write)

@@ -38,7 +38,6 @@ class Dialect:
     """
 
     name: str
-    description: str
     suffixes: tuple[str, ...]
     fits: Callable[[Any], bool]
     read: Callable[[Any, Hints, Note], Mapping[str, Any]]

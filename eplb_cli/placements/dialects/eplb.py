@@ -25,6 +25,4 @@ def _write(placement: Placement, hints: Hints, suffix: str) -> str:
     return format_placement(placement)
 
 
-EPLB = Dialect(
-    "eplb", "eplb-placement/1, which says everything", (".json",), _fits, _read, _write, keeps_rows=True
-)
+DIALECT = Dialect("eplb", (".json",), _fits, _read, _write, keeps_rows=True)

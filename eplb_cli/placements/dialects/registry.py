@@ -1,54 +1,19 @@
-"""All dialects by name, and which of them a value is of."""
+"""All dialects by name. The names alone cost nothing; a dialect is imported when it is asked for."""
 
 from __future__ import annotations
 
-from eplb_cli.errors import PlacementError
-from eplb_cli.placements.dialects.ascend import ASCEND
-from eplb_cli.placements.dialects.deepseek import DEEPSEEK
-from eplb_cli.placements.dialects.dialect import Dialect, known_layers
-from eplb_cli.placements.dialects.eplb import EPLB
-from eplb_cli.placements.dialects.sglang import SGLANG
-from eplb_cli.placements.dialects.tensorrt_llm import TENSORRT_LLM
-from eplb_cli.placements.dialects.vllm import VLLM
-from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.keys import MAP
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-DIALECTS = {dialect.name: dialect for dialect in (EPLB, VLLM, SGLANG, TENSORRT_LLM, ASCEND, DEEPSEEK)}
+if TYPE_CHECKING:
+    from eplb_cli.placements.dialects.dialect import Dialect
+
+OWN = "eplb"
+NAMES = (OWN, "vllm", "sglang", "tensorrt-llm", "ascend", "deepseek")
+"""In the order they are tried; each is the `DIALECT` of the module of its name, with _ for -."""
 
 
-def find_dialect(value: object, hints: Hints) -> Dialect:
-    """The dialect that the hints name, or the one that the value is of; eplb's own where it is of none.
-
-    Raises:
-        PlacementError: EP116, it is not of the dialect that is named, or of several with other layers.
-    """
-    if hints.dialect is not None:
-        dialect = DIALECTS[hints.dialect]
-        if dialect is not EPLB and not dialect.fits(value):
-            others = [name for name, other in DIALECTS.items() if other.fits(value)]
-            looks = f"; it looks like one of {' or '.join(others)}" if others else ""
-            raise PlacementError("EP116", f"not a placement of {dialect.name}{looks}", "see docs/dialects.md")
-        return dialect
-    fitting = [dialect for dialect in DIALECTS.values() if dialect.fits(value)]
-    if isinstance(value, dict) and fitting == [VLLM, SGLANG]:
-        return _vllm_or_sglang(value[MAP], hints)
-    return fitting[0] if fitting else EPLB  # vllm's and deepseek's bare lists of rows mean the same
-
-
-def _vllm_or_sglang(rows: object, hints: Hints) -> Dialect:
-    """Told apart by the number of rows: MoE layers, or all hidden layers."""
-    layers = known_layers(hints)
-    counted = hints.num_layers if layers is None else len(layers)
-    hidden = None if hints.model is None else hints.model.num_hidden_layers
-    if not isinstance(rows, list) or len(rows) == counted:
-        return VLLM
-    if len(rows) == hidden or (hidden is None and layers and len(rows) > max(layers)):
-        return SGLANG
-    if counted is not None:
-        of_model = "" if hidden is None else f" or {hidden:,} hidden"
-        raise PlacementError("EP109", f"the map has {len(rows):,} rows, for {counted:,} MoE{of_model} layers")
-    raise PlacementError(
-        "EP116",
-        f'{len(rows):,} rows under only "{MAP}": vllm means MoE layers with them, sglang all hidden layers',
-        "say which: --from vllm or --from sglang, or the model with --model PRESET|config.json",
-    )
+def dialect_called(name: str) -> Dialect:
+    """The dialect of one of the names."""
+    found: Dialect = import_module(f"{__package__}.{name.replace('-', '_')}").DIALECT
+    return found

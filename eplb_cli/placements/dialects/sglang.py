@@ -77,4 +77,4 @@ def _write(placement: Placement, hints: Hints, suffix: str) -> str:
     return f'{{"{MAP}": [\n  {json_rows(table)}]}}\n'
 
 
-SGLANG = Dialect(_NAME, "a row for each hidden layer, dense ones too", (".json",), _fits, _read, _write)
+DIALECT = Dialect(_NAME, (".json",), _fits, _read, _write)

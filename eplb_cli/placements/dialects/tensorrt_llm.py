@@ -65,6 +65,4 @@ def _write(placement: Placement, hints: Hints, suffix: str) -> str:
     return f"{_ASSIGNMENTS}:\n{lines}num_slots: {placement.num_slots}\nlayer_updates_per_iter: 0\n"
 
 
-TENSORRT_LLM = Dialect(
-    _NAME, "moe_load_balancer.yaml, by the model's own layer numbers", (".yaml", ".yml"), _fits, _read, _write
-)
+DIALECT = Dialect(_NAME, (".yaml", ".yml"), _fits, _read, _write)

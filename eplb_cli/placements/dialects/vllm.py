@@ -95,9 +95,8 @@ def _write(placement: Placement, hints: Hints, suffix: str) -> str:
     return json.dumps(record) + "\n"
 
 
-VLLM = Dialect(
+DIALECT = Dialect(
     _NAME,
-    "a row for each MoE layer; as .jsonl the record of initial_mapping_path",
     (".json", ".jsonl"),
     _fits,
     _read,

@@ -1,5 +1,0 @@
-"""`python -m eplb_cli.cli`."""
-
-from eplb_cli.cli import main
-
-main()
