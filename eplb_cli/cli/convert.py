@@ -9,8 +9,15 @@ from typing import Annotated
 import typer
 
 from eplb_cli import render
-from eplb_cli.cli.options import Format, FormatOption, ModelOption, NumExperts, NumRedundant, dialect_option
-from eplb_cli.errors import UsageError
+from eplb_cli.cli.options import (
+    Format,
+    FormatOption,
+    ModelOption,
+    NumExperts,
+    NumRedundant,
+    dialect_option,
+    named_model,
+)
 
 SUMMARY = "Write a placement in another engine's dialect."
 EXAMPLES = """\b
@@ -50,18 +57,16 @@ def command(
     """Write the placement IN to OUT in another dialect; refuse where that would lose something."""
     from dataclasses import replace
 
-    from eplb_cli.inputs.options import PlacementOptions, model_named
+    from eplb_cli.inputs.options import PlacementOptions, model_in
     from eplb_cli.placements.convert import convert
 
-    if checkpoint is not None and model is not None:
-        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
     options = PlacementOptions(
         num_ranks,
         None,
         num_logical_experts,
         num_redundant_experts,
         dialect,
-        model=model_named(model, checkpoint),
+        model=named_model(model, checkpoint) or model_in(checkpoint),
     )
     hints = replace(options.hints, num_ranks=options.num_ranks, dialect=options.dialect)
     placement, warnings = convert(source, output, to, hints)

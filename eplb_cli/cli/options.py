@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eplb_cli.checkpoint.layouts import LAYOUTS
+from eplb_cli.errors import UsageError
 from eplb_cli.placements.dialects.registry import NAMES
 
 if TYPE_CHECKING:
@@ -119,10 +121,12 @@ NoFsyncOption = Annotated[
 Full = Annotated[bool, typer.Option("--full", help="List all ranks, however many there are.")]
 
 
-def named_model(name: str | None) -> Model | None:
-    """The model of --model."""
+def named_model(name: str | None, checkpoint: Path | None = None) -> Model | None:
+    """The model of --model. Raises EP001 where there is a --checkpoint too, EP118."""
     if name is None:
         return None
+    if checkpoint is not None:
+        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
     from eplb_cli.models.preset import find_model
 
     return find_model(name)

@@ -98,8 +98,6 @@ def command(
     check_outputs([path for path in (out, html) if path is not None], [old, new, layout], checkpoint)
     if checkpoint is not None and expert_bytes is not None:
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
-    if checkpoint is not None and model is not None:
-        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
     rates = None if bandwidth is None else parse_rates(bandwidth)
     answer = plan_command(
         old,
@@ -111,7 +109,7 @@ def command(
             num_redundant_experts,
             dialect,
             old_dialect,
-            named_model(model),
+            named_model(model, checkpoint),
         ),
         checkpoint=checkpoint,
         layout=layout,

@@ -18,7 +18,7 @@ from eplb_cli.cli.options import (
     OldNumRanks,
     named_model,
 )
-from eplb_cli.errors import EXIT_FINDINGS, UsageError
+from eplb_cli.errors import EXIT_FINDINGS
 
 SUMMARY = "Check placement files."
 EXAMPLES = """\b
@@ -64,8 +64,6 @@ def command(
     from eplb_cli.inputs.options import PlacementOptions, hints_to_validate
     from eplb_cli.placements.validate import validate_files
 
-    if checkpoint is not None and model is not None:
-        raise UsageError("EP001", "--checkpoint and --model both say what the model is", "leave one out")
     options = PlacementOptions(
         num_ranks,
         old_num_ranks,
@@ -73,7 +71,7 @@ def command(
         num_redundant_experts,
         dialect,
         old_dialect,
-        named_model(model),
+        named_model(model, checkpoint),
     )
     hints, old_hints = hints_to_validate(options, against, checkpoint)
     findings = validate_files(files, hints, against, old_hints)

@@ -86,18 +86,16 @@ def hints_to_validate(
     return hints, replace(old_hints, layer_ids=layer_ids, model=model, slots_per_rank=slots)
 
 
-def model_named(model: str | None, checkpoint: Path | None) -> Model | None:
-    """The model that `--model` or `--checkpoint` says: its config.json, or the layers of its shards.
+def model_in(checkpoint: Path | None) -> Model | None:
+    """The model that --checkpoint says: that of its config.json, or the layers of its shards.
 
     Raises:
-        EplbError: there is no such model, or the directory shows none.
+        EplbError: the directory shows none.
     """
-    from eplb_cli.models.preset import find_model
-
-    if model is not None:
-        return find_model(model)
     if checkpoint is None:
         return None
+    from eplb_cli.models.preset import find_model
+
     try:
         return find_model(str(checkpoint))
     except EplbError as error:

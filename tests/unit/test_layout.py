@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from eplb_cli.checkpoint.layout import ExpertKey, ShardName, file_name, key_name
 from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json, presets, read_layout
+from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import CheckpointError
 
 PRESETS = {layout.name: layout for layout in presets()}
@@ -184,18 +185,24 @@ def seconds_to_match(length):
     return least
 
 
+REAL = [
+    ("model-rank-0-part-0.safetensors", "model.layers.3.mlp.experts.w13_weight", "sharded-state"),
+    ("model-rank-0-part-0.safetensors", "model.layers.3.mlp.experts.0.up_proj.weight", "per-row"),
+    ("model-rank-0-part-0.safetensors", "model.layers.3.mlp.experts.gate_up_proj_blocks", "huggingface"),
+    ("model0-mp2.safetensors", "layers.3.ffn.experts.0.w1.weight", "deepseek"),
+]
+"""A file and a key as a program writes them, and the layout that both are of."""
+
+
 class TestChoice:
-    @pytest.mark.parametrize(
-        ("name", "key", "expected"),
-        [
-            ("model-rank-0-part-0.safetensors", "model.layers.3.mlp.experts.w13_weight", "sharded-state"),
-            ("model-rank-0-part-0.safetensors", "model.layers.3.mlp.experts.0.up_proj.weight", "per-row"),
-            ("model0-mp2.safetensors", "layers.3.ffn.experts.0.w1.weight", "deepseek"),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "key", "expected"), REAL)
     def test_auto(self, name, key, expected):
         """Names of files and keys together say which it is."""
         assert find_layout("auto", [name], [key, "model.norm.weight"]).name == expected
+
+    def test_every_layout_is_chosen_for_something_real(self):
+        """None comes with eplb that nothing is known to be of."""
+        assert sorted({expected for _, _, expected in REAL}) == LAYOUTS.names
 
     def refused(self, *arguments):
         with pytest.raises(CheckpointError) as caught:
@@ -223,7 +230,7 @@ class TestChoice:
 
     def test_no_such_layout(self):
         """The names there are."""
-        assert "auto, deepseek, huggingface, per-row, sharded-state" in self.refused("sharded", [], [])
+        assert f"auto, {', '.join(LAYOUTS.names)}" in self.refused("sharded", [], [])
 
 
 class TestLayoutFiles:
