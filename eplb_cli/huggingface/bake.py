@@ -38,11 +38,11 @@ from eplb_cli.huggingface.routers import (
 )
 from eplb_cli.huggingface.source import HuggingFace, config_of, open_huggingface
 from eplb_cli.inputs.options import PlacementOptions
-from eplb_cli.output.commit import carry_files, reopen
+from eplb_cli.output.destination import check_destination
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.prove import Proof
-from eplb_cli.output.staging import Staging, check_destination, check_space, create_files, publish, staging
+from eplb_cli.output.staging import Staging, staging
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
 from eplb_cli.progress import ProgressBar, accumulate
@@ -75,12 +75,10 @@ def bake(
     rows = with_routers(parts, parts, routers)
     baked = Baked(tree, rows, order_of(new, parts.placement, routers, config))
     prepared = Prepared(rows, plan_moves(parts.placement, baked.placement), baked.output())
-    with staging(destination) as stage:
-        check_space(stage, prepared.output)
-        create_files(stage, prepared.output)
-        known = baked.share(prepared, stage)
-        proof, _ = _move(prepared, stage, known, durable=durable, progress=progress)
-        _finish(baked, prepared, stage, new, config, durable=durable)
+    with staging(destination, durable=durable) as stage:
+        stage.create(prepared.output)
+        proof, _ = _move(prepared, stage, baked.share(prepared, stage), progress)
+        baked.write_rest(stage, new, config)
     said = [*(finding.message for finding in warnings), *proof.warnings]
     return _made(destination, new, prepared, proof.rows_proved, time.perf_counter() - started, said)
 
@@ -102,31 +100,14 @@ def bake_shards(source: Path, destination: Path, *, durable: bool, progress: Pro
     baked = Baked(origin.tree, rows, order_of(new, joined.parts.placement, routers, config))
     parts = with_routers(parts_of_shards(joined, engine), joined.parts, routers)
     prepared = Prepared(parts, plan_moves(new, baked.placement), baked.output(parts))
-    with staging(destination) as stage:
-        check_space(stage, prepared.output)
-        create_files(stage, prepared.output)
+    with staging(destination, durable=durable) as stage:
+        stage.create(prepared.output)
         known = Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
-        proof, new_digests = _move(prepared, stage, known, durable=durable, progress=progress)
+        proof, new_digests = _move(prepared, stage, known, progress)
         _compare(baked, joined, origin, prepared, new_digests)
-        _finish(baked, prepared, stage, new, config, durable=durable)
+        baked.write_rest(stage, new, config)
     seconds = time.perf_counter() - started
     return _made(destination, new, prepared, proof.rows_proved, seconds, proof.warnings)
-
-
-def _finish(
-    baked: Baked,
-    prepared: Prepared,
-    stage: Staging,
-    new: Placement,
-    config: Mapping[str, Any],
-    *,
-    durable: bool,
-) -> None:
-    """Everything beside the tensors, and the rename."""
-    carry_files(baked.tree.carried, stage, durable=durable)
-    baked.write_rest(stage, new, config, durable=durable)
-    reopen(prepared.output, stage)
-    publish(stage, durable=durable)
 
 
 def _made(
@@ -203,12 +184,10 @@ def order_of(
 
 
 def _move(
-    prepared: Prepared, stage: Staging, known: Known, *, durable: bool, progress: ProgressBar
+    prepared: Prepared, stage: Staging, known: Known, progress: ProgressBar
 ) -> tuple[Proof, NDArray[np.uint8]]:
     """Move what was not shared, and prove all of it; the digests of new places too."""
     nbytes = int(prepared.pieces.nbytes[~known.written[prepared.pieces.destination]].sum())
     with progress(2 * nbytes, "bake") as show:
-        old_digests, new_digests = move_parts(
-            prepared, stage, accumulate(show), durable=durable, verify=True, known=known
-        )
+        old_digests, new_digests = move_parts(prepared, stage, accumulate(show), verify=True, known=known)
     return prove_parts(prepared, old_digests, new_digests), new_digests

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +26,35 @@ TASK_NBYTES = 16 << 20
 
 
 class Tree:
-    """The files of one tree, by number, each opened on first use; every byte of them goes through `meter`.
+    """The files of one tree, by number, each opened on first use and closed at the end of the `with` block.
 
-    `opener` is `files.open_source` or `files.open_output`. `keep`: leave what was read in the page cache;
-    False for trees that are larger than it.
+    Args:
+        opener: `files.open_source` or `files.open_output`.
+        meter: what every byte goes through; one of its own if nobody asks.
+        keep: leave what was read in the page cache; False for trees that are larger than it.
     """
 
     def __init__(
-        self, paths: Sequence[Path], opener: Callable[[Path], int], meter: Meter, *, keep: bool = True
+        self,
+        paths: Sequence[Path],
+        opener: Callable[[Path], int],
+        meter: Meter | None = None,
+        *,
+        keep: bool = True,
     ) -> None:
         self.paths = paths
-        self.meter = meter
+        self.meter = meter or Meter()
         self._opener, self._keep = opener, keep
         self._lock = threading.Lock()
         self._open: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
 
     def descriptor(self, number: int) -> int:
         """The open file."""
@@ -74,12 +90,6 @@ class Tree:
     def opened(self) -> dict[int, int]:
         """Number to descriptor, for all files opened so far."""
         return dict(self._open)
-
-    def close(self) -> None:
-        """Close all of them."""
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
 
 
 @dataclass(frozen=True)
