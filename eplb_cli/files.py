@@ -141,7 +141,7 @@ def refuse_changed(descriptor: int, nbytes: int, mtime_ns: int, path: object) ->
     """EP220 where an open file has another size, or was written at another time, than before."""
     status = os.fstat(descriptor)
     if (status.st_size, status.st_mtime_ns) != (nbytes, mtime_ns):
-        raise CheckpointError("EP220", f"{path} changed while it was read", "let its writer finish first")
+        raise CheckpointError("EP220", f"{path} changed while it was read")
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int, path: object) -> None:

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
-from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.engine import AS_THEY_ARE, find_names, split_key
 from eplb_cli.huggingface.joined import Joined, join, parts_of_shards
 from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves, prove_parts
-from eplb_cli.huggingface.record import Origin, open_sharded, read_origin
+from eplb_cli.huggingface.record import Origin, open_sharded, read_origin, unlike_origin
 from eplb_cli.huggingface.reordered import Baked, with_routers
 from eplb_cli.huggingface.routers import (
     Routers,
@@ -145,8 +145,7 @@ def _compare(
         if (others[copy.key] != digest).any()
     ]
     if wrong or not np.array_equal(np.take_along_axis(before, index, axis=2), after):
-        where = repr(wrong[0]) if wrong else "a row of an expert"
-        raise BytesError("EP506", f"{where} is not what `shard` had read")
+        raise unlike_origin(repr(wrong[0]) if wrong else "a row of an expert")
 
 
 def check_bakeable(tree: HuggingFace, config: Mapping[str, Any]) -> Routers:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
-from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.engine import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, parts_of_shards
 from eplb_cli.huggingface.parts import move_parts, plan_moves, prove_parts
-from eplb_cli.huggingface.record import Origin, open_sharded, read_origin
+from eplb_cli.huggingface.record import Origin, open_sharded, read_origin, unlike_origin
 from eplb_cli.output.commit import carry_files
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared, place_name
@@ -86,4 +86,4 @@ def _compare(prepared: Prepared, origin: Origin, new_digests: NDArray[np.uint8])
     wrong = np.flatnonzero((new_digests != origin.digests).any(axis=1))
     if len(wrong):
         name = place_name(prepared, int(wrong[0]))
-        raise BytesError("EP506", f"{name} is not what `shard` had read; {len(wrong):,} pieces differ in all")
+        raise unlike_origin(name, f"; {len(wrong):,} pieces differ in all")

@@ -24,6 +24,9 @@ from eplb_cli.transfer.meter import Meter
 TASK_NBYTES = 16 << 20
 """Bytes of one task of a thread pool: large enough to hide its cost, small enough to balance."""
 
+BLOCK_NBYTES = 1 << 20
+"""What a thread reads, hashes and writes at a time: it stays in its core's cache."""
+
 
 class Tree:
     """The files of one tree, by number, each opened on first use and closed at the end of the `with` block.
@@ -104,20 +107,20 @@ class Tasks:
             future.result()
 
 
-def cut_tasks(nbytes: Int, boundary: NDArray[np.bool_] | None = None) -> Iterator[slice]:
-    """Cut a column of sizes into slices of about `TASK_NBYTES`, only where `boundary` allows."""
+def cut_tasks(nbytes: Int, boundary: NDArray[np.bool_] | None = None, *, start: int = 0) -> Iterator[slice]:
+    """Cut a column of sizes into slices of about `TASK_NBYTES`, only where `boundary` allows.
+
+    Args:
+        start: what the slices count from: the number of the column's first entry.
+    """
     if not len(nbytes):
         return
     number = (np.cumsum(nbytes) - 1) // TASK_NBYTES
     if boundary is not None:
         starts = np.flatnonzero(boundary)
         number = np.repeat(number[starts], np.diff(np.r_[starts, len(nbytes)]))
-    cuts = np.r_[0, np.flatnonzero(np.diff(number)) + 1, len(nbytes)]
+    cuts = start + np.r_[0, np.flatnonzero(np.diff(number)) + 1, len(nbytes)]
     yield from (slice(int(begin), int(end)) for begin, end in itertools.pairwise(cuts))
-
-
-BLOCK_NBYTES = 1 << 20
-"""What a thread reads, hashes and writes at a time: it stays in its core's cache."""
 
 
 def digest_places(

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eplb_cli.checkpoint.shards import open_shards
-from eplb_cli.output import tree as output
 from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.output.prove import prove, row_view
 from eplb_cli.output.shard_files import create_files
@@ -189,7 +188,7 @@ def require_digests(prepared: Prepared, model: Model, results: list[TransferResu
 
 def require_transfers(case: Case) -> None:
     """Every byte of every file is the same whatever the way, and right; SRC is as it was."""
-    with scratch() as path, mock.patch.object(output, "MAX_PART_NBYTES", case.part_nbytes):
+    with scratch() as path, mock.patch("eplb_cli.output.tree.MAX_PART_NBYTES", case.part_nbytes):
         prepared = prepared_in(path / "src", case)
         before = contents(path / "src")
         trees = []
