@@ -72,6 +72,15 @@ def allow_open_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+@contextlib.contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    """Close a descriptor at the end of the block."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def open_source(path: Path) -> int:
     """Open a regular file for reading, never through a link and never waiting for a writer.
 
@@ -128,10 +137,10 @@ def writing(path: object) -> Iterator[None]:
         raise output_error(error, path) from error
 
 
-def refuse_changed(descriptor: int, before: os.stat_result, path: object) -> None:
-    """EP220 where an open file has another size or time than `before`."""
-    now = os.fstat(descriptor)
-    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+def refuse_changed(descriptor: int, nbytes: int, mtime_ns: int, path: object) -> None:
+    """EP220 where an open file has another size, or was written at another time, than before."""
+    status = os.fstat(descriptor)
+    if (status.st_size, status.st_mtime_ns) != (nbytes, mtime_ns):
         raise CheckpointError("EP220", f"{path} changed while it was read")
 
 
@@ -150,6 +159,19 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: object) ->
                 "EP220", f"{path} ends at byte {offset + done}, {len(buffer) - done} bytes early"
             )
         done += count
+
+
+def read_blocks(descriptor: int, nbytes: int, path: object) -> Iterator[tuple[int, memoryview]]:
+    """The first bytes of a file, in blocks that are valid until the next: where each begins, and its bytes.
+
+    Raises:
+        CheckpointError: EP201 on an error, EP220 where the file ends early.
+    """
+    block = memoryview(bytearray(min(nbytes, COPY_BLOCK_NBYTES)))
+    for begin in range(0, nbytes, COPY_BLOCK_NBYTES):
+        view = block[: min(len(block), nbytes - begin)]
+        read_into(descriptor, view, begin, path)
+        yield begin, view
 
 
 def forget(descriptor: int, offset: int, nbytes: int) -> None:
@@ -255,22 +277,17 @@ def sync(descriptor: int, path: object) -> None:
 def sync_directory(path: Path) -> None:
     """Make the entries of a directory durable, where the file system can."""
     with writing(path):
-        descriptor = attempt("open", os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        with closing(attempt("open", os.open, path, flags)) as descriptor:
             attempt("sync", os.fsync, descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_file(path: Path, content: bytes, *, durable: bool) -> None:
     """Create a small file with `content`. Raises OutputError."""
-    descriptor = create(path, 0)
-    try:
+    with closing(create(path, 0)) as descriptor:
         write_from(descriptor, memoryview(content), 0, path)
         if durable:
             sync(descriptor, path)
-    finally:
-        os.close(descriptor)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -296,16 +313,13 @@ def read_small_file(path: Path, limit: int) -> bytes:
     Raises:
         CheckpointError: EP204, EP201 (also where it is larger than `limit`), EP220.
     """
-    descriptor = open_source(path)
-    try:
+    with closing(open_source(path)) as descriptor:
         nbytes = os.fstat(descriptor).st_size
         if nbytes > limit:
             raise CheckpointError("EP201", f"{path} has {nbytes} bytes; more than {limit} are not read")
         content = bytearray(nbytes)
         read_into(descriptor, memoryview(content), 0, path)
         return bytes(content)
-    finally:
-        os.close(descriptor)
 
 
 def read_own_file(path: Path) -> bytes:

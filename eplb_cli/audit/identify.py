@@ -27,7 +27,6 @@ from eplb_cli.huggingface.joined import join
 from eplb_cli.huggingface.source import INDEX_SUFFIX, config_of, open_huggingface
 from eplb_cli.machine import default_threads
 from eplb_cli.placements.placement import EMPTY, Placement
-from eplb_cli.transfer.meter import Meter
 from eplb_cli.transfer.trees import Tree, digest_places
 
 _JOINED = {
@@ -184,12 +183,8 @@ def _columns(file: Sequence[NDArray[np.int32]], offset: Sequence[Int], nbytes: S
 
 def _digest(places: Places, paths: Sequence[Path], advance: Callable[[int], None]) -> Digests:
     files.allow_open_files(len(paths))
-    tree = Tree(paths, files.open_source, Meter())
-    try:
-        with ThreadPoolExecutor(default_threads(1)) as pool:
-            return digest_places(places, np.flatnonzero(places.nbytes), tree, pool, advance)
-    finally:
-        tree.close()
+    with Tree(paths, files.open_source) as tree, ThreadPoolExecutor(default_threads(1)) as pool:
+        return digest_places(places, np.flatnonzero(places.nbytes), tree, pool, advance)
 
 
 def _match(shards: ShardedCheckpoint, rows: Digests, wanted: Digests, sizes: Int) -> tuple[Int, list[str]]:

@@ -23,7 +23,6 @@ from eplb_cli.formats.safetensors_header import MAX_HEADER_NBYTES
 from eplb_cli.machine import default_threads
 from eplb_cli.output.prove import differing_replicas, replica_warnings, row_view
 from eplb_cli.placements.placement import EMPTY
-from eplb_cli.transfer.meter import Meter
 from eplb_cli.transfer.trees import Tree, digest_distinct
 
 DAMAGED = "the output was changed or damaged after it was written: make it again"
@@ -64,17 +63,11 @@ def check_files(path: Path, manifest: Manifest) -> None:
 
 def _content_digest(path: Path, nbytes: int) -> str:
     """Hexadecimal xxh3-128 of a file of `nbytes`, however large."""
-    descriptor = files.open_source(path)
-    try:
-        state = xxhash.xxh3_128()
-        block = memoryview(bytearray(min(nbytes, files.COPY_BLOCK_NBYTES)))
-        for begin in range(0, nbytes, files.COPY_BLOCK_NBYTES):
-            view = block[: min(len(block), nbytes - begin)]
-            files.read_into(descriptor, view, begin, path)
+    state = xxhash.xxh3_128()
+    with files.closing(files.open_source(path)) as descriptor:
+        for _, view in files.read_blocks(descriptor, nbytes, path):
             state.update(view)
-        return state.hexdigest()
-    finally:
-        os.close(descriptor)
+    return state.hexdigest()
 
 
 def _sized(path: Path, nbytes: int) -> Path:
@@ -90,15 +83,12 @@ def _sized(path: Path, nbytes: int) -> Path:
 
 def header_digest(path: Path, nbytes: int) -> str:
     """sha256 of everything before the data of a shard of `nbytes`. Raises EP505 for another size."""
-    descriptor = files.open_source(_sized(path, nbytes))
-    try:
+    with files.closing(files.open_source(_sized(path, nbytes))) as descriptor:
         length = memoryview(bytearray(8))
         files.read_into(descriptor, length, 0, path)
         header_nbytes = min(int.from_bytes(length, "little"), MAX_HEADER_NBYTES, nbytes - 8)
         header = memoryview(bytearray(8 + header_nbytes))
         files.read_into(descriptor, header, 0, path)
-    finally:
-        os.close(descriptor)
     return hashlib.sha256(header).hexdigest()
 
 
@@ -107,13 +97,9 @@ def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -
     places = old_places(checkpoint)
     files.allow_open_files(len(checkpoint.shards.files))
     one_file = file_identities(checkpoint, places)
-    tree = Tree([file.path for file in checkpoint.shards.files], files.open_source, Meter())
-    wanted = np.flatnonzero(places.nbytes)
-    try:
-        with ThreadPoolExecutor(default_threads(1)) as pool:
-            return digest_distinct(places, wanted, one_file, tree, pool, advance)
-    finally:
-        tree.close()
+    paths, wanted = [file.path for file in checkpoint.shards.files], np.flatnonzero(places.nbytes)
+    with Tree(paths, files.open_source) as tree, ThreadPoolExecutor(default_threads(1)) as pool:
+        return digest_distinct(places, wanted, one_file, tree, pool, advance)
 
 
 def known_digests(checkpoint: ShardedCheckpoint) -> Digests:

@@ -20,6 +20,7 @@ from eplb_cli.audit.own_digests import (
     manifest_of,
     row_name,
 )
+from eplb_cli.audit.own_plan import check_plan, senders_of
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.layout_file import layout_from_json
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
@@ -30,7 +31,6 @@ from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.output.prove import prove
 from eplb_cli.placements.placement import EMPTY
-from eplb_cli.plan.moves import Senders
 
 
 def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -49,6 +49,7 @@ def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> 
     layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
     check_files(path, manifest)
     checkpoint = bind(open_shards(path, layout), manifest.read_placement(path))
+    check_plan(checkpoint, manifest)
     digests = digest_tree(checkpoint, advance)
     known = known_digests(checkpoint) if manifest.digests else None
     warnings: list[str] = []
@@ -83,9 +84,8 @@ def _prove_against(
 ) -> list[str]:
     """Derive the plan anew from SRC and both placements, and prove what it says of every place."""
     source = manifest.read_source_placement(checkpoint.shards.path)
-    senders: Senders = "vllm" if manifest.senders == "vllm" else "balanced"
-    nodes = manifest.ranks_per_node
-    prepared = prepare(open_shards(against, layout), source, checkpoint.placement, senders, nodes)
+    shards, nodes = open_shards(against, layout), manifest.ranks_per_node
+    prepared = prepare(shards, source, checkpoint.placement, senders_of(manifest), nodes)
     old_digests = digest_tree(prepared.checkpoint, advance)
     new_digests = _as_new_places(prepared, checkpoint, digests)
 

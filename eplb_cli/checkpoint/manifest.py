@@ -44,6 +44,7 @@ class Manifest:
         placement, source_placement: NEW and OLD in the `eplb-placement/1` form.
         senders, ranks_per_node: with both placements, all that the plan follows from.
         layout: the layout, as `Layout.as_json` gives it.
+        plan_digest: hexadecimal sha256 of that plan.
         expert_tensors: the templates of the K expert tensors.
         files: per shard file, its bytes, the sha256 of its header, and xxh3-128 of its other tensors.
         carried: per carried file, its bytes and xxh3-128.

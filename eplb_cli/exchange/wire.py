@@ -1,4 +1,4 @@
-"""What travels when: units, chunks and messages, and the loop that moves them.
+"""What travels when: units, chunks and messages.
 
 A unit is (layer, tensor, byte stripe): the same byte columns of all rows. A chunk is a run of whole
 units with all their pieces, so no byte is read in one chunk and written in another. A message is the
@@ -153,7 +153,7 @@ class Parcels:
 
     def of_chunk(self, chunk: int) -> slice:
         """The parcels of a chunk."""
-        return slice(*np.searchsorted(self.chunk, [chunk, chunk + 1]).tolist())
+        return of_chunk(self.chunk, chunk)
 
     def only(self, chosen: NDArray[np.bool_]) -> Parcels:
         """Some of the parcels, where they are."""
@@ -164,6 +164,11 @@ class Parcels:
     def buffer_nbytes(self) -> int:
         """The largest number of bytes in one chunk."""
         return int((self.position + self.nbytes).max(initial=0))
+
+
+def of_chunk(column: Int, chunk: int) -> slice:
+    """Where a chunk is in a column of chunks, which ascends."""
+    return slice(*np.searchsorted(column, [chunk, chunk + 1]).tolist())
 
 
 class Message(NamedTuple):

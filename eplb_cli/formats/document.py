@@ -49,7 +49,7 @@ def read_bytes(path: str) -> bytes:
     with _reading(path):
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         descriptor = files.attempt("open", os.open, path, flags)
-    try:
+    with files.closing(descriptor):
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise PlacementError("EP101", f"{path} is no regular file")
@@ -58,8 +58,6 @@ def read_bytes(path: str) -> bytes:
             raise PlacementError("EP101", f"{path} {problem}")
         with _reading(path), open(descriptor, "rb", closefd=False) as stream:
             return files.attempt("read", stream.read, status.st_size)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -97,8 +97,7 @@ def read_header(path: Path) -> tuple[Header, os.stat_result]:
     Raises:
         CheckpointError: EP203 naming what is wrong, EP201 and EP204 where it cannot be read at all.
     """
-    descriptor = files.open_source(path)
-    try:
+    with files.closing(files.open_source(path)) as descriptor:
         status = os.fstat(descriptor)
         if status.st_size < 8:  # noqa: PLR2004 - the length field
             raise _malformed(path, f"{status.st_size} bytes are too few for a header")
@@ -106,8 +105,6 @@ def read_header(path: Path) -> tuple[Header, os.stat_result]:
         if length > min(MAX_HEADER_NBYTES, status.st_size - 8):
             raise _malformed(path, f"it claims a header of {length} bytes in a file of {status.st_size}")
         text = _read(descriptor, length, 8, path)
-    finally:
-        os.close(descriptor)
     return parse_header(text, status.st_size - 8 - length, path), status
 
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
-from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.engine import find_names, split_key
 from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, join, parts_of_shards
 from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves, prove_parts
-from eplb_cli.huggingface.record import Origin, open_sharded, read_origin
+from eplb_cli.huggingface.record import Origin, open_sharded, read_origin, unlike_origin
 from eplb_cli.huggingface.reordered import Baked, with_routers
 from eplb_cli.huggingface.routers import (
     check_placement,
@@ -38,11 +38,11 @@ from eplb_cli.huggingface.source import HuggingFace, config_of, open_huggingface
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.families import Family
-from eplb_cli.output.commit import carry_files, reopen
+from eplb_cli.output.destination import check_destination
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.prove import Proof
-from eplb_cli.output.staging import Staging, check_destination, check_space, create_files, publish, staging
+from eplb_cli.output.staging import Staging, staging
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
 from eplb_cli.progress import ProgressBar, accumulate
@@ -75,12 +75,10 @@ def bake(
     rows = with_routers(parts, parts, family)
     baked = Baked(tree, rows, order_of(new, parts.placement, family, config))
     prepared = Prepared(rows, plan_moves(parts.placement, baked.placement), baked.output())
-    with staging(destination) as stage:
-        check_space(stage, prepared.output)
-        create_files(stage, prepared.output)
-        known = baked.share(prepared, stage)
-        proof, _ = _move(prepared, stage, known, durable=durable, progress=progress)
-        _finish(baked, prepared, stage, new, config, durable=durable)
+    with staging(destination, durable=durable) as stage:
+        stage.create(prepared.output)
+        proof, _ = _move(prepared, stage, baked.share(prepared, stage), progress)
+        baked.write_rest(stage, new, config)
     said = [*(finding.message for finding in warnings), *proof.warnings]
     return _made(destination, new, prepared, proof.rows_proved, time.perf_counter() - started, said)
 
@@ -102,31 +100,14 @@ def bake_shards(source: Path, destination: Path, *, durable: bool, progress: Pro
     baked = Baked(origin.tree, rows, order_of(new, joined.parts.placement, family, config))
     parts = with_routers(parts_of_shards(joined, engine), joined.parts, family)
     prepared = Prepared(parts, plan_moves(new, baked.placement), baked.output(parts))
-    with staging(destination) as stage:
-        check_space(stage, prepared.output)
-        create_files(stage, prepared.output)
+    with staging(destination, durable=durable) as stage:
+        stage.create(prepared.output)
         known = Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
-        proof, new_digests = _move(prepared, stage, known, durable=durable, progress=progress)
+        proof, new_digests = _move(prepared, stage, known, progress)
         _compare(baked, joined, origin, prepared, new_digests)
-        _finish(baked, prepared, stage, new, config, durable=durable)
+        baked.write_rest(stage, new, config)
     seconds = time.perf_counter() - started
     return _made(destination, new, prepared, proof.rows_proved, seconds, proof.warnings)
-
-
-def _finish(
-    baked: Baked,
-    prepared: Prepared,
-    stage: Staging,
-    new: Placement,
-    config: ModelConfig,
-    *,
-    durable: bool,
-) -> None:
-    """Everything beside the tensors, and the rename."""
-    carry_files(baked.tree.carried, stage, durable=durable)
-    baked.write_rest(stage, new, config, durable=durable)
-    reopen(prepared.output, stage)
-    publish(stage, durable=durable)
 
 
 def _made(
@@ -164,8 +145,7 @@ def _compare(
         if (others[copy.key] != digest).any()
     ]
     if wrong or not np.array_equal(np.take_along_axis(before, index, axis=2), after):
-        where = repr(wrong[0]) if wrong else "a row of an expert"
-        raise BytesError("EP506", f"{where} is not what `shard` had read")
+        raise unlike_origin(repr(wrong[0]) if wrong else "a row of an expert")
 
 
 def check_bakeable(tree: HuggingFace, config: ModelConfig) -> Family:
@@ -201,12 +181,10 @@ def order_of(new: Placement, all_layers: Placement, family: Family, config: Mode
 
 
 def _move(
-    prepared: Prepared, stage: Staging, known: Known, *, durable: bool, progress: ProgressBar
+    prepared: Prepared, stage: Staging, known: Known, progress: ProgressBar
 ) -> tuple[Proof, NDArray[np.uint8]]:
     """Move what was not shared, and prove all of it; the digests of new places too."""
     nbytes = int(prepared.pieces.nbytes[~known.written[prepared.pieces.destination]].sum())
     with progress(2 * nbytes, "bake") as show:
-        old_digests, new_digests = move_parts(
-            prepared, stage, accumulate(show), durable=durable, verify=True, known=known
-        )
+        old_digests, new_digests = move_parts(prepared, stage, accumulate(show), verify=True, known=known)
     return prove_parts(prepared, old_digests, new_digests), new_digests

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli import files
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
-from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.errors import CheckpointError
+from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, parts_of_shards
 from eplb_cli.huggingface.parts import move_parts, plan_moves, prove_parts
-from eplb_cli.huggingface.record import Origin, open_sharded, read_origin
-from eplb_cli.output.commit import carry_files, reopen
+from eplb_cli.huggingface.record import Origin, open_sharded, read_origin, unlike_origin
+from eplb_cli.output.commit import carry_files
+from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared, place_name
-from eplb_cli.output.staging import check_destination, check_space, create_files, publish, staging
+from eplb_cli.output.staging import staging
 from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.progress import ProgressBar, accumulate
@@ -34,24 +35,19 @@ def merge(source: Path, destination: Path, *, durable: bool, progress: ProgressB
     check_destination(source, destination)
     origin = read_origin(source)
     prepared = _prepare(source, origin)
-    with staging(destination) as stage:
-        check_space(stage, prepared.output)
-        create_files(stage, prepared.output)
-        carry_files(origin.tree.carried, stage, durable=durable)
+    with staging(destination, durable=durable) as stage:
+        stage.create(prepared.output)
+        carry_files(origin.tree.carried, stage)
         with progress(2 * int(prepared.pieces.nbytes.sum()), "merge") as show:
-            old_digests, new_digests = move_parts(
-                prepared, stage, accumulate(show), durable=durable, verify=True
-            )
+            old_digests, new_digests = move_parts(prepared, stage, accumulate(show), verify=True)
         proof = prove_parts(prepared, old_digests, new_digests)
         _compare(prepared, origin, new_digests)
         if origin.tree.index_name is not None:
-            files.write_file(stage.path / origin.tree.index_name, origin.tree.index, durable=durable)
-        reopen(prepared.output, stage)
-        publish(stage, durable=durable)
+            stage.write(origin.tree.index_name, origin.tree.index)
     new = prepared.plan.new
     return Written(
         destination,
-        "huggingface",
+        AS_THEY_ARE,
         prepared.plan.old.num_ranks,
         new.num_layers,
         new.num_logical_experts,
@@ -90,4 +86,4 @@ def _compare(prepared: Prepared, origin: Origin, new_digests: NDArray[np.uint8])
     wrong = np.flatnonzero((new_digests != origin.digests).any(axis=1))
     if len(wrong):
         name = place_name(prepared, int(wrong[0]))
-        raise BytesError("EP506", f"{name} is not what `shard` had read; {len(wrong):,} pieces differ in all")
+        raise unlike_origin(name, f"; {len(wrong):,} pieces differ in all")

@@ -68,7 +68,6 @@ def move_parts(
     stage: Staging,
     advance: Callable[[int], None],
     *,
-    durable: bool,
     verify: bool,
     known: Known | None = None,
 ) -> tuple[Digests, Digests]:
@@ -81,7 +80,7 @@ def move_parts(
         0,
         default_threads(1),
         verify=verify,
-        durable=durable,
+        durable=stage.durable,
         keep_cache=nbytes < available_memory_nbytes() // 2,
     )
     result = transfer(prepared, stage.path, options, 0, None, advance, known)

@@ -17,7 +17,7 @@ from eplb_cli import files
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.digests import DIGEST_NBYTES
-from eplb_cli.errors import CheckpointError
+from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.huggingface.engine import Names, names_from_json
 from eplb_cli.huggingface.joined import Joined, join
 from eplb_cli.huggingface.parts import in_layer_order
@@ -81,6 +81,11 @@ def read_origin(path: Path) -> Origin:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(where, f"{type(error).__name__}: {str(error)[:200]}") from error
     return Origin(HuggingFace(path, sources, index_name, index, carried), names, digests)
+
+
+def unlike_origin(what: str, more: str = "") -> BytesError:
+    """EP506 for what has not the digest that the record has of it."""
+    return BytesError("EP506", f"{what} is not what `shard` had read{more}")
 
 
 def _plain_name(name: str) -> str:

@@ -28,6 +28,7 @@ from eplb_cli.huggingface.source import HuggingFace
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.families import Family
 from eplb_cli.models.load import Load
+from eplb_cli.output.commit import carry_files
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.staging import Staging
@@ -198,39 +199,39 @@ class Baked:
         known.written[destination] = same & np.array(shared, bool)[file]
         return known
 
-    def write_rest(self, stage: Staging, new: Placement, config: ModelConfig, *, durable: bool) -> None:
-        """The index, and `eplb.json` with the permutation."""
+    def write_rest(self, stage: Staging, new: Placement, config: ModelConfig) -> None:
+        """Carried files, the index, and `eplb.json` with the permutation."""
         tree = self.tree
+        carry_files(tree.carried, stage)
         if tree.index_name is not None:
             index = json.loads(tree.index)
             index["weight_map"] = dict(
                 sorted((self.new_key(key), name) for key, name in index["weight_map"].items())
             )
             text = json.dumps(index, indent=2) + "\n"
-            files.write_file(stage.path / tree.index_name, text.encode(), durable=durable)
+            stage.write(tree.index_name, text.encode())
         content = {
             "format": FORMAT,
             "tool": f"eplb {__version__}",
             "model_type": config.model_type,
             "placement": placement_to_json(new),
         }
-        files.write_file(stage.path / MANIFEST_NAME, json.dumps(content).encode() + b"\n", durable=durable)
+        stage.write(MANIFEST_NAME, json.dumps(content).encode() + b"\n")
 
 
 def _clone(source: Path, start_nbytes: int, destination: Path, header: bytes) -> bool:
     """Share the blocks of a file's data with another; False where that cannot be."""
     begin = start_nbytes // DATA_ALIGNMENT * DATA_ALIGNMENT
     shift = len(header) - start_nbytes
-    read, write = files.open_source(source), files.open_output(destination)
-    try:
+    with (
+        files.closing(files.open_source(source)) as read,
+        files.closing(files.open_output(destination)) as write,
+    ):
         nbytes = os.fstat(read).st_size - begin
         if not files.clone_range(read, write, nbytes, begin, begin + shift, destination):
             return False
         files.write_from(write, memoryview(header), 0, destination)
         return True
-    finally:
-        os.close(read)
-        os.close(write)
 
 
 def read_baked(path: Path) -> Placement:
@@ -241,8 +242,12 @@ def read_baked(path: Path) -> Placement:
         if raw["format"] == FORMAT:
             return in_layer_order(placement_from_json(raw["placement"], str(where)))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError("EP226", f"{where} is not of a baked checkpoint") from error
-    raise CheckpointError("EP226", f"{where} is not of a baked checkpoint")
+        raise _not_baked(where) from error
+    raise _not_baked(where)
+
+
+def _not_baked(where: Path) -> CheckpointError:
+    return CheckpointError("EP226", f"{where} is not of a baked checkpoint")
 
 
 def unbaked(load: Load, placement: Placement) -> Load:

@@ -7,7 +7,6 @@ tensors it is now.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,17 +30,17 @@ from eplb_cli.huggingface.record import origin_bytes
 from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, config_of, open_huggingface
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.machine import default_threads
-from eplb_cli.output.commit import carry_files, fill_unlinked, reopen, write_manifest
+from eplb_cli.output.commit import carry_files, fill_unlinked, write_manifest
+from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared, place_name
 from eplb_cli.output.serving import NO_ENGINE, serving_notes
-from eplb_cli.output.staging import Staging, check_destination, check_space, create_files, publish, staging
+from eplb_cli.output.staging import Staging, staging
 from eplb_cli.output.tree import plan_output
 from eplb_cli.placements.findings import Finding, check_pair, raise_first
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.progress import ProgressBar, accumulate
 from eplb_cli.report.written import Written
 from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
-from eplb_cli.transfer.meter import Meter
 from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, Tree, cut_tasks, digest_places
 
 
@@ -77,30 +76,25 @@ def shard(
     check_destination(source, destination)
     plan = _plan(source, placement, engine, options)
     output, new = plan.tensors.output, plan.parts.plan.new
-    with staging(destination) as stage:
-        check_space(stage, output)
-        unlinked = create_files(stage, output)
-        carried = carry_files(plan.tree.carried, stage, durable=durable)
+    with staging(destination, durable=durable) as stage:
+        stage.create(output)
+        carried = carry_files(plan.tree.carried, stage)
         nbytes = int(plan.parts.pieces.nbytes.sum() + plan.parts.new_places.nbytes.sum())
         constants = _write_constants(plan, stage)
         with progress(nbytes, "shard") as show:
             advance = accumulate(show)
-            old_digests = move_parts(plan.parts, stage, advance, durable=durable, verify=False)[0]
-            fill_unlinked(stage, output, unlinked, durable=durable)
+            old_digests = move_parts(plan.parts, stage, advance, verify=False)[0]
+            fill_unlinked(stage)
             by_part, by_tensor = _read_back(plan, stage, advance)
         for place, digest in constants.items():
             if by_tensor[place].tobytes() != digest:
                 raise BytesError("EP504", f"{place_name(plan.tensors, place)} is not what was written")
         proof = prove_parts(plan.parts, old_digests, by_part)
         record = origin_bytes(plan.tree, plan.names, old_digests)
-        files.write_file(stage.path / ORIGIN_NAME, record, durable=durable)
+        stage.write(ORIGIN_NAME, record)
         carried[ORIGIN_NAME] = file_entry(record)
         serving = _serving(new, plan.names)
-        write_manifest(
-            plan.tensors, stage, by_tensor, carried, verified=True, durable=durable, serving=serving
-        )
-        reopen(output, stage)
-        publish(stage, durable=durable)
+        write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, serving=serving)
     return Written(
         destination,
         engine,
@@ -143,11 +137,8 @@ def _write_constants(plan: _Plan, stage: Staging) -> dict[int, bytes]:
         if content is None:
             continue
         path = stage.path / output.files[copy.dst_file].name
-        descriptor = files.open_output(path)
-        try:
+        with files.closing(files.open_output(path)) as descriptor:
             files.write_from(descriptor, memoryview(content), copy.dst_offset, path)
-        finally:
-            os.close(descriptor)
         digests[num_rows + number] = xxhash.xxh3_128_digest(content)
     return digests
 
@@ -155,17 +146,14 @@ def _write_constants(plan: _Plan, stage: Staging) -> dict[int, bytes]:
 def _read_back(plan: _Plan, stage: Staging, advance: Callable[[int], None]) -> tuple[Digests, Digests]:
     """Digests of what was written, by part and by tensor; zero for tensors of empty slots."""
     output = plan.tensors.output
-    tree = Tree([stage.path / file.name for file in output.files], files.open_output, Meter())
-    try:
-        whole = plan.tensors.new_places
+    whole = plan.tensors.new_places
+    with Tree([stage.path / file.name for file in output.files], files.open_output) as tree:
         by_part, by_tensor = digest_both(
             plan.parts.new_places, plan.tensor_places, len(whole.rank), tree, advance
         )
         constants = np.setdiff1d(np.flatnonzero(whole.nbytes), plan.tensor_places)
         with ThreadPoolExecutor(1) as pool:
             by_tensor |= digest_places(whole, constants, tree, pool, advance)
-    finally:
-        tree.close()
     table = plan.parts.plan.new.physical_to_logical
     empty = np.broadcast_to(table[:, None, :] == EMPTY, output.extents.file.shape)
     by_tensor[: empty.size][empty.ravel()] = 0

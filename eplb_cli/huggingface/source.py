@@ -111,17 +111,14 @@ def _list_files(path: Path) -> dict[str, Path]:
 
 def _open(name: str, path: Path) -> SourceFile:
     header, status = read_header(path)
-    return SourceFile(name, path, read_start(path, header), header, status.st_size, status.st_mtime_ns)
+    return SourceFile(name, path, _read_start(path, header), header, status.st_size, status.st_mtime_ns)
 
 
-def read_start(path: Path, header: Header) -> bytes:
+def _read_start(path: Path, header: Header) -> bytes:
     """Everything before the data of a file."""
     content = bytearray(header.data_start)
-    descriptor = files.open_source(path)
-    try:
+    with files.closing(files.open_source(path)) as descriptor:
         files.read_into(descriptor, memoryview(content), 0, path)
-    finally:
-        os.close(descriptor)
     return bytes(content)
 
 

@@ -1,9 +1,9 @@
-"""The last steps in staging: carried files, digests, `eplb.json`, and a look with an engine's eyes."""
+"""What is in staging beside the rows: carried files, copies of shards, digests and `eplb.json`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,70 +16,51 @@ from eplb_cli.errors import BytesError
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.prove import row_view
 from eplb_cli.output.staging import Staging
-from eplb_cli.output.tree import OutputTree
 from eplb_cli.placements.own_format import placement_to_json
 
 
-def carry_files(
-    carried_paths: Mapping[str, Path], stage: Staging, *, durable: bool
-) -> dict[str, dict[str, object]]:
+def carry_files(carried_paths: Mapping[str, Path], stage: Staging) -> dict[str, dict[str, object]]:
     """Copy the files that are no shards, by name; their sizes and digests."""
-    carried: dict[str, dict[str, object]] = {}
-    for name, path in carried_paths.items():
-        source = files.open_source(path)
-        try:
-            status = os.fstat(source)
-            nbytes = status.st_size
-            destination = files.create(stage.path / name, nbytes)
-            try:
-                state = xxhash.xxh3_128()
-                for begin, view in _blocks(source, nbytes, path):
-                    files.write_from(destination, view, begin, stage.path / name)
-                    state.update(view)
-                files.refuse_changed(source, status, path)
-                if durable:
-                    files.sync(destination, stage.path / name)
-            finally:
-                os.close(destination)
-        finally:
-            os.close(source)
-        carried[name] = {"nbytes": nbytes, "digest": state.hexdigest()}
-    return carried
+    return {name: _carry(path, name, stage) for name, path in carried_paths.items()}
 
 
-def _blocks(descriptor: int, nbytes: int, path: Path) -> Iterator[tuple[int, memoryview]]:
-    """The content of a file, in blocks that are valid until the next: where each begins, and its bytes."""
-    block = memoryview(bytearray(min(nbytes, files.COPY_BLOCK_NBYTES)))
-    for begin in range(0, nbytes, files.COPY_BLOCK_NBYTES):
-        view = block[: min(len(block), nbytes - begin)]
-        files.read_into(descriptor, view, begin, path)
-        yield begin, view
+def _carry(path: Path, name: str, stage: Staging) -> dict[str, object]:
+    """Copy a file; its size and digest. Raises EP220 where it changes meanwhile."""
+    goal, digest = stage.path / name, xxhash.xxh3_128()
+    with files.closing(files.open_source(path)) as source:
+        status = os.fstat(source)
+        with files.closing(files.create(goal, status.st_size)) as copy:
+            for begin, view in files.read_blocks(source, status.st_size, path):
+                files.write_from(copy, view, begin, goal)
+                digest.update(view)
+            files.refuse_changed(source, status.st_size, status.st_mtime_ns, path)
+            if stage.durable:
+                files.sync(copy, goal)
+    return {"nbytes": status.st_size, "digest": digest.hexdigest()}
 
 
-def fill_unlinked(stage: Staging, output: OutputTree, unlinked: Sequence[int], *, durable: bool) -> None:
-    """Copy the files that are the same as another and could not be linked to it, and compare them with it.
+def fill_unlinked(stage: Staging) -> None:
+    """Copy the shards that are the same as another and could not be linked to it, and compare them with it.
 
     Raises:
         BytesError: EP504, a copy differs.
     """
-    for number in unlinked:
-        file = output.files[number]
-        first = stage.path / output.files[file.same_as or 0].name
-        source, copy = files.open_source(first), files.open_output(stage.path / file.name)
-        try:
-            digest = xxhash.xxh3_128()
-            for begin, view in _blocks(source, file.nbytes, first):
-                files.write_from(copy, view, begin, stage.path / file.name)
-                digest.update(view)
-            if durable:
-                files.sync(copy, stage.path / file.name)
-            read_back = xxhash.xxh3_128()
-            for _, view in _blocks(copy, file.nbytes, stage.path / file.name):
+    for number in stage.unlinked:
+        file = stage.shards[number]
+        first, path = stage.path / stage.shards[file.same_as or 0].name, stage.path / file.name
+        written, read_back = xxhash.xxh3_128(), xxhash.xxh3_128()
+        with (
+            files.closing(files.open_source(first)) as source,
+            files.closing(files.open_output(path)) as copy,
+        ):
+            for begin, view in files.read_blocks(source, file.nbytes, first):
+                files.write_from(copy, view, begin, path)
+                written.update(view)
+            if stage.durable:
+                files.sync(copy, path)
+            for _, view in files.read_blocks(copy, file.nbytes, path):
                 read_back.update(view)
-        finally:
-            os.close(source)
-            os.close(copy)
-        if digest.digest() != read_back.digest():
+        if written.digest() != read_back.digest():
             raise BytesError("EP504", f"{file.name} differs from {first.name}, of which it is a copy")
 
 
@@ -97,7 +78,6 @@ def write_manifest(
     carried: Mapping[str, Mapping[str, object]],
     *,
     verified: bool,
-    durable: bool,
     serving: Sequence[str],
 ) -> None:
     """Row digests beside the shards, and `eplb.json` last.
@@ -112,7 +92,7 @@ def write_manifest(
         rows = row_view(new_digests, checkpoint.row_nbytes.shape, new.num_slots)
         for rank in range(new.num_ranks):
             content = npy_bytes(rows[:, :, new.first_slot[rank] : new.first_slot[rank + 1]])
-            files.write_file(stage.path / digest_file(rank), content, durable=durable)
+            stage.write(digest_file(rank), content)
             digests[digest_file(rank)] = file_entry(content)
     num_rows = checkpoint.row_nbytes.size * new.num_slots
     others: dict[int, dict[str, str]] = {}
@@ -139,21 +119,7 @@ def write_manifest(
         },
         carried=carried,
         digests=digests,
-        options={"digests": new_digests is not None, "verified": verified, "fsync": durable},
+        options={"digests": new_digests is not None, "verified": verified, "fsync": stage.durable},
         serving=list(serving),
     )
-    files.write_file(stage.path / MANIFEST_NAME, manifest.to_bytes(), durable=durable)
-
-
-def reopen(output: OutputTree, stage: Staging) -> None:
-    """Open every file with the safetensors library, as an engine will."""
-    from safetensors import SafetensorError, safe_open
-
-    for file in output.files:
-        try:
-            with safe_open(stage.path / file.name, framework="numpy") as opened:
-                keys = set(opened.keys())
-        except SafetensorError as error:
-            raise BytesError("EP505", f"{file.name} cannot be opened: {error}") from error
-        if not keys >= file.others.keys():
-            raise BytesError("EP505", f"{file.name} lacks a tensor that was written to it")
+    stage.write(MANIFEST_NAME, manifest.to_bytes())

@@ -24,7 +24,6 @@ class Proof:
     """Rows (an expert in a slot, with all its tensors) proved, and what was odd about SRC."""
 
     rows_proved: int
-    rows_total: int
     warnings: list[str]
 
 
@@ -91,7 +90,7 @@ def prove(
             )
     _require_same_set(checkpoint, new, before, after, odd)
     rows = int((new.physical_to_logical != EMPTY).sum())
-    return Proof(rows, rows, replica_warnings(checkpoint, odd))
+    return Proof(rows, replica_warnings(checkpoint, odd))
 
 
 def replica_warnings(checkpoint: ShardedCheckpoint, odd: Iterable[tuple[int, int, int]]) -> list[str]:

@@ -2,136 +2,117 @@
 
 All files are written in a staging directory beside DST, which is locked while in use. One rename
 publishes it. Working files (job, outcomes, progress) live in `WORK` inside staging and are gone
-before the rename.
+before the rename. What becomes of staging, whatever happens, is decided here and nowhere else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
 import os
-import socket
-import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from eplb_cli import files
 from eplb_cli.errors import EplbError, OutputError, WorkerError
+from eplb_cli.output.destination import real_path, require_free, staging_path
 from eplb_cli.output.journal import journals
+from eplb_cli.output.lock import is_at, locked, write_owner
+from eplb_cli.output.shard_files import check_space, create_files, reopen, whole_files
 from eplb_cli.output.tree import OutputFile, OutputTree
 
 WORK = ".eplb"
 _OWNER = "owner.json"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Staging:
-    """A locked staging directory; `descriptor` holds the lock, `resumes` says that an earlier run left it."""
+    """A tree that is being written, see `staging`.
+
+    Attributes:
+        path: the locked directory, which becomes `destination`.
+        descriptor: holds the lock.
+        durable: wait until the disk has what is written.
+        resumes: an earlier run has left files and journals here.
+        shards: the files that were created.
+        unlinked: the numbers of those that are the same as another and could not be linked to it.
+    """
 
     path: Path
     destination: Path
     descriptor: int
-    resumes: bool = False
+    durable: bool
+    resumes: bool
+    shards: tuple[OutputFile, ...] = ()
+    unlinked: tuple[int, ...] = ()
 
     @property
     def work(self) -> Path:
         """Where the files of the run itself are kept."""
         return self.path / WORK
 
+    def create(self, output: OutputTree) -> None:
+        """Create all shards with their headers and all their space, but for what an earlier run has left.
 
-def staging_path(destination: Path) -> Path:
-    """The staging directory of a DST: hidden, beside it, on the same file system."""
-    return destination.parent / f".{destination.name}.eplb-staging"
+        Raises:
+            OutputError: EP603 or EP604.
+        """
+        check_space(self.path, output, self.destination)
+        there = whole_files(self.path, output)
+        _clear(self.path, but=[self.work, *there])
+        self.unlinked = tuple(create_files(self.path, output, there))
+        self.shards = output.files
 
-
-def real_path(path: Path) -> Path:
-    """The path without links, `.` and `..`; a link that leads nowhere, or to itself, stays."""
-    with files.writing(path):
-        return Path(os.path.realpath(path))
-
-
-def check_destination(source: Path, destination: Path) -> None:
-    """Refuse a DST that is not free.
-
-    Raises:
-        OutputError: EP601, it exists and is no empty directory, or is the current one; EP602, it and SRC
-            overlap; EP604, its parent is no directory.
-    """
-    src, dst = real_path(source), real_path(destination)
-    if src == dst or src in dst.parents or dst in src.parents:
-        raise OutputError("EP602", f"DST {destination} and SRC {source} overlap", "choose a DST outside SRC")
-    _require_free(destination)
-    if dst.exists() and Path().exists() and dst.samefile(Path()):
-        hint = "name a new directory: the one you are in would be replaced under your feet"
-        raise OutputError("EP601", f"{destination} is the current directory", hint)
-    if not dst.parent.is_dir():
-        raise OutputError("EP604", f"{dst.parent} is not a directory", "create it first")
-
-
-def _require_free(destination: Path) -> None:
-    """EP601 unless DST can appear: it is not there, or an empty directory."""
-    if os.path.lexists(destination):
-        with files.writing(destination):
-            occupied = not destination.is_dir() or destination.is_symlink() or any(destination.iterdir())
-        if occupied:
-            raise OutputError(
-                "EP601",
-                f"{destination} exists and is not an empty directory",
-                "remove it, or choose another DST",
-            )
-
-
-def check_space(stage: Staging, output: OutputTree) -> None:
-    """Refuse to start where DST does not fit, with what an earlier run has left of it. Raises EP603."""
-    with files.writing(stage.path):
-        status = os.statvfs(stage.path)
-        there = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(stage.path))
-    free = status.f_bavail * status.f_frsize
-    if free + there < output.own_nbytes:
-        raise OutputError(
-            "EP603",
-            f"{stage.destination} needs {output.own_nbytes} bytes and its file system has {free}",
-            "free some space, or choose another DST",
-        )
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file beside the shards. Raises OutputError."""
+        files.write_file(self.path / name, content, durable=self.durable)
 
 
 @contextlib.contextmanager
-def staging(destination: Path, *, resume: bool = False) -> Iterator[Staging]:
-    """A locked staging directory: a fresh one, or with `resume` the one that an earlier run has left.
+def staging(destination: Path, *, durable: bool, resume: bool = False) -> Iterator[Staging]:
+    """Write a tree: the block creates its shards, fills and proves them; then it is opened, and becomes DST.
 
-    It is removed at the end, but not where an error that may pass ends a run whose journals say what is
+    The directory is a fresh one, or with `resume` the one that an earlier run has left. It is removed
+    where the block fails, but not where an error that may pass ends a run whose journals say what is
     done already: then the hint of the error says how to go on.
 
     Raises:
-        OutputError: EP605, another run holds it; EP604 or EP603, it cannot be made.
+        OutputError: EP605, another run holds it; EP601, DST has come to exist; EP603, EP604 or EP606.
+        BytesError: EP505, a shard cannot be opened.
     """
     destination = real_path(destination)
     path = staging_path(destination)
-    descriptor = _lock_directory(path)
-    is_kept = False
-    try:
-        resumes = resume and bool(journals(path / WORK))
-        held = Staging(path, destination, descriptor, resumes)
-        _clear(path / WORK if resumes else path, but=journals(path / WORK) if resumes else ())
-        with files.writing(path), contextlib.suppress(FileExistsError):
-            files.attempt("mkdir", os.mkdir, held.work, 0o700)  # nobody else plants a link in it
-        owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-        files.write_file(held.work / _OWNER, owner, durable=False)
-        yield held
-    except EplbError as error:
-        is_kept = _can_be_resumed(error) and bool(journals(path / WORK))
-        if is_kept:
-            kept = f"what was done is kept in {path}: --resume goes on from it"
-            error.hint = "; ".join(filter(None, [error.hint, kept]))
-        raise
-    finally:
-        if not is_kept:
-            _remove(path, descriptor)
-        os.close(descriptor)
+    work = path / WORK
+    with locked(path, work / _OWNER) as descriptor:
+        is_kept = False
+        try:
+            resumes = resume and bool(journals(work))
+            stage = Staging(path, destination, descriptor, durable, resumes)
+            _begin(stage)
+            yield stage
+            reopen(path, stage.shards)
+            _publish(stage)
+        except EplbError as error:
+            is_kept = _can_be_resumed(error) and bool(journals(work))
+            if is_kept:
+                kept = f"what was done is kept in {path}: --resume goes on from it"
+                error.hint = "; ".join(filter(None, [error.hint, kept]))
+            raise
+        finally:
+            if not is_kept:
+                _remove(path, descriptor)
+
+
+def _begin(stage: Staging) -> None:
+    """Remove what is of no use, and say whose the directory is now."""
+    if stage.resumes:
+        _clear(stage.work, but=journals(stage.work))
+    else:
+        _clear(stage.path)
+    with files.writing(stage.path), contextlib.suppress(FileExistsError):
+        files.attempt("mkdir", os.mkdir, stage.work, 0o700)  # nobody else plants a link in it
+    write_owner(stage.work / _OWNER)
 
 
 def _can_be_resumed(error: EplbError) -> bool:
@@ -139,69 +120,6 @@ def _can_be_resumed(error: EplbError) -> bool:
     if isinstance(error, OutputError):
         return error.code != "EP606"  # nobody knows what the disk has
     return isinstance(error, WorkerError) or error.code in {"EP201", "EP305"}
-
-
-def _lock_directory(path: Path) -> int:
-    """Make the directory if need be, and lock it: the one that is there, not one that was just removed."""
-    while True:
-        descriptor = _try_lock(path)
-        if _is_at(path, descriptor):
-            return descriptor
-        os.close(descriptor)
-
-
-def _try_lock(path: Path) -> int:
-    with files.writing(path):
-        try:
-            files.attempt("mkdir", os.mkdir, path)
-        except FileExistsError:
-            _refuse_foreign(path)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with files.writing(path):
-            descriptor = files.attempt("open", os.open, path, flags)
-        try:
-            _lock(path, descriptor)
-        except EplbError:
-            os.close(descriptor)
-            raise
-    except EplbError:
-        with contextlib.suppress(OSError):  # that it is empty says that no run has begun in it
-            path.rmdir()
-        raise
-    return descriptor
-
-
-def _lock(path: Path, descriptor: int) -> None:
-    try:
-        files.attempt("lock", fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        problem = f"{path} is in use by {_owner(path)}"
-        raise OutputError("EP605", problem, "wait for that run to end") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise files.output_error(error, path) from error
-
-
-def _refuse_foreign(path: Path) -> None:
-    """EP604 for a directory of somebody else, who could change what is written there before it is DST."""
-    if path.lstat().st_uid != os.geteuid():
-        raise OutputError("EP604", f"{path} belongs to another user", "remove it, or choose another DST")
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open directory is still the one of that name."""
-    with contextlib.suppress(OSError):
-        return os.path.samestat(path.lstat(), os.fstat(descriptor))
-    return False
-
-
-def _owner(path: Path) -> str:
-    try:
-        owner = json.loads(files.read_small_file(path / WORK / _OWNER, 1 << 16))
-        return f"process {int(owner['pid'])} on {owner['host']!s}"
-    except Exception:  # noqa: BLE001 - the other run may be at any point of its life
-        return "another process"
 
 
 def _clear(path: Path, but: Collection[Path] = ()) -> None:
@@ -218,56 +136,17 @@ def _clear(path: Path, but: Collection[Path] = ()) -> None:
 
 def _remove(path: Path, descriptor: int) -> None:
     """Remove staging, if it is still there under its own name; never raises."""
-    if _is_at(path, descriptor):
+    if is_at(path, descriptor):
         with contextlib.suppress(OSError):
             files.remove_tree(path)
 
 
-def create_files(stage: Staging, output: OutputTree) -> list[int]:
-    """Create every shard with its header and all its space, or link it.
-
-    Returns:
-        The numbers of the files that are the same as another and could not be linked to it.
-
-    Raises:
-        OutputError: EP603 or EP604.
-    """
-    own = {file.name: file for file in output.files if file.same_as is None}
-    there = [stage.path / name for name, file in own.items() if _is_whole(stage.path / name, file)]
-    _clear(stage.path, but=[stage.work, *there])
-    unlinked = []
-    for number, file in enumerate(output.files):
-        path = stage.path / file.name
-        if file.same_as is not None:
-            if files.link(stage.path / output.files[file.same_as].name, path):
-                continue
-            unlinked.append(number)
-        descriptor = files.open_output(path) if path in there else files.create(path, file.nbytes)
-        _write_header(descriptor, path, file)
-    return unlinked
-
-
-def _is_whole(path: Path, file: OutputFile) -> bool:
-    """Whether an earlier run has made a file, with all its space."""
-    with contextlib.suppress(OSError):
-        status = path.lstat()
-        return stat.S_ISREG(status.st_mode) and status.st_size == file.nbytes
-    return False
-
-
-def _write_header(descriptor: int, path: Path, file: OutputFile) -> None:
-    try:
-        files.write_from(descriptor, memoryview(file.header), 0, path)
-    finally:
-        os.close(descriptor)
-
-
-def publish(stage: Staging, *, durable: bool) -> None:
+def _publish(stage: Staging) -> None:
     """Make staging DST, in one rename that never replaces anything. Raises OutputError."""
-    _require_free(stage.destination)
+    require_free(stage.destination)
     with files.writing(stage.path):
         files.remove_tree(stage.work)
-    if durable:
+    if stage.durable:
         files.sync_directory(stage.path)
     try:
         files.attempt("rename", os.rename, stage.path, stage.destination)
@@ -275,7 +154,7 @@ def publish(stage: Staging, *, durable: bool) -> None:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise OutputError("EP601", f"{stage.destination} has come to exist meanwhile") from error
         raise files.output_error(error, stage.destination) from error
-    if durable:
+    if stage.durable:
         try:
             files.sync_directory(stage.destination.parent)
         except OutputError as error:

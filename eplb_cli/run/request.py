@@ -12,8 +12,8 @@ from eplb_cli.inputs.old_and_new import read_new, read_old
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.inputs.saved_plan import read_plan, require_same_moves, require_unchanged
 from eplb_cli.machine import count_cores, count_devices
+from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared, prepare
-from eplb_cli.output.staging import check_destination
 from eplb_cli.output.tree import plan_output
 from eplb_cli.plan.moves import Senders
 from eplb_cli.report.report import Report

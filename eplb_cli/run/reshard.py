@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
 
@@ -10,11 +11,11 @@ from eplb_cli import files
 from eplb_cli.arrays import Digests
 from eplb_cli.checkpoint.recorded import require_as_in_manifest
 from eplb_cli.machine import default_threads
-from eplb_cli.output.commit import carry_files, destination_digests, fill_unlinked, reopen, write_manifest
+from eplb_cli.output.commit import carry_files, destination_digests, fill_unlinked, write_manifest
 from eplb_cli.output.prepared import place_name
 from eplb_cli.output.prove import Proof, prove
 from eplb_cli.output.serving import serving_notes
-from eplb_cli.output.staging import check_space, create_files, publish, staging
+from eplb_cli.output.staging import staging
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report, RunReport
 from eplb_cli.run.move import Moved, move
@@ -34,20 +35,18 @@ def reshard(request: Request, progress: ProgressBar = silent) -> Report:
     shards = planned.prepared.checkpoint.shards
     files.allow_open_files(len(shards.files) + len(planned.prepared.output.files))
     clock.lap("plan")
-    with staging(request.destination, resume=request.resume) as stage:
+    with staging(request.destination, durable=request.durable, resume=request.resume) as stage:
         planned, digests = _compare_others(planned, progress)
         clock.lap("compare")
         prepared = planned.prepared
-        check_space(stage, prepared.output)
-        unlinked = create_files(stage, prepared.output)
-        paths = {name: shards.path / name for name in shards.carried}
-        carried = carry_files(paths, stage, durable=request.durable)
+        stage.create(prepared.output)
+        carried = carry_files({name: shards.path / name for name in shards.carried}, stage)
         clock.lap("create")
         known = known_before(prepared, stage, digests, progress)
         if stage.resumes:
             clock.lap("resume")
         moved = move(planned, stage, known, progress)
-        fill_unlinked(stage, prepared.output, unlinked, durable=request.durable)
+        fill_unlinked(stage)
         clock.lap("move")
         proof = _check(planned, moved)
         clock.lap("prove")
@@ -57,13 +56,10 @@ def reshard(request: Request, progress: ProgressBar = silent) -> Report:
             destination_digests(prepared, moved.old_digests) if request.digests else None,
             carried,
             verified=proof is not None,
-            durable=request.durable,
             serving=serving_notes(prepared.plan.new, shards.layout.name),
         )
-        reopen(prepared.output, stage)
-        publish(stage, durable=request.durable)
-        clock.lap("commit")
-    return _run_report(planned, moved, proof, unlinked, clock.seconds)
+    clock.lap("commit")
+    return _run_report(planned, moved, proof, stage.unlinked, clock.seconds)
 
 
 def _compare_others(planned: Planned, progress: ProgressBar) -> tuple[Planned, Digests]:
@@ -110,7 +106,7 @@ def _check(planned: Planned, moved: Moved) -> Proof | None:
 
 
 def _run_report(
-    planned: Planned, moved: Moved, proof: Proof | None, unlinked: list[int], seconds: dict[str, float]
+    planned: Planned, moved: Moved, proof: Proof | None, unlinked: Sequence[int], seconds: dict[str, float]
 ) -> Report:
     request, prepared = planned.request, planned.prepared
     rows_total = sum(

@@ -13,7 +13,6 @@ from eplb_cli.output.journal import Known, journals, read_known
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.staging import Staging
 from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.transfer.meter import Meter
 from eplb_cli.transfer.trees import Tree, digest_places
 
 
@@ -39,14 +38,12 @@ def known_before(
     wanted = np.zeros((len(new.rank), digests.shape[1]), np.uint8)
     wanted[pieces.destination] = told.digests[pieces.source]
     places = np.flatnonzero(told.written & wanted.any(axis=1))
-    tree = Tree([stage.path / file.name for file in prepared.output.files], files.open_output, Meter())
-    try:
-        with (
-            ThreadPoolExecutor(default_threads(1)) as pool,
-            progress(int(new.nbytes[places].sum()), "check what is there") as show,
-        ):
-            found = digest_places(new, places, tree, pool, accumulate(show))
-    finally:
-        tree.close()
+    paths = [stage.path / file.name for file in prepared.output.files]
+    with (
+        Tree(paths, files.open_output) as tree,
+        ThreadPoolExecutor(default_threads(1)) as pool,
+        progress(int(new.nbytes[places].sum()), "check what is there") as show,
+    ):
+        found = digest_places(new, places, tree, pool, accumulate(show))
     known.written[places] = (found[places] == wanted[places]).all(axis=1)
     return Known(told.digests, known.written)

@@ -22,7 +22,6 @@ from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.output.tree import sharded_error
 from eplb_cli.placements.placement import Placement
 from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.transfer.meter import Meter
 from eplb_cli.transfer.trees import Tree, digest_distinct
 
 SAMPLE_NBYTES = 4096
@@ -57,9 +56,8 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
         return Alike(frozenset(), digests)
     one_file = file_identities(checkpoint, places)
     known = known_digests(checkpoint)
-    tree = Tree([file.path for file in checkpoint.shards.files], files.open_source, Meter())
     alike, unsure = set(), {}
-    try:
+    with Tree([file.path for file in checkpoint.shards.files], files.open_source) as tree:
         for key, of_key in candidates.items():
             if known is not None and known[of_key].any(axis=1).all():
                 digests[of_key] = known[of_key]
@@ -75,8 +73,6 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
         ):
             advance = accumulate(show)
             digests[wanted] = digest_distinct(places, wanted, one_file, tree, pool, advance)[wanted]
-    finally:
-        tree.close()
     alike |= {key for key, of_key in unsure.items() if _all_equal(digests[of_key])}
     _refuse_sharded(checkpoint, new, alike)
     is_worth = sum(int(places.nbytes[candidates[key][0]]) for key in alike) >= LEAST_SHARED_NBYTES

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from eplb_cli.arrays import Int
 from eplb_cli.checkpoint.places import Places
 from eplb_cli.exchange.loop import Pending
-from eplb_cli.exchange.wire import Parcels, Units
+from eplb_cli.exchange.wire import Parcels, Units, of_chunk
 from eplb_cli.plan.pieces import Pieces
 from eplb_cli.transfer.digest_table import DigestTable
 from eplb_cli.transfer.trees import Tasks, Tree, cut_tasks
@@ -80,12 +80,9 @@ class FileSource:
         """Start reading the parcels of a chunk; stripes of a row stay in one task, in order."""
         for pending in after:
             pending.wait()
-        part = slice(*np.searchsorted(self._chunk, [chunk, chunk + 1]).tolist())
+        part = of_chunk(self._chunk, chunk)
         new_place = np.diff(self._place[part], prepend=-1) != 0
-        tasks = (
-            slice(part.start + task.start, part.start + task.stop)
-            for task in cut_tasks(self._nbytes[part], new_place)
-        )
+        tasks = cut_tasks(self._nbytes[part], new_place, start=part.start)
         buffer = self._buffers[chunk % 2]
         return self._ends.submit(lambda task: self._read(task, buffer), tasks)
 
@@ -131,10 +128,8 @@ class FileSink:
         """Start writing the parcels of a chunk."""
         for pending in after:
             pending.wait()
-        part = slice(*np.searchsorted(self._chunk, [chunk, chunk + 1]).tolist())
-        tasks = (
-            slice(part.start + task.start, part.start + task.stop) for task in cut_tasks(self._nbytes[part])
-        )
+        part = of_chunk(self._chunk, chunk)
+        tasks = cut_tasks(self._nbytes[part], start=part.start)
         buffer = self._buffers[chunk % 2]
         return self._ends.submit(lambda task: self._write(task, buffer), tasks)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from eplb_cli import files
 from eplb_cli.checkpoint.recorded import known_digests
 from eplb_cli.digests import DIGEST_NBYTES
-from eplb_cli.errors import CheckpointError
 from eplb_cli.exchange.loop import Span, Transport, run_exchange
 from eplb_cli.exchange.wire import Schedule, schedule_for
 from eplb_cli.machine import PeakMemory
@@ -86,12 +84,9 @@ def transfer(  # noqa: PLR0913, PLR0917 - what is left to whoever moves the byte
         known: what need not be done again. journal: where to tell what is done. meter: what counts it all.
     """
     share = _Share(prepared, staging, options, worker, advance, known, meter or Meter())
-    with PeakMemory().watched() as memory:
-        try:
-            share.move(connect, journal)
-            share.settle()
-        finally:
-            share.close()
+    with PeakMemory().watched() as memory, share.source, share.destination:
+        share.move(connect, journal)
+        share.settle()
     return TransferResult(
         share.old_digests.values,
         share.new_digests,
@@ -121,9 +116,9 @@ class _Share:
         known = known or Known.nothing(len(old.rank), len(new.rank))
         self._meter = meter
         shards, outputs, keep = prepared.checkpoint.shards.files, prepared.output.files, options.keep_cache
-        self._source = Tree([file.path for file in shards], files.open_source, self._meter, keep=keep)
+        self.source = Tree([file.path for file in shards], files.open_source, self._meter, keep=keep)
         names = [staging / file.name for file in outputs]
-        self._destination = Tree(names, files.open_output, self._meter, keep=keep)
+        self.destination = Tree(names, files.open_output, self._meter, keep=keep)
         self._done = known.written[pieces.destination]
         self._wire = plan_traffic(pieces, options, self._done)
         self._shared = np.zeros(0, np.int64)
@@ -137,11 +132,6 @@ class _Share:
     def activity(self) -> Activity:
         """What the worker was busy with until now."""
         return self._meter.finish(self._spans, self.wire_nbytes)
-
-    def close(self) -> None:
-        """Close all files."""
-        self._source.close()
-        self._destination.close()
 
     def move(self, connect: Callable[[Schedule], Link] | None, journal: Journal | None) -> None:
         """Put every row and every other tensor of the worker's new ranks where it belongs."""
@@ -167,8 +157,8 @@ class _Share:
             prepared.pieces,
             prepared.old_places,
             prepared.new_places,
-            self._source,
-            self._destination,
+            self.source,
+            self.destination,
             pool,
             self.old_digests if digests else None,
             self._advance,
@@ -204,12 +194,9 @@ class _Share:
 
     def _refuse_changed(self) -> None:
         """EP220 where a file of SRC is not the one whose header was read."""
-        for number, descriptor in self._source.opened().items():
-            file, status = self._prepared.checkpoint.shards.files[number], os.fstat(descriptor)
-            if (status.st_size, status.st_mtime_ns) != (file.nbytes, file.mtime_ns):
-                raise CheckpointError(
-                    "EP220", f"{file.path} changed while it was read", "let its writer finish first"
-                )
+        for number, descriptor in self.source.opened().items():
+            file = self._prepared.checkpoint.shards.files[number]
+            files.refuse_changed(descriptor, file.nbytes, file.mtime_ns, file.path)
 
     def settle(self) -> None:
         """Read everything back, unless it shares its blocks with SRC, while the disk takes it in."""
@@ -223,13 +210,13 @@ class _Share:
                 proved = np.r_[self._shared, pieces.destination[self._done]]
                 wanted[proved] = False
                 places = np.flatnonzero(wanted)
-                self.new_digests = digest_places(new, places, self._destination, pool, self._advance)
+                self.new_digests = digest_places(new, places, self.destination, pool, self._advance)
                 self._take_over(proved[self._is_mine(new.rank[proved])])
             self.seconds["verify"] = time.perf_counter() - started
             synced.result()
         self.seconds["sync"] = time.perf_counter() - started - self.seconds["verify"]
-        for number in self._destination.opened():
-            self._destination.forget(number, 0, 0)
+        for number in self.destination.opened():
+            self.destination.forget(number, 0, 0)
 
     def _take_over(self, places: NDArray[np.int64]) -> None:
         """What shares its blocks with SRC, or was proved before, has the digest of its source."""
@@ -242,9 +229,9 @@ class _Share:
         """Wait until the disk has the worker's files, if that is wanted."""
         for number, file in enumerate(self._prepared.output.files if self._options.durable else ()):
             if file.same_as is None and file.rank % self._options.num_workers == self._worker:
-                self._destination.sync(number)
+                self.destination.sync(number)
 
     def _flush(self) -> None:
         """Wait until the disk has what was written so far, if that is wanted."""
-        for number in self._destination.opened() if self._options.durable else ():
-            self._destination.sync(number)
+        for number in self.destination.opened() if self._options.durable else ():
+            self.destination.sync(number)

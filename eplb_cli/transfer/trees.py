@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,22 +24,40 @@ from eplb_cli.transfer.meter import Meter
 TASK_NBYTES = 16 << 20
 """Bytes of one task of a thread pool: large enough to hide its cost, small enough to balance."""
 
+BLOCK_NBYTES = 1 << 20
+"""What a thread reads, hashes and writes at a time: it stays in its core's cache."""
+
 
 class Tree:
-    """The files of one tree, by number, each opened on first use; every byte of them goes through `meter`.
+    """The files of one tree, by number, each opened on first use and closed at the end of the `with` block.
 
-    `opener` is `files.open_source` or `files.open_output`. `keep`: leave what was read in the page cache;
-    False for trees that are larger than it.
+    Args:
+        opener: `files.open_source` or `files.open_output`.
+        meter: what every byte goes through; one of its own if nobody asks.
+        keep: leave what was read in the page cache; False for trees that are larger than it.
     """
 
     def __init__(
-        self, paths: Sequence[Path], opener: Callable[[Path], int], meter: Meter, *, keep: bool = True
+        self,
+        paths: Sequence[Path],
+        opener: Callable[[Path], int],
+        meter: Meter | None = None,
+        *,
+        keep: bool = True,
     ) -> None:
         self.paths = paths
-        self.meter = meter
+        self.meter = meter or Meter()
         self._opener, self._keep = opener, keep
         self._lock = threading.Lock()
         self._open: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
 
     def descriptor(self, number: int) -> int:
         """The open file."""
@@ -75,12 +94,6 @@ class Tree:
         """Number to descriptor, for all files opened so far."""
         return dict(self._open)
 
-    def close(self) -> None:
-        """Close all of them."""
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
-
 
 @dataclass(frozen=True)
 class Tasks:
@@ -94,20 +107,20 @@ class Tasks:
             future.result()
 
 
-def cut_tasks(nbytes: Int, boundary: NDArray[np.bool_] | None = None) -> Iterator[slice]:
-    """Cut a column of sizes into slices of about `TASK_NBYTES`, only where `boundary` allows."""
+def cut_tasks(nbytes: Int, boundary: NDArray[np.bool_] | None = None, *, start: int = 0) -> Iterator[slice]:
+    """Cut a column of sizes into slices of about `TASK_NBYTES`, only where `boundary` allows.
+
+    Args:
+        start: what the slices count from: the number of the column's first entry.
+    """
     if not len(nbytes):
         return
     number = (np.cumsum(nbytes) - 1) // TASK_NBYTES
     if boundary is not None:
         starts = np.flatnonzero(boundary)
         number = np.repeat(number[starts], np.diff(np.r_[starts, len(nbytes)]))
-    cuts = np.r_[0, np.flatnonzero(np.diff(number)) + 1, len(nbytes)]
+    cuts = start + np.r_[0, np.flatnonzero(np.diff(number)) + 1, len(nbytes)]
     yield from (slice(int(begin), int(end)) for begin, end in itertools.pairwise(cuts))
-
-
-BLOCK_NBYTES = 1 << 20
-"""What a thread reads, hashes and writes at a time: it stays in its core's cache."""
 
 
 def digest_places(

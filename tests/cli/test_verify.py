@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -134,6 +135,44 @@ class TestDamage:
         file = tree / "model-rank-0-part-1.safetensors"
         write_shard(file, {})
         self.expect(eplb, tree, case, "EP505", str(file), "not in the manifest")
+
+
+def lie(tree, **changes):
+    """Change what the manifest says, and its digest with it."""
+    content = {**json.loads((tree / "eplb.json").read_text()), **changes}
+    del content["digest"]
+    text = json.dumps(content, indent=1, sort_keys=True).encode()
+    sealed = {**content, "digest": hashlib.sha256(text).hexdigest()}
+    (tree / "eplb.json").write_bytes(json.dumps(sealed, indent=1, sort_keys=True).encode() + b"\n")
+
+
+class TestPlan:
+    """The plan that the manifest names is the one that its placements make, by its senders."""
+
+    SAYS = "eplb.json: its placements do not make the plan that it names"
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"source_placement": placement([[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 2, 0]])},
+            {"plan_digest": "00" * 32},
+        ],
+    )
+    def test_another(self, eplb, tree, changes):
+        """EP505, though the digest of the manifest is right."""
+        lie(tree, **changes)
+        assert_error(eplb("verify", tree), "EP505", self.SAYS, exit_code=5)
+
+    def test_of_another_version(self, eplb, tree):
+        """Other versions may choose other senders: what they say is believed."""
+        lie(tree, tool="eplb 0", plan_digest="00" * 32)
+        assert eplb("verify", tree).code == 0
+
+    @pytest.mark.parametrize("options", [["--senders", "vllm"], ["--ranks-per-node", "1"]])
+    def test_of_other_options(self, eplb, case, options):
+        """The manifest has all that the plan follows from."""
+        case.reshard(*options)
+        assert eplb("verify", case.dst).code == 0
 
 
 class TestAgainst:

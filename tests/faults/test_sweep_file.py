@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.faults import Fault, Kind, run_here
+from tests.support.faults import Fault, Kind, num_open, run_here
 from tests.support.scratch import scratch
 from tests.support.small import SmallCase, require_sound, require_whole, small_case
 
@@ -36,11 +36,6 @@ def test_every_call(case: SmallCase, kind: Kind, parity: int, count):
     assert number > 100
     assert num_open() <= open_before
     count("failing calls", number // 2)
-
-
-def num_open() -> int:
-    """Descriptors of this process."""
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("kind", ["EIO", "ENOSPC"])

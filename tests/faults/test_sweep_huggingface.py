@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tree import placement, write_json
-from tests.support.faults import HARMLESS, Fault, Kind, run_here
+from tests.support.faults import HARMLESS, Fault, Kind, num_open, run_here
 from tests.support.huggingface import MOE_LAYERS, deepseek_v3, write_checkpoint
 from tests.support.scratch import scratch
 
@@ -70,6 +70,7 @@ def test_every_call(home: Path, name: str, output: str, first: int, kind: Kind, 
     assert run_here(*command(home, name, destination)).code == 0
     whole, before = contents(destination), {path.name for path in home.iterdir()} - {output}
     remove(destination)
+    open_before = num_open()
     sources = {part: contents(home / part) for part in ("hf", "shards", "map.json")}
     number = 0
     for number in itertools.count(first, 4):
@@ -91,6 +92,7 @@ def test_every_call(home: Path, name: str, output: str, first: int, kind: Kind, 
             assert ended.code == 0 or "is there" in ended.err or name == "convert", where
             remove(destination)
         assert {path.name for path in home.iterdir()} == before, where
+    assert num_open() <= open_before
     assert number > (5 if name == "convert" else 100)
     record_property("cases", (f"calls of {name} that fail", number // 4))
     remove(destination)

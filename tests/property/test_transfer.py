@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eplb_cli.checkpoint.shards import open_shards
-from eplb_cli.output import tree as output
 from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.output.prove import prove, row_view
-from eplb_cli.output.staging import Staging, create_files
+from eplb_cli.output.shard_files import create_files
 from eplb_cli.plan.moves import REMOTE, Senders
 from eplb_cli.transfer import file_ends, trees
 from eplb_cli.transfer.digest_table import DigestTable
@@ -103,7 +102,7 @@ def prepared_in(path: Path, case: Case) -> Prepared:
 def moved(prepared: Prepared, staging: Path, way: Way) -> list[TransferResult]:
     """Carry a plan out in one of the ways, and check what the workers say they did."""
     staging.mkdir()
-    create_files(Staging(staging, staging, -1), prepared.output)
+    create_files(staging, prepared.output)
     options = TransferOptions(way.num_workers, way.buffer_nbytes, 2, way.digests, way.verify, durable=False)
     loopback = Loopback(way.num_workers, lazy=way.lazy)
     advances: list[int] = []
@@ -189,7 +188,7 @@ def require_digests(prepared: Prepared, model: Model, results: list[TransferResu
 
 def require_transfers(case: Case) -> None:
     """Every byte of every file is the same whatever the way, and right; SRC is as it was."""
-    with scratch() as path, mock.patch.object(output, "MAX_PART_NBYTES", case.part_nbytes):
+    with scratch() as path, mock.patch("eplb_cli.output.tree.MAX_PART_NBYTES", case.part_nbytes):
         prepared = prepared_in(path / "src", case)
         before = contents(path / "src")
         trees = []

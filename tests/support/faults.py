@@ -138,3 +138,8 @@ def expected_code(fault: Fault, destination: Path, *, by_worker: bool = False) -
         return {0, 3}
     is_output = ".eplb-staging" in path or path in {str(destination), str(destination.parent)}
     return {6} if is_output else {3}
+
+
+def num_open() -> int:
+    """Descriptors of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))

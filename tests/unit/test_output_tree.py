@@ -11,7 +11,6 @@ from eplb_cli.checkpoint.sharded import bind
 from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, parse_header
-from eplb_cli.output import tree as output
 from eplb_cli.output.tree import plan_output, source_rank
 from eplb_cli.placements.own_format import placement_from_json
 from tests.cli.tree import NEW, OLD, others, placement, singles, stacked, write_shard, write_tree
@@ -99,7 +98,7 @@ def test_new_ranks_have_the_other_tensors_of_old_ones(tmp_path):
 
 def test_a_part_is_as_large_as_it_may_be(tmp_path, monkeypatch):
     """One tensor that is larger has a part of its own."""
-    monkeypatch.setattr(output, "MAX_PART_NBYTES", 10_000)
+    monkeypatch.setattr("eplb_cli.output.tree.MAX_PART_NBYTES", 10_000)
     tree, _ = planned(tmp_path, NEW, stacked(OLD, LARGE))
     for header in headers_of(tree).values():
         sizes = [tensor.nbytes for tensor in header.tensors.values()]
@@ -111,7 +110,7 @@ def test_a_part_is_as_large_as_it_may_be(tmp_path, monkeypatch):
 
 def test_a_name_without_a_part(tmp_path, monkeypatch):
     """One file for each rank, however large: a second one would have the same name."""
-    monkeypatch.setattr(output, "MAX_PART_NBYTES", 10)
+    monkeypatch.setattr("eplb_cli.output.tree.MAX_PART_NBYTES", 10)
     old, new = placement([[0, 1, 2, 3]]), placement([[3, 2, 1, 0]], 4)
     kinds = {"w1.weight": ("BF16", (20, 3)), "w2.weight": ("BF16", (30, 2))}
     ranks = singles(old, kinds, "layers.{layer}.ffn.experts.{expert}.{tensor}")

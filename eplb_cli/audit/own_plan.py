@@ -1,0 +1,40 @@
+"""Whether a tree is what the plan made that its manifest names."""
+
+from __future__ import annotations
+
+from eplb_cli import __version__
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint
+from eplb_cli.errors import BytesError
+from eplb_cli.plan.moves import Senders
+from eplb_cli.plan.plan import plan_reshard
+
+
+def check_plan(checkpoint: ShardedCheckpoint, manifest: Manifest) -> None:
+    """Plan anew from both placements, and compare; rows have the sizes here that they had in SRC.
+
+    A manifest of another version of eplb is believed, since that may choose other senders.
+
+    Raises:
+        BytesError: EP505, they make another plan.
+        PlacementError: they make none.
+    """
+    if manifest.tool != f"eplb {__version__}":
+        return
+    path = checkpoint.shards.path
+    plan = plan_reshard(
+        manifest.read_source_placement(path),
+        checkpoint.placement,
+        senders_of(manifest),
+        expert_nbytes=checkpoint.expert_nbytes,
+        ranks_per_node=manifest.ranks_per_node,
+    )
+    if plan.digest != manifest.plan_digest:
+        raise BytesError(
+            "EP505", f"{path / MANIFEST_NAME}: its placements do not make the plan that it names"
+        )
+
+
+def senders_of(manifest: Manifest) -> Senders:
+    """Who chose the senders of a tree."""
+    return "vllm" if manifest.senders == "vllm" else "balanced"

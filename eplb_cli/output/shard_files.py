@@ -1,0 +1,79 @@
+"""The shards of an output in its directory: room for them, all of them created, all of them opened again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from eplb_cli import files
+from eplb_cli.errors import BytesError, OutputError
+from eplb_cli.output.tree import OutputFile, OutputTree
+
+
+def check_space(directory: Path, output: OutputTree, destination: Path) -> None:
+    """Refuse to start where DST does not fit, with what an earlier run has left of it. Raises EP603."""
+    with files.writing(directory):
+        status = os.statvfs(directory)
+        there = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(directory))
+    free = status.f_bavail * status.f_frsize
+    if free + there < output.own_nbytes:
+        raise OutputError(
+            "EP603",
+            f"{destination} needs {output.own_nbytes} bytes and its file system has {free}",
+            "free some space, or choose another DST",
+        )
+
+
+def whole_files(directory: Path, output: OutputTree) -> list[Path]:
+    """The files that an earlier run has made, each with all its space."""
+    own = {directory / file.name: file for file in output.files if file.same_as is None}
+    return [path for path, file in own.items() if _is_whole(path, file)]
+
+
+def _is_whole(path: Path, file: OutputFile) -> bool:
+    with contextlib.suppress(OSError):
+        status = path.lstat()
+        return stat.S_ISREG(status.st_mode) and status.st_size == file.nbytes
+    return False
+
+
+def create_files(directory: Path, output: OutputTree, there: Collection[Path] = ()) -> list[int]:
+    """Create every shard with its header and all its space, or link it.
+
+    Args:
+        there: those that need not be created again, as `whole_files` gives them.
+
+    Returns:
+        The numbers of the files that are the same as another and could not be linked to it.
+
+    Raises:
+        OutputError: EP603 or EP604.
+    """
+    unlinked = []
+    for number, file in enumerate(output.files):
+        path = directory / file.name
+        if file.same_as is not None:
+            if files.link(directory / output.files[file.same_as].name, path):
+                continue
+            unlinked.append(number)
+        opened = files.open_output(path) if path in there else files.create(path, file.nbytes)
+        with files.closing(opened) as descriptor:
+            files.write_from(descriptor, memoryview(file.header), 0, path)
+    return unlinked
+
+
+def reopen(directory: Path, outputs: Sequence[OutputFile]) -> None:
+    """Open every file with the safetensors library, as an engine will. Raises EP505."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in outputs:
+        try:
+            with safe_open(directory / file.name, framework="numpy") as opened:
+                keys = set(opened.keys())
+        except SafetensorError as error:
+            raise BytesError("EP505", f"{file.name} cannot be opened: {error}") from error
+        if not keys >= file.others.keys():
+            raise BytesError("EP505", f"{file.name} lacks a tensor that was written to it")
