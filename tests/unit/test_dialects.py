@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eplb_cli.errors import PlacementError
+from eplb_cli.errors import PlacementError, UsageError
 from eplb_cli.formats.parse import parse_document
 from eplb_cli.models.model import Model
 from eplb_cli.placements.dialects.registry import NAMES, OWN, dialect_called
@@ -162,6 +162,11 @@ class TestLayers:
         assert findings == []
         assert result is not None
         assert result.layer_ids is None
+
+    def test_a_dialect_that_is_none(self):
+        """EP001 for a program that names it; the command line has told its user before."""
+        with pytest.raises(UsageError, match="'dialect' is no dialect"):
+            read("p.json", ROWS, Hints(2, None, 4, dialect="dialect"))
 
     def test_devices_of_ascend_are_ranks(self):
         """The file has them, and an id that contradicts its position is a warning."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from eplb_cli.errors import UsageError
+
 if TYPE_CHECKING:
     from eplb_cli.placements.dialects.dialect import Dialect
 
@@ -14,6 +16,8 @@ NAMES = (OWN, "vllm", "sglang", "tensorrt-llm", "ascend", "deepseek")
 
 
 def dialect_called(name: str) -> Dialect:
-    """The dialect of one of the names."""
+    """The dialect of this name. Raises EP001 where there is none."""
+    if name not in NAMES:
+        raise UsageError("EP001", f"{name!r} is no dialect", f"dialects: {', '.join(NAMES)}")
     found: Dialect = import_module(f"{__package__}.{name.replace('-', '_')}").DIALECT
     return found
