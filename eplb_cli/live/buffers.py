@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from eplb_cli.live.agreement import DEFAULT_BUFFER_NBYTES, agreed_plan, as_array
+from eplb_cli.arrays import Int
+from eplb_cli.errors import PlacementError
+from eplb_cli.live.agreement import DEFAULT_BUFFER_NBYTES, agreed, plan_between, same_of
 from eplb_cli.live.copies import Copies, make_mover
-from eplb_cli.live.plan import plan_live, row_nbytes
+from eplb_cli.live.indices import as_array
+from eplb_cli.live.plan import plan_live
 from eplb_cli.live.rows import LiveRows
+from eplb_cli.live.tensors import read_buffers, read_layers, row_nbytes
 from eplb_cli.placements.placement import EMPTY
+from eplb_cli.plan.moves import ReshardPlan
 
 
 @dataclass
@@ -54,33 +60,64 @@ def move_to_buffer(
         num_local_experts: S, which the indices and the group say too.
         old_indices, new_indices: (P,) expert in each slot.
     """
-    del num_local_experts
-    old, new = as_array(old_indices)[None], as_array(new_indices)[None]
-    return layer_to_buffer(
-        old, new, list(expert_weights), expert_weights_buffers, cuda_stream, ep_group, None
-    )
+
+    def choose() -> OneLayer:
+        old, new = as_array(old_indices)[None], as_array(new_indices)[None]
+        if num_local_experts * ep_group.size() != old.shape[1]:
+            raise PlacementError(
+                "EP108",
+                f"{num_local_experts} rows on each of {ep_group.size()} ranks are not {old.shape[1]} slots",
+            )
+        return OneLayer("one layer", old, new, expert_weights)
+
+    return layer_to_buffer(choose, expert_weights_buffers, cuda_stream, ep_group, None)
+
+
+class OneLayer(NamedTuple):
+    """One layer of what a caller passes: what it is called, (1, P) indices, and its weights."""
+
+    name: str
+    old: Int
+    new: Int
+    weights: Iterable[torch.Tensor]
 
 
 def layer_to_buffer(
-    old: NDArray[np.int64],
-    new: NDArray[np.int64],
-    weights: list[torch.Tensor],
+    choose: Callable[[], OneLayer],
     buffers: Sequence[torch.Tensor],
     stream: torch.cuda.Stream | None,
     group: dist.ProcessGroup,
     rank_mapping: Mapping[int, int] | None,
 ) -> MoveToBufferResult:
-    """Exchange one layer, (1, P) indices, from its weights into buffers of the same shape."""
-    targets = list(buffers)
-    if stream is not None:
-        stream.wait_stream(torch.cuda.current_stream(stream.device))
-    with torch.cuda.stream(stream) if stream is not None else nullcontext():
-        plan = agreed_plan(old, new, [weights], group, buffers=[targets], rank_mapping=rank_mapping)
-        sizes = row_nbytes([weights])
-        live = plan_live(plan, sizes, group.rank(), DEFAULT_BUFFER_NBYTES, in_place=False)
-        LiveRows(live, [weights], [targets], group).run()
+    """Exchange one layer from its weights into buffers of the same shape.
+
+    Args:
+        choose: called once, where an error of it becomes one of all ranks.
+    """
+
+    def prepare(met: list[torch.Tensor]) -> tuple[str, tuple[ReshardPlan, LiveRows]]:
+        if stream is not None and not isinstance(stream, torch.cuda.Stream):
+            raise TypeError(f"a stream of type {type(stream).__name__}")
+        name, old, new, given = choose()
+        weights, targets = read_layers([given], met), read_buffers(buffers, met)
+        plan = plan_between(old, new, weights, group, buffers=targets, rank_mapping=rank_mapping)
+        live = plan_live(plan, row_nbytes(weights), group.rank(), DEFAULT_BUFFER_NBYTES, in_place=False)
+        rows = LiveRows(live, weights, [targets[: len(weights[0])]], group)
+        return same_of(name, plan, weights, DEFAULT_BUFFER_NBYTES), (plan, rows)
+
+    with _after_current(stream):
+        plan, rows = agreed(prepare, group)
+        rows.run()
     mine = plan.new.rank_of_slot == group.rank()
     return _masks(plan.old.physical_to_logical[0, mine], plan.new.physical_to_logical[0, mine])
+
+
+def _after_current(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    """The stream as the current one, after what is on the current one; nothing where it is no stream."""
+    if not isinstance(stream, torch.cuda.Stream):
+        return nullcontext()
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    return torch.cuda.stream(stream)
 
 
 def _masks(old: NDArray[np.int64], new: NDArray[np.int64]) -> MoveToBufferResult:

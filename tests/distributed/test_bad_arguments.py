@@ -1,0 +1,1 @@
+"""Whatever one rank is given, all ranks of the group are told, and none waits for another."""
