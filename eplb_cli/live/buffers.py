@@ -58,6 +58,11 @@ def move_to_buffer(
     Args:
         num_local_experts: S, which the indices and the group say too.
         old_indices, new_indices: (P,) expert in each slot.
+        expert_weights, expert_weights_buffers: tensors of (S, ...) rows; buffers beyond the weights stay
+            as they are.
+
+    Raises:
+        EplbError: on all ranks alike, before anything is moved.
     """
 
     def choose() -> OneLayer:

@@ -80,13 +80,12 @@ def _check_received(
     num_rows: int, is_unchanged: NDArray[np.bool_], is_local: NDArray[np.bool_], received: RecvMetadata
 ) -> None:
     """Refuse masks and rows that are not those of (num_rows, ...) tensors."""
-    masks = (is_unchanged, is_local, received.recv_primary_mask)
-    rows = (received.recv_expert_ids, received.recv_dst_rows)
+    masks: tuple[object, ...] = (is_unchanged, is_local, received.recv_primary_mask)
+    rows: tuple[object, ...] = (received.recv_expert_ids, received.recv_dst_rows)
     count = received.recv_count
     fits = (
-        all(isinstance(mask, np.ndarray) and mask.dtype == np.bool_ for mask in masks)
-        and all(isinstance(row, np.ndarray) and row.dtype.kind == "i" for row in rows)
-        and all(array.shape == (num_rows,) for array in (*masks, *rows))
+        all(_is_column(mask, "b", num_rows) for mask in masks)
+        and all(_is_column(row, "i", num_rows) for row in rows)
         and 0 <= count <= num_rows
         and bool(np.all(np.diff(received.recv_expert_ids[:count]) > 0))
         and bool(np.all((received.recv_dst_rows[:count] >= 0) & (received.recv_dst_rows[:count] < num_rows)))
@@ -97,6 +96,10 @@ def _check_received(
             f"masks and received rows are not those of {num_rows} rows",
             "pass what `move_to_buffer` has returned for this layer",
         )
+
+
+def _is_column(array: object, kind: str, num_rows: int) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.kind == kind and array.shape == (num_rows,)
 
 
 def _row_copies(

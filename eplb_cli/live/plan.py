@@ -24,7 +24,7 @@ class LivePlan:
 
     Attributes:
         direct: parcels that go from row to row without a buffer; their chunk is -1 where the cell
-            does not travel at all, and their peer is the level at which they are safe.
+            does not travel at all.
         repeated: rows of the rank that repeat one that arrived: (chunk, cell, from row, to row).
         source_row, target_row: (N,) per piece.
     """

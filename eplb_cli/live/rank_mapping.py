@@ -54,7 +54,7 @@ def _map_new_expert_indices_with_rank_mapping(
     return _place_ranks(new_global_expert_indices, list(stays.values()), list(stays), rows, len(rank_mapping))
 
 
-def _as_dict(rank_mapping: Mapping[int, int]) -> dict[int, int]:
+def _as_dict(rank_mapping: object) -> dict[int, int]:
     """A mapping of integers. Raises EP115 where it is something else."""
     if not isinstance(rank_mapping, Mapping) or not all(
         isinstance(rank, Integral) for pair in rank_mapping.items() for rank in pair

@@ -47,7 +47,8 @@ class Rearrangement:
         senders: "vllm", or "balanced" to spread the bytes sent.
 
     Raises:
-        EplbError: on all ranks alike, before anything is moved.
+        EplbError: on all ranks alike, before anything is moved. A run cannot be refused: the tensors have
+            to keep their memory as long as there are runs.
     """
 
     def __init__(
@@ -147,6 +148,9 @@ async def transfer_layer(  # noqa: PLR0913, PLR0917 - the reference's signature
 
     On `cuda_stream`, if given, everything is in its order: it first waits for what is on the current
     stream, which itself goes on without waiting.
+
+    Raises:
+        EplbError: on all ranks alike, before anything is moved.
     """
     del is_profile
 

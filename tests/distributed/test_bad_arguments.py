@@ -177,12 +177,12 @@ class TestOneRankAlone:
         """Old ranks to new, and the reverse."""
         import torch
 
-        from eplb_cli import live
         from eplb_cli.errors import EplbError
+        from eplb_cli.live import rank_mapping
 
         indices = torch.zeros(shape, dtype=torch.int64)
         with pytest.raises(EplbError) as old:
-            live._map_old_expert_indices_with_rank_mapping(indices, mapping, 2)
+            rank_mapping._map_old_expert_indices_with_rank_mapping(indices, mapping, 2)
         with pytest.raises(EplbError) as new:
-            live._map_new_expert_indices_with_rank_mapping(indices, mapping)
+            rank_mapping._map_new_expert_indices_with_rank_mapping(indices, mapping)
         assert [old.value.code, new.value.code] in ([code, code], [code, ""])

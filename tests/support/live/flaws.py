@@ -20,6 +20,9 @@ from tests.support.live.bad_arguments import FUNCTIONS, IN_PLACE, MOVE, PLANNED,
 from tests.support.live.problems import Problem
 from tests.support.live.weights import Group, Live, buffers_of, live, tables
 
+API: Any = rearrange
+"""Called with what its signatures do not allow."""
+
 
 @dataclass
 class Arguments:
@@ -43,7 +46,7 @@ class Wrapped(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Self:
-        made: Self = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        made: Self = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
         return made
 
     @classmethod
@@ -59,12 +62,12 @@ class Fake(torch.Tensor):
 
     @staticmethod
     def __new__(cls, like: torch.Tensor) -> Self:
-        made: Self = torch.Tensor._make_subclass(  # type: ignore[attr-defined]
+        made: Self = torch.Tensor._make_subclass(
             cls, like.to("meta"), dispatch_device=True, device_for_backend_keys=torch.device("cpu")
         )
         return made
 
-    @property
+    @property  # type: ignore[override]
     def device(self) -> torch.device:
         return torch.device("cpu")
 
@@ -294,20 +297,20 @@ def call_with(given: Arguments, group: Any) -> object:
 
 
 def _in_place(given: Arguments, group: Any) -> object:
-    return rearrange.rearrange_expert_weights_inplace(
+    return API.rearrange_expert_weights_inplace(
         given.old, given.new, given.weights, group, rank_mapping=given.mapping, **given.options
     )
 
 
 def _planned(given: Arguments, group: Any) -> object:
-    return rearrange.Rearrangement(
+    return API.Rearrangement(
         given.old, given.new, given.weights, group, rank_mapping=given.mapping, **given.options
     ).run()
 
 
 def _transfer(given: Arguments, group: Any) -> object:
     return asyncio.run(
-        rearrange.transfer_layer(
+        API.transfer_layer(
             given.old,
             given.new,
             given.weights,
@@ -326,13 +329,11 @@ def _move(given: Arguments, group: Any) -> object:
         for table in (given.old, given.new)
     )
     weights = given.weights[0] if isinstance(given.weights, list) else given.weights
-    return rearrange.move_to_buffer(given.num_rows, old, new, weights, given.buffers, given.stream, group)
+    return API.move_to_buffer(given.num_rows, old, new, weights, given.buffers, given.stream, group)
 
 
 def _profile(given: Arguments, group: Any) -> object:
-    return rearrange.rearrange_expert_weights_inplace(
-        given.old, given.new, given.weights, group, is_profile=True
-    )
+    return API.rearrange_expert_weights_inplace(given.old, given.new, given.weights, group, is_profile=True)
 
 
 _CALLS = {IN_PLACE: _in_place, PLANNED: _planned, TRANSFER: _transfer, MOVE: _move, PROFILE: _profile}
@@ -354,7 +355,7 @@ def accepted(group: Group, device: torch.device, problem: Problem, form: str) ->
         _put_form(form, given)
         result: Any = call_with(given, group)
         if function == TRANSFER:
-            rearrange.move_from_buffer(given.weights[0], given.buffers, *result, given.new[0], group)
+            API.move_from_buffer(given.weights[0], given.buffers, *result, given.new[0], group)
         for tensors, kept in zip(given.weights, mine.weights, strict=True):
             for tensor, place in zip(tensors, kept, strict=True):
                 place.copy_(tensor.detach())
@@ -427,8 +428,10 @@ def from_buffer(group: Group, device: torch.device, problem: Problem, flaw: str)
     mine, spare = live(problem, group, device), buffers_of(problem, group, device)
     weights, buffers = mine.weights[0], list(spare.weights[0])
     old, new = (table[0].numpy() for table in tables(problem))
-    result = rearrange.move_to_buffer(problem.num_rows, old, new, weights, buffers, None, group)
-    given = Received(list(weights), buffers, *result, new)
+    is_unchanged, is_local, received = API.move_to_buffer(
+        problem.num_rows, old, new, weights, buffers, None, group
+    )
+    given = Received(list(weights), buffers, is_unchanged, is_local, received, new)
     kind, _, which = flaw.partition(": ")
     if kind in {"weight", "buffer"}:
         tensors = given.weights if kind == "weight" else given.buffers
@@ -436,5 +439,5 @@ def from_buffer(group: Group, device: torch.device, problem: Problem, flaw: str)
     else:
         _ALONE[flaw](given)
     first = mine.contents(), spare.contents()
-    error = _error_of(lambda: rearrange.move_from_buffer(*vars(given).values(), group))
+    error = _error_of(lambda: API.move_from_buffer(*vars(given).values(), group))
     return Told(*error, (mine.contents(), spare.contents()) == first)
