@@ -67,8 +67,8 @@ class Fake(torch.Tensor):
         )
         return made
 
-    @property  # type: ignore[override]
-    def device(self) -> torch.device:
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cpu")
 
     @classmethod
