@@ -12,6 +12,8 @@ from eplb_cli.errors import EplbError, PlanError, error_of
 _WORD_NBYTES = 1024
 """What each worker says in `agree`: a digest, and the error it has instead of going on, if any."""
 
+_DIGEST_NBYTES = 32
+
 
 def agree(
     digest: str, group: dist.ProcessGroup, device: torch.device, error: EplbError | None = None
@@ -31,7 +33,7 @@ def agree(
     dist.all_gather(gathered, mine, group=group)
     words = [bytes(word) for word in torch.stack(gathered).cpu().numpy()]
     for word in words:
-        if told := word[32:].rstrip(b"\0"):
+        if told := word[_DIGEST_NBYTES:].rstrip(b"\0"):
             raise error_of(*json.loads(told))
     differing = [worker for worker, word in enumerate(words) if word != words[0]]
     if differing:
@@ -43,11 +45,15 @@ def agree(
 
 
 def _word(digest: str, error: EplbError | None) -> torch.Tensor:
-    told = b""
-    if error is not None:
-        room = _WORD_NBYTES - 32 - len(json.dumps([error.code, "", ""]))
-        message, hint = error.message[: room // 12], error.hint[: room // 24]
-        told = json.dumps([error.code, message, hint]).encode()
-    return torch.frombuffer(
-        bytearray((bytes.fromhex(digest) + told).ljust(_WORD_NBYTES, b"\0")), dtype=torch.uint8
-    )
+    said = bytes.fromhex(digest) + (b"" if error is None else _told(error))
+    return torch.frombuffer(bytearray(said.ljust(_WORD_NBYTES, b"\0")), dtype=torch.uint8)
+
+
+def _told(error: EplbError) -> bytes:
+    """Code, message and hint, cut where they do not fit."""
+    room = _WORD_NBYTES - _DIGEST_NBYTES
+    message, hint = error.message[:room], error.hint[:room]
+    while len(told := json.dumps([error.code, message, hint]).encode()) > room:
+        longer_is_message = len(message) >= len(hint)
+        message, hint = (message[:-1], hint) if longer_is_message else (message, hint[:-1])
+    return told

@@ -1,8 +1,11 @@
 """Experts that are live in memory, rearranged with the names of vLLM's `rebalance_execute`.
 
 rearrange     all layers at once, or as often as wanted
-buffers       one layer by way of buffers
+buffers       one layer into buffers
+from_buffer   and from there to its weights
 agreement     what can be wrong, told to all ranks alike
+indices       which expert is in each slot, as a caller says it
+tensors       which tensors can be moved, and what shares memory
 plan          what one rank does
 rows          rows as source and sink of the exchange
 copies        many small copies in one step
@@ -14,9 +17,9 @@ from eplb_cli.live.buffers import (
     MoveToBufferResult,
     RecvMetadata,
     get_ep_ranks_with_experts_batch,
-    move_from_buffer,
     move_to_buffer,
 )
+from eplb_cli.live.from_buffer import move_from_buffer
 from eplb_cli.live.rank_mapping import (
     _map_new_expert_indices_with_rank_mapping,  # noqa: F401 - the reference has it here
     _map_old_expert_indices_with_rank_mapping,  # noqa: F401 - the reference has it here

@@ -1,62 +1,122 @@
-"""Everything that can be wrong with indices, weights and buffers, told to all ranks alike."""
+"""What each rank makes of its arguments, and the word of all ranks that they go on, or that none does."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import operator
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast, get_args
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from eplb_cli.errors import CheckpointError, EplbError, PlacementError
+from eplb_cli.arrays import Int
+from eplb_cli.errors import CODES, CheckpointError, EplbError, WorkerError, error_of
 from eplb_cli.exchange.agree import agree
-from eplb_cli.live.plan import Layers, check_rows, row_nbytes
-from eplb_cli.live.rank_mapping import mapped
-from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.live.indices import over_group
+from eplb_cli.live.tensors import Layers, check_apart, check_buffers, check_rows, row_nbytes
+from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.moves import ReshardPlan, Senders
 from eplb_cli.plan.plan import plan_reshard
 
 DEFAULT_BUFFER_NBYTES = 2 << 30
 
+Made = TypeVar("Made")
+Prepare = Callable[[list[torch.Tensor]], tuple[str, Made]]
+"""Reads a rank's arguments, adding each tensor to the list, and makes ready all that moving them needs.
 
-def agreed_plan(  # noqa: PLR0913 - all that ranks have to agree on
-    old: NDArray[np.int64],
-    new: NDArray[np.int64],
+Returns what all ranks must have alike, as text, and what it made.
+"""
+
+
+def agreed(prepare: Prepare[Made], group: dist.ProcessGroup) -> Made:
+    """What `prepare` makes, once it has made it on every rank of the group, of arguments that fit.
+
+    Whatever `prepare` raises on one rank, all ranks raise before anything is moved: no rank is left
+    waiting. Only what is no Exception, as KeyboardInterrupt, stays itself on its own rank.
+
+    Raises:
+        EplbError: the error of the first rank that has one, with EP401 for what has no code and EP406
+            for a lack of memory on a device; EP302 where ranks have arguments that do not fit.
+    """
+    met: list[torch.Tensor] = []
+    same, made, failure = "", None, None
+    try:
+        same, made = prepare(met)
+    except BaseException as raised:  # noqa: BLE001 - the others have to hear of it, or they wait
+        failure = raised
+    error = None if failure is None else _coded(failure, group.rank())
+    try:
+        agree(hashlib.sha256(same.encode()).hexdigest(), group, _device_of(met, group), error)
+    except Exception as told:
+        if failure is not None and not isinstance(failure, Exception):
+            raise failure from told
+        raise told from failure
+    return cast("Made", made)
+
+
+def _coded(failure: BaseException, rank: int) -> EplbError:
+    """What a rank tells all ranks."""
+    if isinstance(failure, EplbError) and failure.code in CODES:
+        return error_of(failure.code, f"rank {rank}: {failure.message}", failure.hint)
+    words = " ".join("".join(traceback.format_exception_only(failure)).split())
+    if isinstance(failure, torch.OutOfMemoryError):
+        return WorkerError("EP406", f"rank {rank}: {words}")
+    return WorkerError("EP401", f"rank {rank}: {words}", "reading or planning what it was given raised this")
+
+
+def _device_of(met: Sequence[torch.Tensor], group: dist.ProcessGroup) -> torch.device:
+    """Where a group's collectives run: beside its tensors, or where its backend works."""
+    if not has_devices(group):
+        return torch.device("cpu")
+    devices = (tensor.device for tensor in met if tensor.device.type == "cuda")
+    return next(devices, torch.device("cuda", torch.cuda.current_device()))
+
+
+def has_devices(group: dist.ProcessGroup) -> bool:
+    """Whether nccl connects the group."""
+    return "nccl" in str(dist.get_backend(group))
+
+
+def plan_between(
+    old: Int,
+    new: Int,
     layers: Layers,
     group: dist.ProcessGroup,
     *,
     senders: Senders = "vllm",
-    buffers: Layers | None = None,
+    buffers: Sequence[torch.Tensor] | None = None,
     rank_mapping: Mapping[int, int] | None = None,
-    buffer_size: int = DEFAULT_BUFFER_NBYTES,
 ) -> ReshardPlan:
-    """The plan that all ranks have; an error that one of them has, all of them raise."""
-    plan: ReshardPlan | None = None
-    error: EplbError | None = None
-    try:
-        old, new = mapped(old, new, rank_mapping, group.size())
-        _check(old, new, layers, group.size(), buffers)
-        plan = plan_of(old, new, layers, group.size(), senders)
-    except EplbError as raised:
-        error = raised
-    agree(_digest(plan, layers, buffer_size), group, device_of(layers, group), error)
-    if plan is None:
-        raise error or PlacementError("EP109", "there is no plan")
-    return plan
+    """The plan for (L, P) indices and the tensors of this rank, all of which have been looked at.
+
+    Args:
+        buffers: where the rows of the one layer go; None where they stay in its tensors.
+
+    Raises:
+        EplbError: anything is wrong with indices, weights, buffers or mapping.
+    """
+    if senders not in get_args(Senders):
+        raise WorkerError("EP401", f"senders is {senders!r}", f"one of {', '.join(get_args(Senders))}")
+    old, new = over_group(old, new, len(layers), group.size(), rank_mapping)
+    check_rows(layers, old.shape[1] // group.size())
+    if buffers is not None:
+        check_buffers(layers[0], buffers)
+    check_apart(layers, buffers or ())
+    check_device([*(tensor for tensors in layers for tensor in tensors), *(buffers or ())], group)
+    return plan_of(old, new, layers, group.size(), senders)
 
 
-def _check(
-    old: NDArray[np.int64], new: NDArray[np.int64], layers: Layers, num_ranks: int, buffers: Layers | None
-) -> None:
-    """Everything that can be wrong with indices, weights and buffers."""
-    _check_indices(old, new, layers, num_ranks)
-    error: EplbError | None = check_rows(layers, old.shape[1] // num_ranks)
-    if error is None and buffers is not None:
-        error = _check_buffers(layers, buffers)
-    if error is not None:
-        raise error
+def check_device(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None:
+    """Refuse tensors that the group's backend cannot send; all of them are on one device."""
+    backend = str(dist.get_backend(group))
+    if tensors and {"gloo": "cuda", "nccl": "cpu"}.get(backend) == tensors[0].device.type:
+        raise CheckpointError(
+            "EP228", f"{backend} connects the group, and tensors are on {tensors[0].device}"
+        )
 
 
 def plan_of(
@@ -73,55 +133,15 @@ def plan_of(
     )
 
 
-def _check_indices(old: NDArray[np.int64], new: NDArray[np.int64], layers: Layers, num_ranks: int) -> None:
-    if old.ndim != 2 or old.shape != new.shape or len(old) != len(layers):  # noqa: PLR2004
-        raise PlacementError(
-            "EP109",
-            f"old indices {old.shape}, new indices {new.shape} and {len(layers)} layers do not fit",
-        )
-    if old.shape[1] % num_ranks:
-        raise PlacementError("EP108", f"{old.shape[1]} slots do not divide over {num_ranks} ranks")
-    for name, table in (("old", old), ("new", new)):
-        below = np.argwhere(table < EMPTY)
-        if len(below):
-            layer, slot = below[0].tolist()
-            raise PlacementError(
-                "EP105", f"{name}: layer {layer}, slot {slot}: {table[layer, slot]} is no expert"
-            )
+def same_of(what: str, plan: ReshardPlan, layers: Layers, buffer_size: int) -> str:
+    """What all ranks must have alike: what they do, the plan's inputs, the size of chunks, and all rows."""
+    plan_inputs = f"{plan.senders} {plan.old.digest} {plan.new.digest}"
+    return f"{what} {operator.index(buffer_size)} {plan_inputs} {kinds_of(layers)}"
 
 
-def _check_buffers(layers: Layers, buffers: Layers) -> EplbError | None:
-    for number, (weight, buffer) in enumerate(zip(layers[0], buffers[0], strict=False)):
-        if buffer.shape != weight.shape or buffer.dtype != weight.dtype:
-            return CheckpointError(
-                "EP222",
-                f"buffer {number} is {buffer.dtype} {list(buffer.shape)}, "
-                f"and its weight {weight.dtype} {list(weight.shape)}",
-            )
-    if len(buffers[0]) < len(layers[0]):
-        return CheckpointError("EP222", f"{len(buffers[0])} buffers for {len(layers[0])} weights")
-    return check_rows(buffers, layers[0][0].shape[0] if layers[0] else 0)
-
-
-def _digest(plan: ReshardPlan | None, layers: Layers, buffer_size: int) -> str:
-    """What all ranks must have alike: the plan's inputs, the size of chunks, and kinds and sizes of rows."""
-    sha = hashlib.sha256()
-    if plan is not None:
-        sha.update(f"{buffer_size} {plan.senders} {plan.old.digest} {plan.new.digest}".encode())
-        rows = [[(str(tensor.dtype), list(tensor.shape[1:])) for tensor in tensors] for tensors in layers]
-        sha.update(repr(rows).encode())
-    return sha.hexdigest()
-
-
-def as_array(indices: torch.Tensor | NDArray[np.integer]) -> NDArray[np.int64]:
-    """A copy of indices, in host memory."""
-    array = indices.cpu().numpy() if isinstance(indices, torch.Tensor) else indices
-    return np.array(array, np.int64)
-
-
-def device_of(layers: Layers, group: dist.ProcessGroup) -> torch.device:
-    """Where a group's collectives run: beside its tensors, or where its backend works."""
-    if "nccl" not in str(dist.get_backend(group)):
-        return torch.device("cpu")
-    devices = (tensor.device for tensors in layers for tensor in tensors if tensor.device.type == "cuda")
-    return next(devices, torch.device("cuda", torch.cuda.current_device()))
+def kinds_of(layers: Layers) -> list[list[tuple[str, str, list[int]]]]:
+    """dtype, kind of device and shape of a row of each tensor."""
+    return [
+        [(str(tensor.dtype), tensor.device.type, list(tensor.shape[1:])) for tensor in tensors]
+        for tensors in layers
+    ]

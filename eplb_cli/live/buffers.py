@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from eplb_cli.live.agreement import DEFAULT_BUFFER_NBYTES, agreed_plan, as_array
-from eplb_cli.live.copies import Copies, make_mover
-from eplb_cli.live.plan import plan_live, row_nbytes
+from eplb_cli.arrays import Int
+from eplb_cli.errors import PlacementError
+from eplb_cli.live.agreement import DEFAULT_BUFFER_NBYTES, agreed, plan_between, same_of
+from eplb_cli.live.indices import as_array
+from eplb_cli.live.plan import plan_live
 from eplb_cli.live.rows import LiveRows
+from eplb_cli.live.tensors import read_buffers, read_layers, row_nbytes
 from eplb_cli.placements.placement import EMPTY
+from eplb_cli.plan.moves import ReshardPlan
 
 
 @dataclass
@@ -53,34 +58,70 @@ def move_to_buffer(
     Args:
         num_local_experts: S, which the indices and the group say too.
         old_indices, new_indices: (P,) expert in each slot.
+        expert_weights, expert_weights_buffers: tensors of (S, ...) rows; buffers beyond the weights stay
+            as they are.
+
+    Raises:
+        EplbError: on all ranks alike, before anything is moved.
     """
-    del num_local_experts
-    old, new = as_array(old_indices)[None], as_array(new_indices)[None]
-    return layer_to_buffer(
-        old, new, list(expert_weights), expert_weights_buffers, cuda_stream, ep_group, None
-    )
+
+    def choose() -> OneLayer:
+        old, new = as_array(old_indices)[None], as_array(new_indices)[None]
+        if num_local_experts * ep_group.size() != old.shape[1]:
+            raise PlacementError(
+                "EP108",
+                f"{num_local_experts} rows on each of {ep_group.size()} ranks are not {old.shape[1]} slots",
+            )
+        return OneLayer("one layer", old, new, expert_weights)
+
+    return layer_to_buffer(choose, expert_weights_buffers, cuda_stream, ep_group, None)
+
+
+class OneLayer(NamedTuple):
+    """One layer of what a caller passes: what it is called, (1, P) indices, and its weights."""
+
+    name: str
+    old: Int
+    new: Int
+    weights: Iterable[torch.Tensor]
 
 
 def layer_to_buffer(
-    old: NDArray[np.int64],
-    new: NDArray[np.int64],
-    weights: list[torch.Tensor],
+    choose: Callable[[], OneLayer],
     buffers: Sequence[torch.Tensor],
     stream: torch.cuda.Stream | None,
     group: dist.ProcessGroup,
     rank_mapping: Mapping[int, int] | None,
 ) -> MoveToBufferResult:
-    """Exchange one layer, (1, P) indices, from its weights into buffers of the same shape."""
-    targets = list(buffers)
-    if stream is not None:
-        stream.wait_stream(torch.cuda.current_stream(stream.device))
-    with torch.cuda.stream(stream) if stream is not None else nullcontext():
-        plan = agreed_plan(old, new, [weights], group, buffers=[targets], rank_mapping=rank_mapping)
-        sizes = row_nbytes([weights])
-        live = plan_live(plan, sizes, group.rank(), DEFAULT_BUFFER_NBYTES, in_place=False)
-        LiveRows(live, [weights], [targets], group).run()
+    """Exchange one layer from its weights into buffers of the same shape.
+
+    Args:
+        choose: called once, where an error of it becomes one of all ranks.
+    """
+
+    def prepare(met: list[torch.Tensor]) -> tuple[str, tuple[ReshardPlan, LiveRows]]:
+        if stream is not None and not isinstance(stream, torch.cuda.Stream):
+            raise TypeError(f"a stream of type {type(stream).__name__}")
+        name, old, new, given = choose()
+        weights, targets = read_layers([given], met), read_buffers(buffers, met)
+        plan = plan_between(old, new, weights, group, buffers=targets, rank_mapping=rank_mapping)
+        live = plan_live(plan, row_nbytes(weights), group.rank(), DEFAULT_BUFFER_NBYTES, in_place=False)
+        rows = LiveRows(live, weights, [targets[: len(weights[0])]], group)
+        return same_of(name, plan, weights, DEFAULT_BUFFER_NBYTES), (plan, rows)
+
+    with _after_current(stream):
+        plan, rows = agreed(prepare, group)
+        rows.run()
     mine = plan.new.rank_of_slot == group.rank()
     return _masks(plan.old.physical_to_logical[0, mine], plan.new.physical_to_logical[0, mine])
+
+
+def _after_current(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    """The stream as the current one, after what is on the current one; nothing where it is no stream."""
+    if not isinstance(stream, torch.cuda.Stream):
+        return nullcontext()
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    return torch.cuda.stream(stream)
 
 
 def _masks(old: NDArray[np.int64], new: NDArray[np.int64]) -> MoveToBufferResult:
@@ -97,66 +138,33 @@ def _masks(old: NDArray[np.int64], new: NDArray[np.int64]) -> MoveToBufferResult
     return is_unchanged, is_local, RecvMetadata(primary, count, ids, rows)
 
 
-def move_from_buffer(
-    expert_weights: Iterable[torch.Tensor],
-    expert_weights_buffers: Sequence[torch.Tensor],
-    is_unchanged: NDArray[np.bool_],
-    is_received_locally: NDArray[np.bool_],
-    recv_metadata: RecvMetadata,
-    new_indices: NDArray[np.integer],
-    ep_group: dist.ProcessGroup,
-) -> None:
-    """Copy what `move_to_buffer` has put into the buffers to the weights, and repeat it where needed."""
-    num_rows = len(is_unchanged)
-    first = ep_group.rank() * num_rows
-    experts = as_array(new_indices)[first : first + num_rows]
-    from_buffer = np.flatnonzero(~is_unchanged & (is_received_locally | recv_metadata.recv_primary_mask))
-    count = recv_metadata.recv_count
-    again = np.flatnonzero(
-        ~is_unchanged
-        & ~is_received_locally
-        & ~recv_metadata.recv_primary_mask
-        & np.isin(experts, recv_metadata.recv_expert_ids[:count])
-    )
-    source = np.searchsorted(recv_metadata.recv_expert_ids[:count], experts[again])
-    primary = recv_metadata.recv_dst_rows[:count][source]
-    pairs = list(zip(expert_weights, expert_weights_buffers, strict=False))
-    if pairs:
-        copied = [_row_copies(buffer, from_buffer, weight, from_buffer, 0) for weight, buffer in pairs]
-        repeated = [_row_copies(weight, primary, weight, again, 1) for weight, _ in pairs]
-        columns = (np.concatenate(column) for column in zip(*copied, *repeated, strict=True))
-        mover = make_mover(Copies(*columns), pairs[0][0].device)
-        mover.run(0)
-        mover.run(1)
-
-
-def _row_copies(
-    source: torch.Tensor,
-    source_rows: NDArray[np.integer],
-    target: torch.Tensor,
-    target_rows: NDArray[np.integer],
-    step: int,
-) -> tuple[NDArray[np.int64], ...]:
-    """Columns of `mover.Copies` for `target[target_rows] = source[source_rows]`."""
-    origin, goal = (
-        tensor.data_ptr() + rows.astype(np.int64) * tensor.stride(0) * tensor.element_size()
-        for tensor, rows in ((source, source_rows), (target, target_rows))
-    )
-    nbytes = target.numel() // target.shape[0] * target.element_size()
-    return np.full(len(origin), step), origin, goal, np.full(len(origin), nbytes)
-
-
 def get_ep_ranks_with_experts_batch(
     expert_ids: NDArray[np.integer],
     num_local_experts: int,
     old_indices: NDArray[np.integer],
     new_indices: NDArray[np.integer],
 ) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """For each expert asked for: the ranks that have it, and those that need it and do not have it."""
+    """For each expert asked for: the ranks that have it, and those that need it and do not have it.
+
+    Asks no other rank.
+
+    Args:
+        expert_ids: (N,) experts, in any order.
+        num_local_experts: S, at least 1.
+        old_indices, new_indices: (P,) expert in each slot.
+
+    Raises:
+        PlacementError: EP104, something is not of integers; EP108, no rows; EP109, not one dimension.
+    """
+    asked, old, new = (as_array(array) for array in (expert_ids, old_indices, new_indices))
+    if num_local_experts < 1:
+        raise PlacementError("EP108", f"a rank has {num_local_experts} rows")
+    if old.ndim != 1 or new.ndim != 1:
+        raise PlacementError("EP109", f"indices {old.shape} and {new.shape} are not those of one layer")
     senders: dict[int, list[int]] = {}
     receivers: dict[int, list[int]] = {}
-    for expert in np.unique(expert_ids).tolist():
-        senders[expert] = np.unique(np.flatnonzero(old_indices == expert) // num_local_experts).tolist()
-        wanted = np.unique(np.flatnonzero(new_indices == expert) // num_local_experts).tolist()
+    for expert in np.unique(asked).tolist():
+        senders[expert] = np.unique(np.flatnonzero(old == expert) // num_local_experts).tolist()
+        wanted = np.unique(np.flatnonzero(new == expert) // num_local_experts).tolist()
         receivers[expert] = [rank for rank in wanted if rank not in senders[expert]]
     return senders, receivers

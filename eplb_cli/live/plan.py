@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from eplb_cli.arrays import Int
-from eplb_cli.errors import CheckpointError
 from eplb_cli.exchange.wire import Parcels, Schedule, Units, pair_by_cell, plan_wire, schedule_for
 from eplb_cli.plan.moves import LOCAL, REMOTE, ReshardPlan
 from eplb_cli.plan.pieces import Pieces, row_pieces
 
-Layers = Sequence[Sequence[torch.Tensor]]
 CHUNKS_PER_BUFFER = 4
 
 MAX_LEVELS = 3
 """Steps of direct copies in a chunk. Each is a kernel of its own, and three of them reach six in seven of
 the rows that stay on their rank; the rest goes through a buffer."""
-
-
-def check_rows(layers: Layers, num_rows: int) -> CheckpointError | None:
-    """What is wrong with live tensors of (num_rows, ...) rows each, None if nothing is."""
-    for layer, tensors in enumerate(layers):
-        for number, tensor in enumerate(tensors):
-            where = f"layer {layer}, tensor {number} {list(tensor.shape)}"
-            if tensor.dim() == 0 or tensor.shape[0] != num_rows:
-                return CheckpointError(
-                    "EP208",
-                    f"{where}: dim 0 is not the {num_rows} rows of its rank",
-                    "pass expert tensors only",
-                )
-            if num_rows and tensor.numel() and not _has_rows(tensor):
-                return CheckpointError(
-                    "EP221",
-                    f"{where} with strides {list(tensor.stride())}: its rows overlap or are not contiguous",
-                    "pass a contiguous tensor; a scale that all experts share is no expert tensor",
-                )
-    return None
-
-
-def _has_rows(tensor: torch.Tensor) -> bool:
-    row = tensor[0]
-    return row.is_contiguous() and (tensor.shape[0] == 1 or tensor.stride(0) >= row.numel())
-
-
-def row_nbytes(layers: Layers) -> Int:
-    """(L, K) bytes of a row of each tensor; 0 where a layer has fewer tensors than another."""
-    sizes = [[_nbytes_of_row(tensor) for tensor in tensors] for tensors in layers]
-    width = max((len(row) for row in sizes), default=0)
-    return np.array([row + [0] * (width - len(row)) for row in sizes], np.int64).reshape(len(sizes), width)
-
-
-def _nbytes_of_row(tensor: torch.Tensor) -> int:
-    return tensor.numel() // max(tensor.shape[0], 1) * tensor.element_size()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +24,7 @@ class LivePlan:
 
     Attributes:
         direct: parcels that go from row to row without a buffer; their chunk is -1 where the cell
-            does not travel at all, and their peer is the level at which they are safe.
+            does not travel at all.
         repeated: rows of the rank that repeat one that arrived: (chunk, cell, from row, to row).
         source_row, target_row: (N,) per piece.
     """

@@ -7,6 +7,7 @@ A mapping says what becomes of each old rank, -1 where it leaves. The names are 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -19,10 +20,14 @@ from eplb_cli.placements.placement import EMPTY
 def mapped(
     old: NDArray[np.int64], new: NDArray[np.int64], rank_mapping: Mapping[int, int] | None, num_ranks: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Both maps over the ranks of the group: with a mapping, one of them is expanded with -1."""
+    """Both (L, P) maps over the ranks of the group: with a mapping, one of them is expanded with -1.
+
+    Raises:
+        PlacementError: EP108, the slots do not divide over the mapped ranks; EP115.
+    """
     if rank_mapping is None:
         return old, new
-    mapping = dict(rank_mapping)
+    mapping = _as_dict(rank_mapping)
     if len(mapping) == num_ranks:
         return old, _map_new_expert_indices_with_rank_mapping(torch.from_numpy(new), mapping).numpy()
     return _map_old_expert_indices_with_rank_mapping(torch.from_numpy(old), mapping, num_ranks).numpy(), new
@@ -32,6 +37,7 @@ def _map_old_expert_indices_with_rank_mapping(
     old_global_expert_indices: torch.Tensor, rank_mapping: dict[int, int], new_ep_size: int
 ) -> torch.Tensor:
     """Scale up: OLD over the new ranks, -1 where a rank is new; (L, old P) to (L, new P)."""
+    rank_mapping = _as_dict(rank_mapping)
     stays = _injection(rank_mapping, new_ep_size)
     rows = _rows_per_rank(old_global_expert_indices, len(rank_mapping))
     return _place_ranks(old_global_expert_indices, list(stays), list(stays.values()), rows, new_ep_size)
@@ -41,14 +47,26 @@ def _map_new_expert_indices_with_rank_mapping(
     new_global_expert_indices: torch.Tensor, rank_mapping: dict[int, int]
 ) -> torch.Tensor:
     """Scale down: NEW over the old ranks, -1 where a rank leaves; (L, new P) to (L, old P)."""
+    rank_mapping = _as_dict(rank_mapping)
     new_ep_size = sum(new_rank != EMPTY for new_rank in rank_mapping.values())
     stays = _injection(rank_mapping, new_ep_size)
     rows = _rows_per_rank(new_global_expert_indices, new_ep_size)
     return _place_ranks(new_global_expert_indices, list(stays.values()), list(stays), rows, len(rank_mapping))
 
 
+def _as_dict(rank_mapping: object) -> dict[int, int]:
+    """A mapping of integers. Raises EP115 where it is something else."""
+    if not isinstance(rank_mapping, Mapping) or not all(
+        isinstance(rank, Integral) for pair in rank_mapping.items() for rank in pair
+    ):
+        raise PlacementError("EP115", f"{rank_mapping!r} is no mapping of ranks, which are integers")
+    return {int(old): int(new) for old, new in rank_mapping.items()}
+
+
 def _rows_per_rank(indices: torch.Tensor, num_ranks: int) -> int:
-    """S of (L, P) indices. Raises EP108 where the slots do not divide."""
+    """S of (L, P) indices. Raises EP109 where they are none, EP108 where the slots do not divide."""
+    if indices.dim() != 2:  # noqa: PLR2004 - (L, P)
+        raise PlacementError("EP109", f"indices {list(indices.shape)} are not those of layers and slots")
     num_slots = indices.shape[1]
     if num_slots % num_ranks:
         raise PlacementError("EP108", f"{num_slots} slots do not divide over {num_ranks} mapped ranks")
@@ -59,13 +77,14 @@ def _injection(rank_mapping: dict[int, int], num_targets: int) -> dict[int, int]
     """The ranks that stay, old to new.
 
     Raises:
-        PlacementError: EP115, two old ranks become one, or one becomes a rank that is not there.
+        PlacementError: EP115, two old ranks become one, one becomes a rank that is not there, or the old
+            ranks are not all that count from 0.
     """
     stays = {old: new for old, new in rank_mapping.items() if new != EMPTY}
-    outside = [
-        old for old, new in stays.items() if not (0 <= new < num_targets and 0 <= old < len(rank_mapping))
-    ]
-    if not stays or outside or len(set(stays.values())) != len(stays):
+    is_inside = set(stays.values()) <= set(range(num_targets)) and set(rank_mapping) == set(
+        range(len(rank_mapping))
+    )
+    if not stays or not is_inside or len(set(stays.values())) != len(stays):
         raise PlacementError(
             "EP115",
             f"{rank_mapping} does not map ranks one to one to ranks 0 to {num_targets - 1}",
@@ -80,5 +99,5 @@ def _place_ranks(
     """Rank sources[i] of `indices` becomes rank targets[i] of `num_ranks`; all other slots are empty."""
     num_layers = indices.shape[0]
     result = indices.new_full((num_layers, num_ranks, rows), EMPTY)
-    result[:, targets] = indices.view(num_layers, -1, rows)[:, sources]
-    return result.view(num_layers, -1)
+    result[:, targets] = indices.reshape(num_layers, indices.shape[1] // max(rows, 1), rows)[:, sources]
+    return result.flatten(1)

@@ -9,17 +9,26 @@ the first transfer. The words of the reference are kept in this module: `indices
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 
-from eplb_cli.live.agreement import DEFAULT_BUFFER_NBYTES, agreed_plan, as_array, device_of
-from eplb_cli.live.buffers import MoveToBufferResult, layer_to_buffer
-from eplb_cli.live.plan import Layers, plan_live, row_nbytes
+from eplb_cli.live.agreement import (
+    DEFAULT_BUFFER_NBYTES,
+    agreed,
+    check_device,
+    has_devices,
+    kinds_of,
+    plan_between,
+    same_of,
+)
+from eplb_cli.live.buffers import MoveToBufferResult, OneLayer, layer_to_buffer
+from eplb_cli.live.indices import Indices, as_array
+from eplb_cli.live.plan import plan_live
 from eplb_cli.live.rows import LiveRows
+from eplb_cli.live.tensors import Layers, read_layers, row_nbytes
 from eplb_cli.plan.moves import ReshardPlan, Senders
 
 PARTS = 4
@@ -38,13 +47,14 @@ class Rearrangement:
         senders: "vllm", or "balanced" to spread the bytes sent.
 
     Raises:
-        EplbError: on all ranks alike, before anything is moved.
+        EplbError: on all ranks alike, before anything is moved. A run cannot be refused: the tensors have
+            to keep their memory as long as there are runs.
     """
 
     def __init__(
         self,
-        old: torch.Tensor | NDArray[np.integer],
-        new: torch.Tensor | NDArray[np.integer],
+        old: Indices,
+        new: Indices,
         expert_weights: Sequence[Iterable[torch.Tensor]],
         ep_group: dist.ProcessGroup,
         *,
@@ -52,17 +62,15 @@ class Rearrangement:
         buffer_size: int = DEFAULT_BUFFER_NBYTES,
         rank_mapping: Mapping[int, int] | None = None,
     ) -> None:
-        layers = [list(tensors) for tensors in expert_weights]
-        self.plan = agreed_plan(
-            as_array(old),
-            as_array(new),
-            layers,
-            ep_group,
-            senders=senders,
-            rank_mapping=rank_mapping,
-            buffer_size=buffer_size,
-        )
-        self._rows = _rows_of(self.plan, slice(0, len(layers)), layers, ep_group, buffer_size)
+        def prepare(met: list[torch.Tensor]) -> tuple[str, tuple[ReshardPlan, LiveRows]]:
+            layers = read_layers(expert_weights, met)
+            plan = plan_between(
+                as_array(old), as_array(new), layers, ep_group, senders=senders, rank_mapping=rank_mapping
+            )
+            rows = _rows_of(plan, slice(0, len(layers)), layers, ep_group, buffer_size)
+            return same_of("plan", plan, layers, buffer_size), (plan, rows)
+
+        self.plan, self._rows = agreed(prepare, ep_group)
 
     def run(self) -> None:
         """Move the rows in place, in the order of the current stream; must be called by all ranks."""
@@ -78,10 +86,10 @@ def _rows_of(
     return LiveRows(live, chosen, chosen, group)
 
 
-def _parts(num_layers: int, num_parts: int) -> Iterator[slice]:
+def _parts(num_layers: int, num_parts: int) -> list[slice]:
     """Parts that double in size: while one is moved, the next is cut into chunks."""
     ends = [num_layers * ((1 << part) - 1) // ((1 << num_parts) - 1) for part in range(num_parts + 1)]
-    return (slice(begin, end) for begin, end in itertools.pairwise(ends) if begin < end)
+    return [slice(begin, end) for begin, end in itertools.pairwise(ends) if begin < end] or [slice(0, 0)]
 
 
 def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signature
@@ -109,13 +117,19 @@ def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signatu
     if is_profile:
         _profile(expert_weights, ep_group)
         return
-    old, new = as_array(old_global_expert_indices), as_array(new_global_expert_indices)
-    layers = [list(tensors) for tensors in expert_weights]
-    plan = agreed_plan(
-        old, new, layers, ep_group, senders=senders, rank_mapping=rank_mapping, buffer_size=buffer_size
-    )
-    num_parts = 1 if device_of(layers, ep_group).type == "cpu" else PARTS
-    for part in _parts(len(layers), num_parts):
+
+    def prepare(met: list[torch.Tensor]) -> tuple[str, tuple[ReshardPlan, Layers, list[slice], LiveRows]]:
+        old, new = as_array(old_global_expert_indices), as_array(new_global_expert_indices)
+        layers = read_layers(expert_weights, met)
+        plan = plan_between(old, new, layers, ep_group, senders=senders, rank_mapping=rank_mapping)
+        first, *later = _parts(len(layers), PARTS if has_devices(ep_group) else 1)
+        rows = _rows_of(plan, first, layers, ep_group, buffer_size)
+        return same_of("in place", plan, layers, buffer_size), (plan, layers, later, rows)
+
+    plan, layers, later, rows = agreed(prepare, ep_group)
+    rows.run()
+    del rows  # and with it its buffers, before there are others
+    for part in later:
         _rows_of(plan, part, layers, ep_group, buffer_size).run()
 
 
@@ -134,29 +148,37 @@ async def transfer_layer(  # noqa: PLR0913, PLR0917 - the reference's signature
 
     On `cuda_stream`, if given, everything is in its order: it first waits for what is on the current
     stream, which itself goes on without waiting.
+
+    Raises:
+        EplbError: on all ranks alike, before anything is moved.
     """
     del is_profile
-    num_layers = len(expert_weights)
-    number = layer + num_layers if layer < 0 else layer
-    there = 0 <= number < num_layers
-    chosen = slice(number, number + 1) if there else slice(0, 0)
-    old, new = (
-        as_array(indices)[chosen] for indices in (old_global_expert_indices, new_global_expert_indices)
-    )
-    return layer_to_buffer(
-        old,
-        new,
-        list(expert_weights[number]) if there else [],
-        expert_weights_buffer,
-        cuda_stream,
-        ep_group,
-        rank_mapping,
-    )
+
+    def choose() -> OneLayer:
+        num_layers = len(expert_weights)
+        number = operator.index(layer) + (num_layers if layer < 0 else 0)
+        there = 0 <= number < num_layers
+        chosen = slice(number, number + 1) if there else slice(0, 0)
+        old, new = (
+            as_array(indices)[chosen] for indices in (old_global_expert_indices, new_global_expert_indices)
+        )
+        return OneLayer(f"layer {number}", old, new, expert_weights[number] if there else [])
+
+    return layer_to_buffer(choose, expert_weights_buffer, cuda_stream, ep_group, rank_mapping)
 
 
 def _profile(expert_weights: Sequence[Iterable[torch.Tensor]], ep_group: dist.ProcessGroup) -> None:
     """Reserve communication memory: an all-gather of the first layer into one buffer."""
-    for weight in expert_weights[0]:
-        mine = weight.contiguous().view(torch.uint8).view(-1)
-        buffer = torch.empty_like(mine)
-        dist.all_gather([buffer] * ep_group.size(), mine, group=ep_group)
+
+    def prepare(met: list[torch.Tensor]) -> tuple[str, tuple[list[torch.Tensor], torch.Tensor]]:
+        layers = read_layers(itertools.islice(expert_weights, 1), met)
+        mine = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in met]
+        check_device(met, ep_group)
+        size = max((len(of_tensor) for of_tensor in mine), default=0)
+        device = met[0].device if met else torch.device("cpu")
+        buffer = torch.empty(size, dtype=torch.uint8, device=device)
+        return f"profile {kinds_of(layers)} {[len(of_tensor) for of_tensor in mine]}", (mine, buffer)
+
+    mine, buffer = agreed(prepare, ep_group)
+    for of_tensor in mine:
+        dist.all_gather([buffer[: len(of_tensor)]] * ep_group.size(), of_tensor, group=ep_group)

@@ -21,7 +21,8 @@ from eplb_cli.exchange.loop import Pending, run_exchange
 from eplb_cli.exchange.transport import Done, post
 from eplb_cli.exchange.wire import Parcels
 from eplb_cli.live.copies import Copies, make_mover
-from eplb_cli.live.plan import Layers, LivePlan
+from eplb_cli.live.plan import LivePlan
+from eplb_cli.live.tensors import Layers
 
 Chunk = TypeVar("Chunk", int, Int)
 

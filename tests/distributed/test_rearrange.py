@@ -6,7 +6,6 @@ nccl connects them. `CUDA_VISIBLE_DEVICES=` asks for gloo there too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 
@@ -30,23 +29,8 @@ from tests.support.ranks import HungError, RankError, Ranks
 
 pytestmark = pytest.mark.distributed
 
-NUM_RANKS = 4
-"""Of the pool on a CPU."""
-
 random = partial(settings, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
 """Without the search for an explanation, which takes hundreds of cases more."""
-
-
-@pytest.fixture(scope="session")
-def ranks(tmp_path_factory) -> Iterator[Ranks]:
-    """The pool: nccl where there are two devices, gloo elsewhere."""
-    import torch
-
-    devices = torch.cuda.device_count()
-    size, backend = (devices, "nccl") if devices >= 2 else (NUM_RANKS, "gloo")
-    pool = Ranks(tmp_path_factory.mktemp("ranks"), size, backend)
-    yield pool
-    pool.stop()
 
 
 @pytest.fixture(scope="session")

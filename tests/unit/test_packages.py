@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "checkpoint": {"formats", "models", "placements"},
     "exchange": set(),
     "report": {"placements", "plan"},
-    "live": {"exchange", "placements", "plan"},
+    "live": {"exchange", "models", "placements", "plan"},
     "output": {"checkpoint", "formats", "placements", "plan"},
     "inputs": {"checkpoint", "models", "placements", "plan", "report"},
     "transfer": {"checkpoint", "exchange", "formats", "output", "plan"},
