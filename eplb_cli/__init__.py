@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from eplb_cli.placements.placement import Placement
     from eplb_cli.placements.read import read_placement
     from eplb_cli.plan.plan import plan_reshard
-    from eplb_cli.run.request import Request
+    from eplb_cli.run.request import PlanRequest, Request
     from eplb_cli.run.reshard import reshard
 
 __all__ = [
     "EplbError",
     "Placement",
+    "PlanRequest",
     "Request",
     "plan_reshard",
     "read_placement",
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "EplbError": "errors",
     "Placement": "placements.placement",
+    "PlanRequest": "run.request",
     "Request": "run.request",
     "plan_reshard": "plan.plan",
     "read_placement": "placements.read",

@@ -11,7 +11,7 @@ import numpy as np
 
 from eplb_cli.arrays import Digests
 from eplb_cli.audit.identify import identification_json, identify
-from eplb_cli.audit.own_digests import check_files, check_own_digests, digest_tree, known_digests
+from eplb_cli.audit.own_digests import check_files, check_own_digests, digest_tree
 from eplb_cli.checkpoint.manifest import Manifest
 from eplb_cli.checkpoint.others import looks_sharded
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
@@ -106,8 +106,7 @@ def _damage(checkpoint: ShardedCheckpoint, manifest: Manifest, digests: Digests)
     """The first thing that is not as the manifest and the digests beside it say."""
     try:
         check_files(checkpoint.shards.path, manifest)
-        if manifest.digests:
-            check_own_digests(checkpoint, digests, known_digests(checkpoint))
+        check_own_digests(checkpoint, digests)
     except BytesError as error:
         return [Finding(error.code, "error", error.message, error.hint)]
     return []

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.arrays import Digests
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, digest_file, read_digests, read_manifest
-from eplb_cli.checkpoint.places import file_identities, old_places, other_numbers
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
+from eplb_cli.checkpoint.places import file_identities, other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError, CheckpointError
@@ -94,40 +94,32 @@ def header_digest(path: Path, nbytes: int) -> str:
 
 def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -> Digests:
     """The digests of all places of a tree, read by several threads; what is one file, only once."""
-    places = old_places(checkpoint)
+    places = checkpoint.places
     files.allow_open_files(len(checkpoint.shards.files))
-    one_file = file_identities(checkpoint, places)
+    one_file = file_identities(checkpoint.shards, places)
     paths, wanted = [file.path for file in checkpoint.shards.files], np.flatnonzero(places.nbytes)
     with Tree(paths, files.open_source) as tree, ThreadPoolExecutor(default_threads(1)) as pool:
         return digest_distinct(places, wanted, one_file, tree, pool, advance)
 
 
-def known_digests(checkpoint: ShardedCheckpoint) -> Digests:
-    """(L, K, P, 16) from the files beside the shards. Raises EP505 where one is missing."""
-    placement, shape = checkpoint.placement, checkpoint.row_nbytes.shape
-    parts: list[Digests] = []
-    for rank, slots in enumerate(placement.slots_per_rank.tolist()):
-        found = read_digests(checkpoint.shards.path, rank, (shape[0], shape[1], slots))
-        if found is None:
-            raise BytesError("EP505", f"{checkpoint.shards.path / digest_file(rank)} is missing", DAMAGED)
-        parts.append(found)
-    return np.concatenate(parts, axis=2)
-
-
-def check_own_digests(checkpoint: ShardedCheckpoint, digests: Digests, known: Digests) -> list[str]:
+def check_own_digests(checkpoint: ShardedCheckpoint, digests: Digests) -> list[str]:
     """Compare a tree with the digests beside it; a warning for each expert whose replicas differ.
 
     Raises:
+        CheckpointError: EP214, the digests cannot be used.
         BytesError: EP501, a row; EP502, an empty row; EP504, another tensor.
     """
+    known = checkpoint.known_digests
+    if known is None:
+        return []
     placement, shape = checkpoint.placement, checkpoint.row_nbytes.shape
-    rows = row_view(digests, shape, placement.num_slots)
+    rows, known_rows = (row_view(each, shape, placement.num_slots) for each in (digests, known))
     filled = (placement.physical_to_logical != EMPTY)[:, None, :] & (checkpoint.row_nbytes > 0)[:, :, None]
-    wrong = np.argwhere((rows != known).any(axis=-1) & filled)
+    wrong = np.argwhere((rows != known_rows).any(axis=-1) & filled)
     if len(wrong):
         raise BytesError("EP501", f"{row_name(checkpoint, wrong[0])} is not what was written", DAMAGED)
     _require_zero_rows(checkpoint, rows, filled)
-    _check_others(checkpoint, digests)
+    _check_others(checkpoint, digests, known)
     odd = differing_replicas(placement, rows, checkpoint.row_nbytes > 0)
     return replica_warnings(checkpoint, odd)
 
@@ -152,13 +144,11 @@ def _require_zero_rows(checkpoint: ShardedCheckpoint, rows: Digests, filled: NDA
             raise BytesError("EP502", f"{row_name(checkpoint, place)} is empty and not zero", DAMAGED)
 
 
-def _check_others(checkpoint: ShardedCheckpoint, digests: Digests) -> None:
-    """Compare the other tensors with the manifest, where it has their digests."""
-    manifest = manifest_of(checkpoint.shards.path)
-    base = checkpoint.row_nbytes.size * checkpoint.placement.num_slots
+def _check_others(checkpoint: ShardedCheckpoint, digests: Digests, known: Digests) -> None:
+    """Compare the other tensors with those digests of the manifest that it has."""
+    num_rows = checkpoint.extents.file.size
+    wrong = (digests != known).any(axis=1) & known.any(axis=1)
     for (rank, key), number in other_numbers(checkpoint.others).items():
-        at = checkpoint.others[rank][key]
-        path = checkpoint.shards.files[at.file].path
-        known = manifest.files[path.name]["others"].get(key)
-        if known and known != digests[base + number].tobytes().hex() and at.entry.nbytes:
+        if wrong[num_rows + number]:
+            path = checkpoint.shards.files[checkpoint.others[rank][key].file].path
             raise BytesError("EP504", f"{path}: {key!r} is not what was written", DAMAGED)

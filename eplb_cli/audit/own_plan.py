@@ -6,7 +6,6 @@ from eplb_cli import __version__
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.errors import BytesError
-from eplb_cli.plan.moves import Senders
 from eplb_cli.plan.plan import plan_reshard
 
 
@@ -25,7 +24,7 @@ def check_plan(checkpoint: ShardedCheckpoint, manifest: Manifest) -> None:
     plan = plan_reshard(
         manifest.read_source_placement(path),
         checkpoint.placement,
-        senders_of(manifest),
+        manifest.read_senders(checkpoint.shards.path),
         expert_nbytes=checkpoint.expert_nbytes,
         ranks_per_node=manifest.ranks_per_node,
     )
@@ -33,8 +32,3 @@ def check_plan(checkpoint: ShardedCheckpoint, manifest: Manifest) -> None:
         raise BytesError(
             "EP505", f"{path / MANIFEST_NAME}: its placements do not make the plan that it names"
         )
-
-
-def senders_of(manifest: Manifest) -> Senders:
-    """Who chose the senders of a tree."""
-    return "vllm" if manifest.senders == "vllm" else "balanced"

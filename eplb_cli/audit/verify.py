@@ -16,11 +16,10 @@ from eplb_cli.audit.own_digests import (
     check_files,
     check_own_digests,
     digest_tree,
-    known_digests,
     manifest_of,
     row_name,
 )
-from eplb_cli.audit.own_plan import check_plan, senders_of
+from eplb_cli.audit.own_plan import check_plan
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.layout_file import layout_from_json
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
@@ -51,10 +50,7 @@ def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> 
     checkpoint = bind(open_shards(path, layout), manifest.read_placement(path))
     check_plan(checkpoint, manifest)
     digests = digest_tree(checkpoint, advance)
-    known = known_digests(checkpoint) if manifest.digests else None
-    warnings: list[str] = []
-    if known is not None:
-        warnings = check_own_digests(checkpoint, digests, known)
+    warnings = check_own_digests(checkpoint, digests)
     if against is not None and is_huggingface(against, layout):
         warnings = [*warnings, *prove_placement(checkpoint, against, advance)]
     elif against is not None:
@@ -84,8 +80,8 @@ def _prove_against(
 ) -> list[str]:
     """Derive the plan anew from SRC and both placements, and prove what it says of every place."""
     source = manifest.read_source_placement(checkpoint.shards.path)
-    shards, nodes = open_shards(against, layout), manifest.ranks_per_node
-    prepared = prepare(shards, source, checkpoint.placement, senders_of(manifest), nodes)
+    senders, nodes = manifest.read_senders(checkpoint.shards.path), manifest.ranks_per_node
+    prepared = prepare(open_shards(against, layout), source, checkpoint.placement, senders, nodes)
     old_digests = digest_tree(prepared.checkpoint, advance)
     new_digests = _as_new_places(prepared, checkpoint, digests)
 
@@ -93,15 +89,7 @@ def _prove_against(
         return place_in_words(checkpoint, prepared, place)
 
     try:
-        proof = prove(
-            prepared.checkpoint,
-            checkpoint.placement,
-            prepared.pieces,
-            prepared.new_places,
-            old_digests,
-            new_digests,
-            name_of,
-        )
+        proof = prove(prepared, old_digests, new_digests, name_of)
     except BytesError as error:
         hint = f"is {against} what it was made from? if so, one of the two was changed or damaged since"
         raise BytesError(error.code, error.message, hint) from error

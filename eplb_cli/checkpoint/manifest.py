@@ -26,6 +26,7 @@ from eplb_cli.formats.json_text import NotJsonError, parse_json
 from eplb_cli.models.model import MAX_EXPERTS
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.choice import Senders, is_senders
 
 FORMAT = "eplb-checkpoint/1"
 MANIFEST_NAME = "eplb.json"
@@ -79,6 +80,12 @@ class Manifest:
     def read_source_placement(self, where: Path) -> Placement:
         """The placement of the tree it was made from. Raises PlacementError."""
         return placement_from_json(dict(self.source_placement), str(where / MANIFEST_NAME))
+
+    def read_senders(self, where: Path) -> Senders:
+        """Who sent what several ranks held. Raises EP214 for a word that this version does not know."""
+        if not is_senders(self.senders):
+            raise _malformed(where / MANIFEST_NAME, f"there are no senders {self.senders!r}")
+        return self.senders
 
 
 def _text(content: Mapping[str, Any]) -> bytes:

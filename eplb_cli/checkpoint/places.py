@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.arrays import Int
-from eplb_cli.checkpoint.sharded import Extents, ShardedCheckpoint
-from eplb_cli.checkpoint.shards import TensorAt
+from eplb_cli.checkpoint.shards import Shards, TensorAt
+
+
+@dataclass(frozen=True, eq=False)
+class Extents:
+    """Where rows lie: (L, K, P) file numbers and offsets; file -1 where there is no such row."""
+
+    file: NDArray[np.int32]
+    offset: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,20 +35,19 @@ class Places:
     nbytes: Int
 
 
-def old_places(checkpoint: ShardedCheckpoint) -> Places:
+def old_places(
+    extents: Extents, row_nbytes: Int, rank_of_slot: Int, others: Sequence[Mapping[str, TensorAt]]
+) -> Places:
     """The places of SRC; other tensors are those of all old ranks, by rank and key."""
-    rank, at = [], []
-    for number, tensors in enumerate(checkpoint.others):
-        rank += [number] * len(tensors)
-        at += [tensors[key] for key in sorted(tensors)]
+    numbers = other_numbers(others)
+    at = [others[rank][key] for rank, key in numbers]
+    where = [(tensor.file, tensor.offset, tensor.entry.nbytes) for tensor in at]
     return places_of(
-        checkpoint.extents,
-        checkpoint.row_nbytes,
-        checkpoint.placement.rank_of_slot,
-        np.array(rank, np.int64),
-        np.array([(tensor.file, tensor.offset, tensor.entry.nbytes) for tensor in at], np.int64).reshape(
-            -1, 3
-        ),
+        extents,
+        row_nbytes,
+        rank_of_slot,
+        np.array([rank for rank, _ in numbers], np.int64),
+        np.array(where, np.int64).reshape(-1, 3),
     )
 
 
@@ -55,16 +62,16 @@ def places_of(extents: Extents, row_nbytes: Int, rank_of_slot: Int, rank: Int, o
     )
 
 
-def file_identities(checkpoint: ShardedCheckpoint, places: Places) -> Int:
+def file_identities(shards: Shards, places: Places) -> Int:
     """(X,) a number for each place; the same where two ranks have one file under two names."""
-    with files.reading(checkpoint.shards.path):
-        status = [file.path.lstat() for file in checkpoint.shards.files]
+    with files.reading(shards.path):
+        status = [file.path.lstat() for file in shards.files]
     inodes = {(one.st_dev, one.st_ino): number for number, one in reversed(list(enumerate(status)))}
     file = np.array([inodes[one.st_dev, one.st_ino] for one in status], np.int64)[places.file]
     return np.unique(np.stack([file, places.offset]), axis=1, return_inverse=True)[1].ravel()
 
 
-def other_numbers(others: tuple[Mapping[str, TensorAt], ...]) -> dict[tuple[int, str], int]:
-    """(old rank, key) to the position among the other tensors of `old_places`."""
+def other_numbers(others: Sequence[Mapping[str, TensorAt]]) -> dict[tuple[int, str], int]:
+    """(old rank, key) to the position among the other tensors of SRC, in the order of its places."""
     ordered = [(rank, key) for rank, tensors in enumerate(others) for key in sorted(tensors)]
     return {place: number for number, place in enumerate(ordered)}

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from eplb_cli.arrays import Digests
-from eplb_cli.checkpoint.manifest import digest_file, read_digests
+from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.places import other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
-from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.checkpoint.shards import Shards, open_shards
 from eplb_cli.digests import DIGEST_NBYTES, zero_digests
-from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.errors import BytesError
 from eplb_cli.placements.placement import EMPTY
 
 
-def require_headers_as_in_manifest(shards: Shards) -> None:
-    """EP506 where the shards of SRC, or what their headers say, are not those of its own manifest."""
+def open_source(path: Path, layout: str | Layout = "auto") -> Shards:
+    """The shards of SRC, whose headers are those that its manifest names, where it has one.
+
+    Raises:
+        CheckpointError: what `open_shards` raises.
+        BytesError: EP506, a shard, or what its header says, is not the one of the manifest.
+    """
+    shards = open_shards(path, layout)
     if shards.manifest is None:
-        return
+        return shards
     known = {name: (file["nbytes"], file["header_digest"]) for name, file in shards.manifest.files.items()}
     found = {shard.path.name: (shard.nbytes, shard.header.digest) for shard in shards.files}
     wrong = [name for name in sorted(known.keys() | found.keys()) if known.get(name) != found.get(name)]
     if wrong:
         what = "its header" if wrong[0] in known.keys() & found.keys() else "that it is there, or is not,"
         raise _unlike_manifest(shards, f"{wrong[0]}: {what}")
+    return shards
+
+
+def require_digests(checkpoint: ShardedCheckpoint) -> None:
+    """EP214 where the digests beside SRC cannot be used, before anything hangs on them."""
+    _ = checkpoint.known_digests
 
 
 def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) -> None:
@@ -33,9 +47,9 @@ def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) 
         BytesError: EP506.
         CheckpointError: EP214, the digests beside the shards cannot be used.
     """
-    known = known_digests(checkpoint)
-    if known is None:
+    if checkpoint.known_digests is None:
         return
+    known = checkpoint.known_digests.copy()
     old, num_rows = checkpoint.placement, checkpoint.extents.file.size
     _know_empty_rows(checkpoint, known[:num_rows])
     wrong = np.flatnonzero((known != old_digests).any(axis=1) & known.any(axis=1))
@@ -68,30 +82,3 @@ def _know_empty_rows(checkpoint: ShardedCheckpoint, known: Digests) -> None:
     zero = zero_digests(sizes.tolist())
     digests = np.frombuffer(b"".join(zero[size] for size in sizes.tolist()), np.uint8)
     known[np.flatnonzero(empty)] = digests.reshape(-1, DIGEST_NBYTES)[which]
-
-
-def known_digests(checkpoint: ShardedCheckpoint) -> Digests | None:
-    """(X, 16) digests of the places of SRC that its manifest has, zero for the others; None without any.
-
-    Raises:
-        CheckpointError: EP214, the digests beside the shards cannot be used, or are not there.
-    """
-    shards, placement = checkpoint.shards, checkpoint.placement
-    if shards.manifest is None or not shards.manifest.digests:
-        return None
-    shape = checkpoint.row_nbytes.shape
-    parts: list[Digests] = []
-    for rank, slots in enumerate(placement.slots_per_rank.tolist()):
-        found = read_digests(shards.path, rank, (shape[0], shape[1], slots))
-        if found is None:
-            raise CheckpointError("EP214", f"{shards.path / digest_file(rank)} is missing")
-        parts.append(found)
-    numbers = other_numbers(checkpoint.others)
-    others = np.zeros((len(numbers), DIGEST_NBYTES), np.uint8)
-    for (rank, key), number in numbers.items():
-        at = checkpoint.others[rank][key]
-        name = shards.files[at.file].path.name
-        digest = shards.manifest.files.get(name, {}).get("others", {}).get(key, "")
-        if digest and at.entry.nbytes:
-            others[number] = np.frombuffer(bytes.fromhex(digest), np.uint8)
-    return np.concatenate([np.concatenate(parts, axis=2).reshape(-1, DIGEST_NBYTES), others])

@@ -10,9 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli.arrays import Digests
 from eplb_cli.checkpoint.classify import check_scales, split_tensors
+from eplb_cli.checkpoint.known import known_digests
 from eplb_cli.checkpoint.layout import has_parts
 from eplb_cli.checkpoint.others import lacking_others, looks_sharded
+from eplb_cli.checkpoint.places import Extents, Places, old_places
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import DTYPE_BITS
@@ -20,14 +23,6 @@ from eplb_cli.placements.placement import EMPTY, Placement
 
 _MAX_ROWS = 1 << 27
 """(L, K, P) of no checkpoint; where rows lie takes 12 bytes each."""
-
-
-@dataclass(frozen=True, eq=False)
-class Extents:
-    """Where rows lie: (L, K, P) file numbers and offsets; file -1 where there is no such row."""
-
-    file: NDArray[np.int32]
-    offset: NDArray[np.int64]
 
 
 class ExpertTensor(NamedTuple):
@@ -82,6 +77,20 @@ class ShardedCheckpoint:
     def can_share(self) -> bool:
         """Whether ranks can have files in common: each of them has several, and there are several ranks."""
         return self.placement.num_ranks > 1 and any(has_parts(file.name.series) for file in self.shards.files)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where everything lies in SRC."""
+        return old_places(self.extents, self.row_nbytes, self.placement.rank_of_slot, self.others)
+
+    @cached_property
+    def known_digests(self) -> Digests | None:
+        """(X, 16) digests of the places that the manifest has, zero for the others; None without any.
+
+        Raises:
+            CheckpointError: EP214, the digests beside the shards cannot be used, or are not there.
+        """
+        return known_digests(self.shards, self.row_nbytes.shape, self.placement.slots_per_rank, self.others)
 
     @cached_property
     def warnings(self) -> list[str]:

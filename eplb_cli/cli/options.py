@@ -11,16 +11,10 @@ import typer
 from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import UsageError
 from eplb_cli.placements.dialects.registry import NAMES
+from eplb_cli.plan.choice import Senders
 
 if TYPE_CHECKING:
     from eplb_cli.models.model import Model
-
-
-class Senders(StrEnum):
-    """--senders."""
-
-    balanced = "balanced"
-    vllm = "vllm"
 
 
 class Backend(StrEnum):

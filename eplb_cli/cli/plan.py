@@ -20,11 +20,10 @@ from eplb_cli.cli.options import (
     OldFromOption,
     OldNumRanks,
     RanksPerNode,
-    Senders,
     SendersOption,
     named_model,
 )
-from eplb_cli.cli.show import print_report
+from eplb_cli.cli.show import print_report, progress_bar
 from eplb_cli.errors import UsageError
 from eplb_cli.report.sizes import parse_rates, parse_size
 
@@ -74,7 +73,7 @@ def command(
         bool,
         typer.Option("--dry-run", help="Changes nothing: a plan never writes, but for --out and --html."),
     ] = False,
-    senders: SendersOption = Senders.balanced,
+    senders: SendersOption = "balanced",
     ranks_per_node: RanksPerNode = None,
     num_ranks: NumRanks = None,
     old_num_ranks: OldNumRanks = None,
@@ -89,7 +88,7 @@ def command(
     """Show what would move from OLD to NEW, rank by rank, without moving it."""
     del dry_run
     from eplb_cli.inputs.options import PlacementOptions
-    from eplb_cli.run.planning import check_outputs, plan_command
+    from eplb_cli.run.planning import check_outputs, plan_checkpoint, plan_placements
 
     if html is not None:
         from eplb_cli.render.html_page import require_plotly
@@ -99,26 +98,25 @@ def command(
     if checkpoint is not None and expert_bytes is not None:
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
     rates = None if bandwidth is None else parse_rates(bandwidth)
-    answer = plan_command(
-        old,
-        new,
-        PlacementOptions(
-            num_ranks,
-            old_num_ranks,
-            num_logical_experts,
-            num_redundant_experts,
-            dialect,
-            old_dialect,
-            named_model(model, checkpoint),
-        ),
-        checkpoint=checkpoint,
-        layout=layout,
-        expert_nbytes=None if expert_bytes is None else parse_size(expert_bytes),
-        senders=senders.value,
-        ranks_per_node=ranks_per_node,
-        rates=rates,
-        full=full,
+    options = PlacementOptions(
+        num_ranks,
+        old_num_ranks,
+        num_logical_experts,
+        num_redundant_experts,
+        dialect,
+        old_dialect,
+        named_model(model, checkpoint),
     )
+    if checkpoint is None:
+        nbytes = None if expert_bytes is None else parse_size(expert_bytes)
+        answer = plan_placements((old, new), options, senders, ranks_per_node, nbytes, full=full)
+    else:
+        from eplb_cli.inputs.given import read_given
+
+        given = read_given(checkpoint, layout, (old, new), options, senders, ranks_per_node)
+        answer = plan_checkpoint(given, progress_bar, full=full)
+    if rates is not None:
+        answer = answer.with_estimate(rates)
     if out is not None:
         from eplb_cli.inputs.saved_plan import save_plan
 

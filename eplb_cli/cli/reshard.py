@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,10 +20,10 @@ from eplb_cli.cli.options import (
     OldFromOption,
     OldNumRanks,
     RanksPerNode,
-    Senders,
 )
 from eplb_cli.cli.show import print_report, progress_bar
 from eplb_cli.errors import UsageError
+from eplb_cli.plan.choice import Senders
 from eplb_cli.report.sizes import parse_size
 
 SUMMARY = "Rearrange shards for another placement."
@@ -138,9 +138,8 @@ def command(
 
     SRC is only read. DST appears whole, once every row has been read back and compared, or not at all.
     """
-    if (new is None) == (plan_file is None):
-        raise UsageError("EP001", "reshard needs either --new or --plan", "add one, or leave the other out")
     said = (
+        new,
         old,
         senders,
         ranks_per_node,
@@ -153,35 +152,50 @@ def command(
         problem = "--plan FILE has the placements, --senders and --ranks-per-node"
         raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
     from eplb_cli.inputs.options import PlacementOptions
-    from eplb_cli.run.request import Request, plan_request
-    from eplb_cli.run.reshard import reshard
+    from eplb_cli.run.request import AnyRequest, PlanRequest, Request
 
-    request = Request(
-        source=src,
-        destination=dst,
-        new=new,
-        old=old,
-        plan=plan_file,
-        layout=layout,
-        backend=backend.value,
-        num_workers=nproc_per_node,
-        senders=(senders or Senders.balanced).value,
-        ranks_per_node=ranks_per_node,
-        buffer_nbytes=None if buffer_size is None else parse_size(buffer_size),
-        threads=threads,
-        resume=resume,
-        verify=not no_verify,
-        digests=not no_digest,
-        durable=not no_fsync,
-        timeout_s=timeout,
-        placements=PlacementOptions(
+    common: dict[str, Any] = {
+        "layout": layout,
+        "backend": backend.value,
+        "num_workers": nproc_per_node,
+        "buffer_nbytes": None if buffer_size is None else parse_size(buffer_size),
+        "threads": threads,
+        "resume": resume,
+        "verify": not no_verify,
+        "digests": not no_digest,
+        "durable": not no_fsync,
+        "timeout_s": timeout,
+    }
+    request: AnyRequest
+    if plan_file is not None:
+        request = PlanRequest(src, dst, plan_file, **common)
+    elif new is not None:
+        placements = PlacementOptions(
             num_ranks=num_ranks,
             old_num_ranks=old_num_ranks,
             num_logical_experts=num_logical_experts,
             num_redundant_experts=num_redundant_experts,
             dialect=dialect,
             old_dialect=old_dialect,
-        ),
-    )
-    report = plan_request(request, full=full).report if dry_run else reshard(request, progress_bar)
+        )
+        request = Request(
+            src,
+            dst,
+            new,
+            old,
+            senders=senders or "balanced",
+            ranks_per_node=ranks_per_node,
+            placements=placements,
+            **common,
+        )
+    else:
+        raise UsageError("EP001", "reshard needs either --new or --plan", "add one")
+    if dry_run:
+        from eplb_cli.run.dry_run import dry_run as try_it
+
+        report = try_it(request, progress_bar, full=full)
+    else:
+        from eplb_cli.run.reshard import reshard as run
+
+        report = run(request, progress_bar)
     print_report(report, output_format, full=full)

@@ -24,7 +24,7 @@ from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.engine import find_names, split_key
 from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, join, parts_of_shards
-from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves, prove_parts
+from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves
 from eplb_cli.huggingface.record import Origin, open_sharded, read_origin, unlike_origin
 from eplb_cli.huggingface.reordered import Baked, with_routers
 from eplb_cli.huggingface.routers import (
@@ -41,7 +41,7 @@ from eplb_cli.models.families import Family
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared
-from eplb_cli.output.prove import Proof
+from eplb_cli.output.prove import Proof, prove
 from eplb_cli.output.staging import Staging, staging
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
@@ -187,4 +187,4 @@ def _move(
     nbytes = int(prepared.pieces.nbytes[~known.written[prepared.pieces.destination]].sum())
     with progress(2 * nbytes, "bake") as show:
         old_digests, new_digests = move_parts(prepared, stage, accumulate(show), verify=True, known=known)
-    return prove_parts(prepared, old_digests, new_digests), new_digests
+    return prove(prepared, old_digests, new_digests), new_digests

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb_cli.arrays import Int
-from eplb_cli.checkpoint.sharded import ExpertTensor, Extents, ShardedCheckpoint, bind
+from eplb_cli.checkpoint.places import Extents
+from eplb_cli.checkpoint.sharded import ExpertTensor, ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import TensorEntry

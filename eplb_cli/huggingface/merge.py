@@ -13,11 +13,12 @@ from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, parts_of_shards
-from eplb_cli.huggingface.parts import move_parts, plan_moves, prove_parts
+from eplb_cli.huggingface.parts import move_parts, plan_moves
 from eplb_cli.huggingface.record import Origin, open_sharded, read_origin, unlike_origin
 from eplb_cli.output.commit import carry_files
 from eplb_cli.output.destination import check_destination
-from eplb_cli.output.prepared import Prepared, place_name
+from eplb_cli.output.prepared import Prepared
+from eplb_cli.output.prove import prove
 from eplb_cli.output.staging import staging
 from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
 from eplb_cli.placements.findings import check_pair, raise_first
@@ -40,7 +41,7 @@ def merge(source: Path, destination: Path, *, durable: bool, progress: ProgressB
         carry_files(origin.tree.carried, stage)
         with progress(2 * int(prepared.pieces.nbytes.sum()), "merge") as show:
             old_digests, new_digests = move_parts(prepared, stage, accumulate(show), verify=True)
-        proof = prove_parts(prepared, old_digests, new_digests)
+        proof = prove(prepared, old_digests, new_digests)
         _compare(prepared, origin, new_digests)
         if origin.tree.index_name is not None:
             stage.write(origin.tree.index_name, origin.tree.index)
@@ -85,5 +86,5 @@ def _compare(prepared: Prepared, origin: Origin, new_digests: NDArray[np.uint8])
         raise CheckpointError("EP225", "the record of the Hugging Face checkpoint has other tensors than it")
     wrong = np.flatnonzero((new_digests != origin.digests).any(axis=1))
     if len(wrong):
-        name = place_name(prepared, int(wrong[0]))
+        name = prepared.place_name(int(wrong[0]))
         raise unlike_origin(name, f"; {len(wrong):,} pieces differ in all")

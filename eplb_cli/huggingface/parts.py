@@ -17,8 +17,7 @@ from eplb_cli.machine import available_memory_nbytes, default_threads
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.model import Model
 from eplb_cli.output.journal import Known
-from eplb_cli.output.prepared import Prepared, place_name
-from eplb_cli.output.prove import Proof, prove
+from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.staging import Staging
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.named_map import NAMED_MAPS
@@ -85,16 +84,3 @@ def move_parts(
     )
     result = transfer(prepared, stage.path, options, 0, None, advance, known)
     return result.old_digests, result.new_digests
-
-
-def prove_parts(prepared: Prepared, old_digests: Digests, new_digests: Digests) -> Proof:
-    """The proof that every part is where it belongs. Raises BytesError."""
-    return prove(
-        prepared.checkpoint,
-        prepared.plan.new,
-        prepared.pieces,
-        prepared.new_places,
-        old_digests,
-        new_digests,
-        lambda place: place_name(prepared, place),
-    )

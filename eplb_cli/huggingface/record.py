@@ -1,7 +1,7 @@
 """`eplb-huggingface.json`: what `merge` needs to make the Hugging Face checkpoint again, byte for byte.
 
 It lies beside the shards and travels along when they are resharded. It has the beginning of every file, the
-names that the shards were given, and the digests of all rows and other tensors, in the order of `old_places`.
+names that the shards were given, and the digests of all rows and other tensors, in the order of its places.
 """
 
 from __future__ import annotations

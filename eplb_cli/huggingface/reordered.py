@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from eplb_cli import __version__, files
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
-from eplb_cli.checkpoint.sharded import ExpertTensor, Extents, ShardedCheckpoint
+from eplb_cli.checkpoint.places import Extents
+from eplb_cli.checkpoint.sharded import ExpertTensor, ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT

@@ -25,14 +25,15 @@ from eplb_cli.checkpoint.sharded import with_layers
 from eplb_cli.errors import BytesError
 from eplb_cli.huggingface.engine import Names, find_names
 from eplb_cli.huggingface.joined import Joined, join, parts_of_output, tensor_places
-from eplb_cli.huggingface.parts import in_layer_order, move_parts, placement_for, plan_moves, prove_parts
+from eplb_cli.huggingface.parts import in_layer_order, move_parts, placement_for, plan_moves
 from eplb_cli.huggingface.record import origin_bytes
 from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, config_of, open_huggingface
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.machine import default_threads
 from eplb_cli.output.commit import carry_files, fill_unlinked, write_manifest
 from eplb_cli.output.destination import check_destination
-from eplb_cli.output.prepared import Prepared, place_name
+from eplb_cli.output.prepared import Prepared
+from eplb_cli.output.prove import prove
 from eplb_cli.output.serving import NO_ENGINE, serving_notes
 from eplb_cli.output.staging import Staging, staging
 from eplb_cli.output.tree import plan_output
@@ -88,8 +89,8 @@ def shard(
             by_part, by_tensor = _read_back(plan, stage, advance)
         for place, digest in constants.items():
             if by_tensor[place].tobytes() != digest:
-                raise BytesError("EP504", f"{place_name(plan.tensors, place)} is not what was written")
-        proof = prove_parts(plan.parts, old_digests, by_part)
+                raise BytesError("EP504", f"{plan.tensors.place_name(place)} is not what was written")
+        proof = prove(plan.parts, old_digests, by_part)
         record = origin_bytes(plan.tree, plan.names, old_digests)
         stage.write(ORIGIN_NAME, record)
         carried[ORIGIN_NAME] = file_entry(record)

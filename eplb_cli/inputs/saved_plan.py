@@ -25,6 +25,7 @@ from eplb_cli.placements.named_map import NAMED_MAPS
 from eplb_cli.placements.own_format import placement_from_json, placement_to_json
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import read_placement
+from eplb_cli.plan.choice import Senders, is_senders
 from eplb_cli.plan.moves import MoveTable, ReshardPlan
 from eplb_cli.report.report import Report, report_json
 
@@ -49,7 +50,7 @@ class SavedPlan:
     tool: str
     old: Mapping[str, Any]
     new: Mapping[str, Any]
-    senders: str
+    senders: Senders
     ranks_per_node: int | None
     moves_digest: str
     sources: Mapping[str, str]
@@ -125,6 +126,8 @@ def read_plan(path: Path) -> SavedPlan:
     names = {field.name for field in fields(SavedPlan)}
     if not names <= content.keys():
         raise _unusable(path, f'"{min(names - content.keys())}" is missing')
+    if not is_senders(content["senders"]):
+        raise _unusable(path, f"there are no senders {content['senders']!r}")
     return SavedPlan(**{name: content[name] for name in names})
 
 

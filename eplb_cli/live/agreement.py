@@ -19,7 +19,8 @@ from eplb_cli.exchange.agree import agree
 from eplb_cli.live.indices import over_group
 from eplb_cli.live.tensors import Layers, check_apart, check_buffers, check_rows, row_nbytes
 from eplb_cli.placements.placement import Placement
-from eplb_cli.plan.moves import ReshardPlan, Senders
+from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
 
 DEFAULT_BUFFER_NBYTES = 2 << 30

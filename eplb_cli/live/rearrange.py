@@ -29,7 +29,8 @@ from eplb_cli.live.indices import Indices, as_array
 from eplb_cli.live.plan import plan_live
 from eplb_cli.live.rows import LiveRows
 from eplb_cli.live.tensors import Layers, read_layers, row_nbytes
-from eplb_cli.plan.moves import ReshardPlan, Senders
+from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.moves import ReshardPlan
 
 PARTS = 4
 """Parts of the layers that a device moves one after the other, each twice the one before."""

@@ -8,14 +8,16 @@ from functools import cached_property
 
 import numpy as np
 
-from eplb_cli.checkpoint.places import Places, old_places, other_numbers, places_of
+from eplb_cli.checkpoint.places import Places, other_numbers, places_of
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind, with_layers
 from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.output.serving import serving_notes
 from eplb_cli.output.tree import OutputTree, plan_output
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.check import verify_plan
-from eplb_cli.plan.moves import ReshardPlan, Senders
+from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.pieces import Pieces, row_pieces
 from eplb_cli.plan.plan import plan_reshard
 
@@ -73,10 +75,10 @@ class Prepared:
         """The byte ranges of the plan."""
         return cut_pieces(self.plan, self.checkpoint, self.output)
 
-    @cached_property
+    @property
     def old_places(self) -> Places:
         """Where everything lies in SRC."""
-        return old_places(self.checkpoint)
+        return self.checkpoint.places
 
     @cached_property
     def new_places(self) -> Places:
@@ -95,6 +97,45 @@ class Prepared:
             sha.update(f"{file.name} {file.nbytes} {file.header_digest}\n".encode())
         return sha.hexdigest()
 
+    @cached_property
+    def serving(self) -> list[str]:
+        """How engines load the output."""
+        return serving_notes(self.plan.new, self.checkpoint.shards.layout.name)
+
+    def place_name(self, place: int) -> str:
+        """A new place in words: file, layer, slot and tensor."""
+        new, checkpoint = self.plan.new, self.checkpoint
+        num_rows = checkpoint.row_nbytes.size * new.num_slots
+        if place >= num_rows:
+            copy = self.output.others[place - num_rows]
+            return f"{self.output.files[copy.dst_file].name}: {copy.key!r}"
+        cell, slot = divmod(place, new.num_slots)
+        layer, tensor = divmod(cell, checkpoint.row_nbytes.shape[1])
+        file = self.output.files[int(self.new_places.file[place])].name
+        return (
+            f"{file}: layer {new.layer_number(layer)}, slot {slot} (rank {new.rank_of_slot[slot]}, "
+            f"row {new.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}"
+        )
+
+
+def bind_and_plan(
+    shards: Shards, old: Placement, new: Placement, senders: Senders, ranks_per_node: int | None
+) -> tuple[ShardedCheckpoint, ReshardPlan]:
+    """Lay OLD over the shards, and plan the way to NEW; no data is read.
+
+    Raises:
+        PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
+    """
+    new = with_layers(new, shards)
+    checkpoint = bind(shards, old)
+    old = checkpoint.placement
+    raise_first(check_pair(old, new))
+    plan = plan_reshard(
+        old, new, senders, expert_nbytes=checkpoint.expert_nbytes, ranks_per_node=ranks_per_node
+    )
+    verify_plan(plan)
+    return checkpoint, plan
+
 
 def prepare(
     shards: Shards,
@@ -112,28 +153,5 @@ def prepare(
     Raises:
         PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
     """
-    old = with_layers(old, shards)
-    new = with_layers(new, shards)
-    raise_first(check_pair(old, new))
-    checkpoint = bind(shards, old)
-    plan = plan_reshard(
-        old, new, senders, expert_nbytes=checkpoint.expert_nbytes, ranks_per_node=ranks_per_node
-    )
-    verify_plan(plan)
-    return Prepared(checkpoint, plan, plan_output(checkpoint, new, shared))
-
-
-def place_name(prepared: Prepared, place: int) -> str:
-    """A new place in words: file, layer, slot and tensor."""
-    new, checkpoint = prepared.plan.new, prepared.checkpoint
-    num_rows = checkpoint.row_nbytes.size * new.num_slots
-    if place >= num_rows:
-        copy = prepared.output.others[place - num_rows]
-        return f"{prepared.output.files[copy.dst_file].name}: {copy.key!r}"
-    cell, slot = divmod(place, new.num_slots)
-    layer, tensor = divmod(cell, checkpoint.row_nbytes.shape[1])
-    file = prepared.output.files[int(prepared.new_places.file[place])].name
-    return (
-        f"{file}: layer {new.layer_number(layer)}, slot {slot} (rank {new.rank_of_slot[slot]}, "
-        f"row {new.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}"
-    )
+    checkpoint, plan = bind_and_plan(shards, old, new, senders, ranks_per_node)
+    return Prepared(checkpoint, plan, plan_output(checkpoint, plan.new, shared))

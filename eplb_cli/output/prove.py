@@ -13,6 +13,7 @@ from eplb_cli.checkpoint.places import Places
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError
+from eplb_cli.output.prepared import Prepared
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.plan.pieces import Pieces
 
@@ -55,13 +56,10 @@ def row_view(digests: Digests, checkpoint_shape: tuple[int, int], num_slots: int
 
 
 def prove(
-    checkpoint: ShardedCheckpoint,
-    new: Placement,
-    pieces: Pieces,
-    new_places: Places,
+    prepared: Prepared,
     old_digests: Digests,
     new_digests: Digests,
-    name_of: Callable[[int], str],
+    name_of: Callable[[int], str] | None = None,
 ) -> Proof:
     """Compare what was read back with what was read.
 
@@ -70,14 +68,17 @@ def prove(
     and after. The last two are left out for experts whose replicas differ in SRC already.
 
     Args:
-        name_of: the place of a new row or tensor, in words.
+        old_digests, new_digests: (X, 16) of the places of SRC and of the output.
+        name_of: the place of a new row or tensor, in words; as the plan has it where it is left out.
 
     Raises:
         BytesError: EP501 to EP504, naming the first place that differs.
     """
+    checkpoint, new, pieces = prepared.checkpoint, prepared.plan.new, prepared.pieces
+    name_of = name_of or prepared.place_name
     wrong = (new_digests[pieces.destination] != old_digests[pieces.source]).any(axis=1)
     _require_same(pieces.destination[wrong], checkpoint.row_nbytes.size * new.num_slots, name_of)
-    _require_zero(pieces, new_places, new_digests, name_of)
+    _require_zero(pieces, prepared.new_places, new_digests, name_of)
     shape = checkpoint.row_nbytes.shape
     exists = checkpoint.row_nbytes > 0
     before = row_view(old_digests, shape, checkpoint.placement.num_slots)

@@ -14,10 +14,15 @@ from eplb_cli.output.tree import OutputFile, OutputTree
 
 
 def check_space(directory: Path, output: OutputTree, destination: Path) -> None:
-    """Refuse to start where DST does not fit, with what an earlier run has left of it. Raises EP603."""
+    """Refuse to start where DST does not fit, with what an earlier run has left of it. Raises EP603.
+
+    Args:
+        directory: the staging directory, which need not be there yet.
+    """
     with files.writing(directory):
-        status = os.statvfs(directory)
-        there = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(directory))
+        status = os.statvfs(directory.parent)
+        entries = os.scandir(directory) if directory.is_dir() else ()
+        there = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
     free = status.f_bavail * status.f_frsize
     if free + there < output.own_nbytes:
         raise OutputError(

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb_cli.checkpoint.layout import file_name, has_parts, key_name
-from eplb_cli.checkpoint.sharded import Extents, ShardedCheckpoint, refuse_twice
+from eplb_cli.checkpoint.places import Extents
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint, refuse_twice
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, build_header
@@ -111,10 +112,9 @@ def plan_output(
             files of their own, behind the others, which are written for rank 0 and linked by the rest.
 
     Raises:
-        CheckpointError: EP213, another tensor is sharded and R changes; EP218, the layout cannot hold
-            an expert twice on a rank; EP219, MoE layers outside the placement cannot follow.
+        CheckpointError: what `check_output` raises.
     """
-    _check_others(checkpoint, new)
+    check_output(checkpoint, new)
     shape = (*checkpoint.row_nbytes.shape, new.num_slots)
     extents = Extents(np.full(shape, -1, np.int32), np.zeros(shape, np.int64))
     files: list[OutputFile] = []
@@ -151,6 +151,21 @@ def _shareable(checkpoint: ShardedCheckpoint, shared: frozenset[str]) -> frozens
         if len(series) == 1 and has_parts(series.pop()):
             found.add(key)
     return frozenset(found)
+
+
+def check_output(checkpoint: ShardedCheckpoint, new: Placement) -> None:
+    """Refuse a NEW that no files of this checkpoint can hold, as far as headers tell.
+
+    Raises:
+        CheckpointError: EP213, another tensor is sharded by its shape and R changes; EP218, the layout
+            cannot hold an expert twice on a rank; EP219, MoE layers outside the placement cannot follow.
+    """
+    _check_others(checkpoint, new)
+    if checkpoint.shards.layout.numbering != "expert":
+        return
+    for rank, layer in np.ndindex(new.num_ranks, new.num_layers):
+        slots = slice(int(new.first_slot[rank]), int(new.first_slot[rank + 1]))
+        refuse_twice(new.physical_to_logical[layer, slots], new.layer_number(layer), rank)
 
 
 def _check_others(checkpoint: ShardedCheckpoint, new: Placement) -> None:
@@ -218,8 +233,6 @@ def _expert_tensors(
         )
         return
     experts = new.physical_to_logical[layer, first:last]
-    if numbering == "expert":
-        refuse_twice(experts, layer_id, rank)
     for row, expert in enumerate(experts.tolist()):
         if numbering == "expert" and expert == EMPTY:
             continue

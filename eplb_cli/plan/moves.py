@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.choice import Senders
 
 UNCHANGED, LOCAL, REMOTE, DUPLICATE = range(4)
 """Kinds of moves: same rank and row; same rank, another row; another rank; a further copy of what a
 REMOTE of the same layer, rank and expert brought."""
-
-Senders = Literal["balanced", "vllm"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.errors import PlacementError
+from eplb_cli.errors import PlacementError, UsageError
 from eplb_cli.placements.placement import EMPTY, Placement
-from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, MoveTable, ReshardPlan, Senders
+from eplb_cli.plan.choice import Senders, is_senders
+from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, MoveTable, ReshardPlan
 from eplb_cli.plan.senders import Holders, Requests, balanced_senders, vllm_senders
 
 
@@ -33,7 +34,10 @@ def plan_reshard(
 
     Raises:
         PlacementError: EP106, an expert of `new` has no source; EP109, the layers differ in number.
+        UsageError: EP001, there are no such senders.
     """
+    if not is_senders(senders):
+        raise UsageError("EP001", f"there are no senders {senders!r}", "they are balanced or vllm")
     if old.num_layers != new.num_layers:
         raise PlacementError("EP109", f"OLD has {old.num_layers} layers and NEW has {new.num_layers}")
     weights = np.ones(old.num_layers, np.int64) if expert_nbytes is None else expert_nbytes

@@ -21,7 +21,7 @@ from eplb_cli.errors import WorkerError
 from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.output.staging import WORK
 from eplb_cli.placements.own_format import placement_from_json
-from eplb_cli.plan.moves import Senders
+from eplb_cli.plan.choice import Senders
 from eplb_cli.transfer.meter import STAGES, Activity
 from eplb_cli.transfer.traffic import TransferOptions
 

@@ -21,7 +21,7 @@ from eplb_cli.placements.own_format import placement_to_json
 from eplb_cli.progress import ProgressBar, accumulate
 from eplb_cli.run.job import Job, Outcome, take_digests
 from eplb_cli.run.launch import launch
-from eplb_cli.run.request import Planned
+from eplb_cli.run.preparing import Planned
 from eplb_cli.transfer.meter import Summary, summarize
 from eplb_cli.transfer.traffic import TransferOptions, largest_chunk_nbytes
 from eplb_cli.transfer.transfer import TransferResult, transfer
@@ -99,9 +99,9 @@ def _move_in_workers(
         old=placement_to_json(prepared.plan.old),
         new=placement_to_json(prepared.plan.new),
         layout=prepared.checkpoint.shards.layout.as_json(),
-        senders=request.senders,
-        ranks_per_node=request.ranks_per_node,
-        shared=sorted(planned.shared),
+        senders=prepared.plan.senders,
+        ranks_per_node=prepared.plan.ranks_per_node,
+        shared=sorted(planned.alike.keys),
         backend=planned.backend,
         digest=prepared.digest,
         transfer=options,

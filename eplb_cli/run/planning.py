@@ -11,14 +11,16 @@ import numpy as np
 from eplb_cli.errors import OutputError, UsageError
 from eplb_cli.inputs.old_and_new import read_pair
 from eplb_cli.inputs.options import PlacementOptions
-from eplb_cli.placements.findings import Finding
-from eplb_cli.plan.moves import ReshardPlan, Senders
+from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
+from eplb_cli.progress import ProgressBar
 from eplb_cli.report.report import Report
 from eplb_cli.report.sizes import Rates
 from eplb_cli.report.tally import plan_report
 
 if TYPE_CHECKING:
+    from eplb_cli.inputs.given import Given
     from eplb_cli.output.prepared import Prepared
 
 
@@ -30,45 +32,56 @@ class Answer:
     report: Report
     prepared: Prepared | None = None
 
+    def with_estimate(self, rates: Rates) -> Answer:
+        """The same, with how long it will take."""
+        from eplb_cli.report.estimate import estimate
 
-def plan_command(  # noqa: PLR0913 - an argument for each option
-    old_name: str,
-    new_name: str,
+        totals = self.report.totals
+        took = estimate(self.plan, rates, totals.other_bytes or 0, totals.output_bytes)
+        return replace(self, report=replace(self.report, estimate=took))
+
+
+def plan_placements(
+    names: tuple[str, str],
     options: PlacementOptions,
-    *,
-    checkpoint: Path | None,
-    layout: str,
-    expert_nbytes: int | None,
     senders: Senders,
     ranks_per_node: int | None,
-    rates: Rates | None,
+    expert_nbytes: int | None,
+    *,
     full: bool,
 ) -> Answer:
-    """Plan without an output.
+    """Plan from two placements alone.
+
+    Args:
+        names: of OLD and of NEW.
+        expert_nbytes: bytes of an expert; None where the model says it, or nothing does.
+
+    Raises:
+        EplbError: the placements cannot be used.
+    """
+    old, new, warnings = read_pair(*names, options)
+    if expert_nbytes is None and options.model is not None:
+        expert_nbytes = options.model.expert_nbytes
+    sizes = None if expert_nbytes is None else np.full(old.num_layers, expert_nbytes, np.int64)
+    plan = plan_reshard(old, new, senders, expert_nbytes=sizes, ranks_per_node=ranks_per_node)
+    messages = [finding.message for finding in warnings]
+    return Answer(plan, plan_report(plan, sizes, full=full, warnings=messages))
+
+
+def plan_checkpoint(given: Given, progress: ProgressBar, *, full: bool) -> Answer:
+    """Plan for a checkpoint, and refuse what a reshard of it would.
 
     Raises:
         EplbError: the placements, or the checkpoint, cannot be used.
     """
-    if checkpoint is None:
-        old, new, warnings = read_pair(old_name, new_name, options)
-        if expert_nbytes is None and options.model is not None:
-            expert_nbytes = options.model.expert_nbytes
-        sizes = None if expert_nbytes is None else np.full(old.num_layers, expert_nbytes, np.int64)
-        plan = plan_reshard(old, new, senders, expert_nbytes=sizes, ranks_per_node=ranks_per_node)
-        answer = Answer(plan, plan_report(plan, sizes, full=full, warnings=_messages(warnings)))
-    else:
-        from eplb_cli.checkpoint.shards import open_shards
-        from eplb_cli.inputs.old_and_new import read_new, read_old
-        from eplb_cli.output.prepared import prepare
+    from eplb_cli.checkpoint.recorded import require_digests
+    from eplb_cli.machine import default_threads
+    from eplb_cli.run.clock import Clock
+    from eplb_cli.run.preparing import prepare_given, prepared_report
 
-        shards = open_shards(checkpoint, layout)
-        options = options.beside(shards)
-        old, old_warnings = read_old(shards, old_name, new_name, options)
-        new, new_warnings = read_new(new_name, old, options)
-        prepared = prepare(shards, old, new, senders, ranks_per_node)
-        report = prepared_report(prepared, [*old_warnings, *new_warnings], full=full)
-        answer = Answer(prepared.plan, report, prepared)
-    return answer if rates is None else _with_estimate(answer, rates)
+    prepared, _ = prepare_given(given, default_threads(1), progress, Clock(), compare=False)
+    require_digests(prepared.checkpoint)
+    return Answer(prepared.plan, prepared_report(given, prepared, full=full), prepared)
 
 
 def check_outputs(outputs: list[Path], inputs: list[str], checkpoint: Path | None) -> None:
@@ -86,32 +99,3 @@ def check_outputs(outputs: list[Path], inputs: list[str], checkpoint: Path | Non
             raise OutputError(
                 "EP602", f"{path} is inside {checkpoint}, which is only read", "name another place"
             )
-
-
-def prepared_report(prepared: Prepared, findings: list[Finding], *, full: bool) -> Report:
-    """What `plan --checkpoint` and `reshard --dry-run` both say."""
-    sharded = prepared.checkpoint.sharded_others
-    count = f"{len(sharded):,} other tensors look" if len(sharded) > 1 else "an other tensor looks"
-    notes = [f"{count} sharded over the ranks: {sharded[0]!r}"] if sharded else []
-    return plan_report(
-        prepared.plan,
-        prepared.checkpoint.expert_nbytes,
-        other_nbytes=prepared.output.other_nbytes,
-        output_nbytes=prepared.output.nbytes,
-        full=full,
-        warnings=[*_messages(findings), *prepared.checkpoint.warnings, *notes],
-    )
-
-
-def _with_estimate(answer: Answer, rates: Rates) -> Answer:
-    from eplb_cli.report.estimate import estimate
-
-    totals = answer.report.totals
-    others, output = totals.other_bytes or 0, totals.output_bytes
-    return replace(
-        answer, report=replace(answer.report, estimate=estimate(answer.plan, rates, others, output))
-    )
-
-
-def _messages(findings: list[Finding]) -> list[str]:
-    return [finding.message for finding in findings]

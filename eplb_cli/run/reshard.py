@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
 
-from eplb_cli import files
-from eplb_cli.arrays import Digests
 from eplb_cli.checkpoint.recorded import require_as_in_manifest
-from eplb_cli.machine import default_threads
 from eplb_cli.output.commit import carry_files, destination_digests, fill_unlinked, write_manifest
-from eplb_cli.output.prepared import place_name
 from eplb_cli.output.prove import Proof, prove
-from eplb_cli.output.serving import serving_notes
 from eplb_cli.output.staging import staging
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report, RunReport
+from eplb_cli.run.clock import Clock
 from eplb_cli.run.move import Moved, move
-from eplb_cli.run.request import Planned, Request, plan_request
+from eplb_cli.run.preparing import Planned, plan_request
+from eplb_cli.run.request import AnyRequest
 from eplb_cli.run.resume import known_before
-from eplb_cli.run.shared_others import find_alike
 
 
-def reshard(request: Request, progress: ProgressBar = silent) -> Report:
+def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
     """Rearrange SRC into DST and prove it.
 
     Raises:
         EplbError: whatever went wrong; there is no DST then, and SRC is as it was.
     """
-    clock = _Clock()
-    planned = plan_request(request)
-    shards = planned.prepared.checkpoint.shards
-    files.allow_open_files(len(shards.files) + len(planned.prepared.output.files))
-    clock.lap("plan")
+    planned = plan_request(request, progress)
+    clock = Clock(planned.seconds)
+    prepared = planned.prepared
+    shards = prepared.checkpoint.shards
     with staging(request.destination, durable=request.durable, resume=request.resume) as stage:
-        planned, digests = _compare_others(planned, progress)
-        clock.lap("compare")
-        prepared = planned.prepared
         stage.create(prepared.output)
         carried = carry_files({name: shards.path / name for name in shards.carried}, stage)
         clock.lap("create")
-        known = known_before(prepared, stage, digests, progress)
+        known = known_before(prepared, stage, planned.alike.digests, progress)
         if stage.resumes:
             clock.lap("resume")
         moved = move(planned, stage, known, progress)
@@ -56,34 +47,10 @@ def reshard(request: Request, progress: ProgressBar = silent) -> Report:
             destination_digests(prepared, moved.old_digests) if request.digests else None,
             carried,
             verified=proof is not None,
-            serving=serving_notes(prepared.plan.new, shards.layout.name),
+            serving=prepared.serving,
         )
     clock.lap("commit")
     return _run_report(planned, moved, proof, stage.unlinked, clock.seconds)
-
-
-def _compare_others(planned: Planned, progress: ProgressBar) -> tuple[Planned, Digests]:
-    """Find the other tensors that are written once; the plan with them, and the digests of what was read."""
-    checkpoint, new = planned.prepared.checkpoint, planned.prepared.plan.new
-    alike = find_alike(checkpoint, new, planned.request.threads or default_threads(1), progress)
-    return planned.sharing(alike.keys), alike.digests
-
-
-class _Clock:
-    """Wall-clock seconds of each stage of a run."""
-
-    def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        """End a stage."""
-        now = time.perf_counter()
-        self._seconds[stage], self._last = now - self._last, now
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        return {**self._seconds, "total": self._last - self._started}
 
 
 def _check(planned: Planned, moved: Moved) -> Proof | None:
@@ -94,15 +61,7 @@ def _check(planned: Planned, moved: Moved) -> Proof | None:
     require_as_in_manifest(prepared.checkpoint, moved.old_digests)
     if not request.verify:
         return None
-    return prove(
-        prepared.checkpoint,
-        prepared.plan.new,
-        prepared.pieces,
-        prepared.new_places,
-        moved.old_digests,
-        moved.new_digests,
-        lambda place: place_name(prepared, place),
-    )
+    return prove(prepared, moved.old_digests, moved.new_digests)
 
 
 def _run_report(
@@ -127,7 +86,13 @@ def _run_report(
         backend=planned.backend,
         num_workers=planned.num_workers,
         wire_bytes=moved.wire_nbytes,
-        seconds={**moved.activity.seconds, **before, **moved.seconds, **seconds},
+        seconds={
+            **moved.activity.seconds,
+            **before,
+            **moved.seconds,
+            **seconds,
+            "total": sum(seconds.values()),
+        },
         stage_bytes={
             **{stage: passes for stage in ("transfer", "verify") if moved.seconds[stage]},
             **moved.activity.nbytes,
@@ -144,7 +109,7 @@ def _run_report(
         output=str(request.destination),
         rows_proved=0 if proof is None else proof.rows_proved,
         rows_total=rows_total,
-        serving=serving_notes(prepared.plan.new, prepared.checkpoint.shards.layout.name),
+        serving=prepared.serving,
         notes=notes,
     )
     warnings = [*planned.report.warnings, *([] if proof is None else proof.warnings)]

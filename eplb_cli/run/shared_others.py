@@ -14,8 +14,7 @@ import numpy as np
 
 from eplb_cli import files
 from eplb_cli.arrays import Digests, Int
-from eplb_cli.checkpoint.places import Places, file_identities, old_places, other_numbers
-from eplb_cli.checkpoint.recorded import known_digests
+from eplb_cli.checkpoint.places import Places, file_identities, other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.digests import DIGEST_NBYTES
@@ -41,6 +40,11 @@ class Alike:
     keys: frozenset[str]
     digests: Digests
 
+    @classmethod
+    def unknown(cls, checkpoint: ShardedCheckpoint) -> Alike:
+        """Nothing was compared."""
+        return cls(frozenset(), np.zeros((len(checkpoint.places.rank), DIGEST_NBYTES), np.uint8))
+
 
 def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, progress: ProgressBar) -> Alike:
     """Compare the other tensors of all old ranks, where the answer matters.
@@ -48,14 +52,14 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
     Raises:
         CheckpointError: EP213, one differs and R changes.
     """
-    places = old_places(checkpoint)
+    places = checkpoint.places
     digests = np.zeros((len(places.rank), DIGEST_NBYTES), np.uint8)
     candidates = _candidates(checkpoint, new)
     if not candidates:
         _refuse_sharded(checkpoint, new, set())
         return Alike(frozenset(), digests)
-    one_file = file_identities(checkpoint, places)
-    known = known_digests(checkpoint)
+    one_file = file_identities(checkpoint.shards, places)
+    known = checkpoint.known_digests
     alike, unsure = set(), {}
     with Tree([file.path for file in checkpoint.shards.files], files.open_source) as tree:
         for key, of_key in candidates.items():

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli import files
-from eplb_cli.checkpoint.recorded import known_digests
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.exchange.loop import Span, Transport, run_exchange
 from eplb_cli.exchange.wire import Schedule, schedule_for
@@ -163,7 +162,7 @@ class _Share:
             self.old_digests if digests else None,
             self._advance,
             log.wrote,
-            known_digests(prepared.checkpoint) if digests else None,
+            prepared.checkpoint.known_digests if digests else None,
         )
 
     def _exchange(

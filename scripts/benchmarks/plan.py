@@ -11,7 +11,7 @@ from typing import get_args
 
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.check import verify_plan
-from eplb_cli.plan.moves import Senders
+from eplb_cli.plan.choice import Senders
 from eplb_cli.plan.plan import plan_reshard
 from scripts.benchmarks.machine import heading
 from scripts.benchmarks.scale import NUM_LAYERS, SLOTS_PER_RANK, measure, render_sizes

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb_cli.placements.placement import Placement
-from eplb_cli.plan.moves import Senders
+from eplb_cli.plan.choice import Senders
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.report.tally import plan_report
 from scripts.benchmarks.balance import balanced_pair

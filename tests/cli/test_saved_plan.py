@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -170,6 +171,16 @@ def test_a_file_that_is_no_plan(case, saved, damage, says):
     """EP303 says what is wrong with it."""
     saved.write_text(damage(saved.read_text()))
     refuse(case, saved, "EP303", says)
+
+
+def test_senders_that_there_are_not(case, saved):
+    """EP303 where a whole plan names others than this version has, instead of taking the usual ones."""
+    content = json.loads(saved.read_text())
+    del content["digest"]
+    content["senders"] = "fastest"
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    write_json(saved, {**content, "digest": digest})
+    refuse(case, saved, "EP303", "'fastest'")
 
 
 def test_a_plan_without_a_checkpoint(case):

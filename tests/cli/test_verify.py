@@ -222,6 +222,20 @@ class TestAgainst:
         assert eplb("verify", case.dst).code == 0
 
 
+def test_senders_that_there_are_not(eplb, case):
+    """EP214 where the plan has to be derived anew from a word that this version does not know."""
+    case.reshard()
+    file = case.dst / "eplb.json"
+    content = json.loads(file.read_text())
+    del content["digest"]
+    content["senders"] = "fastest"
+    digest = hashlib.sha256(json.dumps(content, indent=1, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**content, "digest": digest}, indent=1, sort_keys=True)
+    file.write_text(text + "\n")
+    for against in ((), ("--against", case.src)):
+        assert_error(eplb("verify", case.dst, *against), "EP214", "'fastest'")
+
+
 @pytest.mark.parametrize("senders", ["balanced", "vllm"])
 def test_replicas_that_differ_and_nodes(case, senders):
     """The plan is made again as it was, so that the same replica is the source of each row."""

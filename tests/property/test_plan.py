@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from eplb_cli.errors import PlacementError, PlanError
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.check import verify_plan
-from eplb_cli.plan.moves import DUPLICATE, REMOTE, MoveTable, ReshardPlan, Senders
+from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.moves import DUPLICATE, REMOTE, MoveTable, ReshardPlan
 from eplb_cli.plan.pieces import row_pieces
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.report.tally import plan_report

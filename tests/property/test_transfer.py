@@ -18,7 +18,8 @@ from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.output.prove import prove, row_view
 from eplb_cli.output.shard_files import create_files
-from eplb_cli.plan.moves import REMOTE, Senders
+from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.moves import REMOTE
 from eplb_cli.transfer import file_ends, trees
 from eplb_cli.transfer.digest_table import DigestTable
 from eplb_cli.transfer.traffic import TransferOptions
@@ -182,8 +183,7 @@ def require_digests(prepared: Prepared, model: Model, results: list[TransferResu
             expected = xxhash.xxh3_128_digest(row) if row else bytes(16)
             assert found[index, names.index(tensor.name), slot].tobytes() == expected
     if way.verify:
-        new = prepared.plan.new
-        prove(checkpoint, new, prepared.pieces, prepared.new_places, old_digests, new_digests, str)
+        prove(prepared, old_digests, new_digests)
 
 
 def require_transfers(case: Case) -> None:

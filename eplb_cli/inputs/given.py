@@ -1,0 +1,84 @@
+"""What a plan for a checkpoint is made from: its shards, OLD and NEW, and the options that shape it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eplb_cli.checkpoint.recorded import open_source
+from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.inputs.old_and_new import read_new, read_old
+from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.inputs.saved_plan import SavedPlan, read_plan, require_same_moves, require_unchanged
+from eplb_cli.placements.findings import Finding
+from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.moves import ReshardPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """All that a plan follows from, read and found good by itself.
+
+    Attributes:
+        warnings: what is odd about OLD or NEW.
+        saved: the plan that has to come of it, and its file; None where any will do.
+    """
+
+    shards: Shards
+    old: Placement
+    new: Placement
+    senders: Senders
+    ranks_per_node: int | None
+    warnings: tuple[Finding, ...] = ()
+    saved: tuple[SavedPlan, Path] | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        """max(R, R')."""
+        return max(self.old.num_ranks, self.new.num_ranks)
+
+    def require_plan(self, plan: ReshardPlan) -> None:
+        """EP304 unless a plan is the one that was saved, if one was."""
+        if self.saved is not None:
+            require_same_moves(*self.saved, plan)
+
+
+def read_given(
+    source: Path,
+    layout: str,
+    names: tuple[str | None, str],
+    options: PlacementOptions,
+    senders: Senders,
+    ranks_per_node: int | None,
+) -> Given:
+    """What a command line says.
+
+    Args:
+        names: of OLD, None where the manifest of SRC says it, and of NEW.
+
+    Raises:
+        CheckpointError, PlacementError, UsageError: the shards, OLD or NEW cannot be used.
+        BytesError: EP506, the shards are not those of their manifest.
+    """
+    shards = open_source(source, layout)
+    options = options.beside(shards)
+    old, old_warnings = read_old(shards, *names, options)
+    new, new_warnings = read_new(names[1], old, options)
+    return Given(shards, old, new, senders, ranks_per_node, (*old_warnings, *new_warnings))
+
+
+def follow_plan(source: Path, layout: str, file: Path) -> Given:
+    """What a saved plan says.
+
+    Raises:
+        CheckpointError: the shards cannot be used.
+        BytesError: EP506, the shards are not those of their manifest.
+        PlanError: EP303, the file is no plan; EP304, what it was made for has changed.
+    """
+    saved = read_plan(file)
+    planned_layout = saved.read_layout(file) if layout == "auto" else None
+    shards = open_source(source, planned_layout or layout)
+    require_unchanged(saved, file, shards)
+    old, new = saved.read_old(file), saved.read_new(file)
+    return Given(shards, old, new, saved.senders, saved.ranks_per_node, saved=(saved, file))

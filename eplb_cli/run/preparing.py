@@ -1,0 +1,132 @@
+"""All that is done before the first byte moves: what is refused here, a plan and a dry run refuse as well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eplb_cli import files
+from eplb_cli.checkpoint.recorded import require_digests
+from eplb_cli.errors import UsageError
+from eplb_cli.inputs.given import Given
+from eplb_cli.machine import count_cores, count_devices, default_threads
+from eplb_cli.output.destination import check_destination
+from eplb_cli.output.prepared import Prepared, bind_and_plan
+from eplb_cli.output.tree import check_output, plan_output
+from eplb_cli.progress import ProgressBar, silent
+from eplb_cli.report.report import Report
+from eplb_cli.report.tally import plan_report
+from eplb_cli.run.clock import Clock
+from eplb_cli.run.request import AnyRequest
+from eplb_cli.run.shared_others import Alike, find_alike
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A request whose inputs have been read and found good.
+
+    Attributes:
+        alike: other tensors that are written once.
+        seconds: wall-clock, by stage.
+    """
+
+    request: AnyRequest
+    prepared: Prepared
+    alike: Alike
+    report: Report
+    backend: str
+    num_workers: int
+    seconds: dict[str, float]
+
+
+def plan_request(
+    request: AnyRequest, progress: ProgressBar = silent, *, compare: bool = True, full: bool = False
+) -> Planned:
+    """Read all inputs and plan; nothing is written.
+
+    Args:
+        compare, progress: see `prepare_given`.
+        full: the report lists all ranks.
+
+    Raises:
+        EplbError: the inputs cannot be used, or DST is not free.
+    """
+    clock = Clock()
+    check_destination(request.source, request.destination)
+    given = request.read()
+    backend, num_workers = choose_backend(request, given.num_ranks)
+    threads = request.threads or default_threads(1)
+    prepared, alike = prepare_given(given, threads, progress, clock, compare=compare)
+    if request.digests:
+        require_digests(prepared.checkpoint)
+    report = prepared_report(given, prepared, full=full)
+    return Planned(request, prepared, alike, report, backend, num_workers, clock.seconds)
+
+
+def prepare_given(
+    given: Given, threads: int, progress: ProgressBar, clock: Clock, *, compare: bool
+) -> tuple[Prepared, Alike]:
+    """Plan down to the last byte.
+
+    Args:
+        threads: that read files.
+        progress: shows the bytes of other tensors that are read.
+        compare: find the other tensors that all ranks have alike, and that can be written once. Where R
+            changes they are compared in any case, because those that are sharded are refused.
+
+    Raises:
+        PlacementError, CheckpointError, PlanError: the inputs cannot be used together.
+        WorkerError: EP405, the system does not allow so many open files.
+    """
+    checkpoint, plan = bind_and_plan(given.shards, given.old, given.new, given.senders, given.ranks_per_node)
+    given.require_plan(plan)
+    check_output(checkpoint, plan.new)
+    num_files = len(given.shards.files)
+    files.allow_open_files(num_files + plan.new.num_ranks)  # at the very least: a rank has a file
+    clock.lap("plan")
+    if compare or plan.old.num_ranks != plan.new.num_ranks:
+        alike = find_alike(checkpoint, plan.new, threads, progress)
+    else:
+        alike = Alike.unknown(checkpoint)
+    prepared = Prepared(checkpoint, plan, plan_output(checkpoint, plan.new, alike.keys))
+    files.allow_open_files(num_files + len(prepared.output.files))
+    clock.lap("compare")
+    return prepared, alike
+
+
+def prepared_report(given: Given, prepared: Prepared, *, full: bool) -> Report:
+    """What `plan --checkpoint`, `reshard --dry-run` and `reshard` say of a plan."""
+    checkpoint, output = prepared.checkpoint, prepared.output
+    sharded = checkpoint.sharded_others
+    count = f"{len(sharded):,} other tensors look" if len(sharded) > 1 else "an other tensor looks"
+    notes = [f"{count} sharded over the ranks: {sharded[0]!r}"] if sharded else []
+    return plan_report(
+        prepared.plan,
+        checkpoint.expert_nbytes,
+        other_nbytes=output.other_nbytes,
+        output_nbytes=output.nbytes,
+        full=full,
+        warnings=[*(finding.message for finding in given.warnings), *checkpoint.warnings, *notes],
+    )
+
+
+def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:
+    """The backend and number of workers, found from the machine where they are left open.
+
+    Raises:
+        UsageError: EP001, workers for `file`, which has none, or more of them for `nccl` than devices.
+    """
+    devices = count_devices()
+    wanted = request.num_workers
+    backend = request.backend
+    if backend == "file":
+        if wanted not in (None, 1):
+            raise UsageError("EP001", "--backend file has one process", "leave out --nproc-per-node")
+        return backend, 1
+    if backend == "auto":
+        backend = "nccl" if devices and (wanted or devices) <= devices else "gloo"
+    if backend == "nccl":
+        if not 0 < (wanted or 1) <= devices:
+            problem = f"--backend nccl needs a CUDA device for each worker; {devices} are visible"
+            raise UsageError("EP001", problem, "--backend gloo and --backend file need none")
+        return backend, wanted or devices
+    return backend, wanted or min(num_ranks, count_cores())
