@@ -82,7 +82,7 @@ CODES = {
     "EP401": "a worker failed",
     "EP402": "a worker was killed",
     "EP403": "a worker made no progress",
-    "EP404": "workers cannot be started",
+    "EP404": "workers cannot be started, or torchrun was ended",
     "EP405": "more files would be open than the system allows",
     "EP406": "a device lacks memory",
     "EP501": "a row differs from its source",

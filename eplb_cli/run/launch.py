@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,14 +16,16 @@ from numpy.typing import NDArray
 
 from eplb_cli.errors import EplbError, WorkerError, error_of
 from eplb_cli.run.job import Job, Outcome, doing_in_words, progress_counters, read_outcomes
+from eplb_cli.run.torchrun import read_ends
 
 POLL_S = 0.05
 GRACE_S = 2.0
 """How long the other workers may take to write their outcomes after the first has failed."""
 
-_LOG_TAIL = 2000
+_MAX_QUOTED = 1000
 _MAX_TOLD = 4
 """Workers, and ranks of one, that a message lists."""
+_ENDED_HINT = "something outside of eplb ended it: a scheduler, a limit on memory, a person?"
 
 
 def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int, Outcome]:
@@ -52,13 +53,13 @@ def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int,
     try:
         _watch(job, process, counters, timeout_s, show)
     finally:
-        _end(process)
+        code = _end(process)
     outcomes = read_outcomes(job.work, job.transfer.num_workers)
     if len(outcomes) == job.transfer.num_workers and all(
         outcome.error is None for outcome in outcomes.values()
     ):
         return outcomes
-    raise _root_cause(job, outcomes)
+    raise _root_cause(job, outcomes, code)
 
 
 def _command(job: Job, path: Path) -> list[str]:
@@ -66,7 +67,7 @@ def _command(job: Job, path: Path) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "eplb_cli.run.torchrun",
         f"--nproc-per-node={job.transfer.num_workers}",
         "--nnodes=1",
         "--max-restarts=0",
@@ -106,7 +107,10 @@ def _watch(
     timeout_s: float,
     show: Callable[[int], None],
 ) -> None:
-    """Return when torchrun has ended, or all workers are done, or one has failed; raise EP403."""
+    """Return when torchrun has ended, or all workers are done, or one has failed; raise EP403.
+
+    Where workers have only seen another one go, torchrun ends soon, and it knows how that one ended.
+    """
     seen = np.array(counters[:, 0])
     moved_at = np.full(len(seen), time.monotonic())
     failed_at = None
@@ -119,7 +123,7 @@ def _watch(
         outcomes = read_outcomes(job.work, len(seen))
         if len(outcomes) == len(seen):
             return
-        if failed_at is None and any(outcome.error for outcome in outcomes.values()):
+        if failed_at is None and any(map(_has_own_error, outcomes.values())):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
             return
@@ -128,43 +132,54 @@ def _watch(
             raise WorkerError("EP403", f"no progress for {timeout_s:g} s: {_standing(job, counters, still)}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Let torchrun end by itself for a moment, then kill it; its workers die with it."""
+def _end(process: subprocess.Popen[bytes]) -> int | None:
+    """Let torchrun end by itself for a moment, then kill it; its workers die with it.
+
+    Returns:
+        its exit code where it ended by itself, negative for a signal that was not ours.
+    """
+    code = None
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=POLL_S * 10)
+        code = process.wait(timeout=POLL_S * 10)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    return code
 
 
-def _root_cause(job: Job, outcomes: Mapping[int, Outcome]) -> EplbError:
-    """The earliest error that is not just the echo of another worker's end, or who died without a word."""
-    log = (job.work / "torchrun.log").read_text(errors="replace")
+def _has_own_error(outcome: Outcome) -> bool:
+    return outcome.error is not None and not outcome.is_victim
+
+
+def _root_cause(job: Job, outcomes: Mapping[int, Outcome], torchrun_code: int | None) -> EplbError:
+    """The earliest error that is not just the echo of another end, or what died without a word."""
     failed = sorted(
         (outcome for outcome in outcomes.values() if outcome.error), key=lambda outcome: outcome.time_ns
     )
-    own = [outcome for outcome in failed if not outcome.is_victim]
+    own = list(filter(_has_own_error, failed))
     if own and own[0].error:
         if os.environ.get("EPLB_DEBUG") == "1":
             sys.stderr.write(own[0].traceback)
         return error_of(*own[0].error)
-    codes = {worker: code for worker, code in exit_codes(log).items() if worker not in outcomes}
+    if torchrun_code is not None and torchrun_code < 0:
+        name = signal.Signals(-torchrun_code).name
+        return WorkerError("EP404", f"torchrun was ended by {name}", _ENDED_HINT)
+    codes = {worker: code for worker, code in read_ends(job.work).items() if worker not in outcomes}
     if codes:
         # SIGTERM is what torchrun ends all others with.
         worker = min(codes, key=lambda worker: codes[worker] == -signal.SIGTERM)
         return _died(job, worker, codes[worker])
     if failed and failed[0].error:
         return error_of(*failed[0].error)
-    tail = log.strip()[-_LOG_TAIL:]
-    return WorkerError("EP404", f"the workers could not be started: {tail or 'torchrun said nothing'}")
+    return _not_started((job.work / "torchrun.log").read_text(errors="replace"))
 
 
-def exit_codes(log: str) -> dict[int, int]:
-    """Worker to exit code as torchrun tells them: the first failure that it saw, then its summary."""
-    first = re.findall(r"exitcode: (-?\d+)\) local_rank: (\d+)", log)
-    rest = re.findall(r"\(local_rank: (\d+)\)\s*exitcode\s*: (-?\d+)", log)
-    codes = {int(worker): int(code) for code, worker in first}
-    return codes | {int(worker): int(code) for worker, code in rest}
+def _not_started(log: str) -> WorkerError:
+    """EP404 with the last that torchrun said, which is what a traceback ends with."""
+    if os.environ.get("EPLB_DEBUG") == "1":
+        sys.stderr.write(log)
+    last = log.strip().rpartition("\n")[2][:_MAX_QUOTED]
+    return WorkerError("EP404", f"the workers could not be started: {last or 'torchrun said nothing'}")
 
 
 def _standing(job: Job, counters: NDArray[np.int64], workers: list[int]) -> str:

@@ -173,7 +173,8 @@ def _outcome_of(worker: int, result: TransferResult) -> Outcome:
 def _unexpected(worker: int, error: BaseException) -> Outcome:
     text = f"worker {worker}: {type(error).__name__}: {error}".splitlines()[0][:1000]
     lowered = str(error).lower()
-    is_victim = any(
+    # SIGINT comes from torchrun when it is interrupted itself: no terminal reaches this process group.
+    is_victim = isinstance(error, KeyboardInterrupt) or any(
         sign in lowered
         for sign in ("connection closed by peer", "connection reset", "broken pipe", "remote process exited")
     )

@@ -65,8 +65,7 @@ def test_sglang(home):
 
 def test_deepseek(home):
     """What the balancer returned, as torch saves it."""
-    import torch
-
+    torch = pytest.importorskip("torch")
     phy2log = torch.tensor(ROWS)
     slots = [
         [[slot for slot, at in enumerate(row) if at == expert] for expert in range(EXPERTS)] for row in ROWS

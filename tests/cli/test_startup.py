@@ -43,8 +43,9 @@ print(json.dumps(result), file=open("modules", "w"))
 
 
 def environment() -> dict[str, str]:
-    """Ours, but modules are compiled once and not at each start."""
-    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    """Ours, but modules are compiled once and not at each start, and nothing measures coverage."""
+    unwanted = ("PYTHONDONTWRITEBYTECODE", "COVERAGE_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
 
 
 def seconds(command: list[str]) -> float:

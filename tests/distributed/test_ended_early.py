@@ -77,6 +77,19 @@ def test_a_killed_worker_is_named(tmp_path, running, number):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_torchrun_is_told(tmp_path, running, number):
+    """Exit 4 and EP404 with the signal that ended it; the workers end with it, and nothing is a traceback."""
+    worker = Path("/proc", (work_of(tmp_path) / "pid-1").read_text())
+    torchrun = int((worker / "stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(torchrun, number)
+    out, err = running.communicate()
+    assert (running.returncode, out) == (4, "")
+    wait_until(lambda: not processes_about(tmp_path))
+    assert f"error[EP404]: torchrun was ended by {number.name}\n" in err
+    assert "Traceback" not in err
+
+
 def test_a_killed_launcher_leaves_no_process(tmp_path, running):
     """Nobody is there to end the workers, and they end; the next run does not wait for anything."""
     running.kill()

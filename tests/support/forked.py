@@ -123,6 +123,9 @@ class Agent:
 
 def _supervise(num_workers: int, job: str, faults: Mapping[str, Fault], options: Mapping[str, Any]) -> None:
     """Be the agent."""
+    from eplb_cli import files
+    from eplb_cli.run.torchrun import leave_ends
+
     log = options["stdout"].fileno()
     for number in (1, 2):
         os.dup2(log, number)
@@ -137,13 +140,14 @@ def _supervise(num_workers: int, job: str, faults: Mapping[str, Fault], options:
             finally:
                 os._exit(1)
         workers[pid] = number
+    files.make_call = files_make_call
     failed = False
     while workers:
         pid, status = os.wait()
         number, code = workers.pop(pid), os.waitstatus_to_exitcode(status)
         if code and not failed:
             failed = True
-            os.write(1, f"failed (exitcode: {code}) local_rank: {number} (pid: {pid})\n".encode())
+            leave_ends(Path(job).parent, {number: code})
             for other in workers:
                 os.kill(other, signal.SIGTERM)
     os._exit(int(failed))

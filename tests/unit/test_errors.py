@@ -148,6 +148,7 @@ def test_only_known_packages():
 
 def test_what_is_exported_exists():
     """`__all__` is sorted, without repeats, and every name is there."""
+    pytest.importorskip("torch")  # some of the modules import one that imports it
     for path, tree in TREES.items():
         names = [
             [element.value for element in node.value.elts if isinstance(element, ast.Constant)]

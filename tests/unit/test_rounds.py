@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("torch")
+
 from eplb_cli.exchange.transport import MAX_OFFSETS_PER_ROUND, rounds
 
 
