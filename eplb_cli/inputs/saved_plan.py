@@ -115,7 +115,7 @@ def read_plan(path: Path) -> SavedPlan:
         PlanError: EP303, it is none, or was changed.
         CheckpointError: EP201 or EP204, it cannot be read.
     """
-    raw = read_json(path, MAX_PLAN_NBYTES, partial(_unusable, path))
+    raw = read_json(path, MAX_PLAN_NBYTES, partial(_not_json, path))
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise _unusable(path, f"its format is not {FORMAT}")
     content = {key: value for key, value in raw.items() if key != "digest"}
@@ -218,6 +218,10 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _unusable(where: Path, reason: str) -> PlanError:
     return PlanError("EP303", f"{where} is no plan to carry out: {reason}")
+
+
+def _not_json(where: Path, reason: str) -> PlanError:
+    return _unusable(where, f"it is not JSON: {reason}")
 
 
 def _changed(where: Path, what: str) -> PlanError:

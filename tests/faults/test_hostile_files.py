@@ -28,8 +28,8 @@ from eplb_cli.placements.read import read_placement
 from tests.cli.tree import tensor, write_shard
 
 NUM_TINY = 1_000_000
-MOST_NBYTES = (MEMORY_FACTOR + 5) * SMALL_NBYTES
-"""What is built of a small file; its content, its text, and what it is searched with."""
+MOST_NBYTES = (2 * MEMORY_FACTOR + 5) * SMALL_NBYTES
+"""What is built of a small file, and once more to find the lines of findings; its content and its text."""
 
 
 class Reader(NamedTuple):
