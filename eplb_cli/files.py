@@ -81,30 +81,30 @@ def closing(descriptor: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def open_source(path: Path) -> int:
-    """Open a regular file for reading, never through a link and never waiting for a writer.
+def open_source(path: Path | str, *, follow_links: bool = False) -> int:
+    """Open a regular file for reading, never waiting for a writer, and through a link only where asked to.
 
     Raises:
         CheckpointError: EP204 for anything but a regular file, EP201 where it cannot be opened.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        descriptor = attempt("open", os.open, path, flags)
+        descriptor = attempt("open", os.open, path, flags if follow_links else flags | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise not_regular(path, "a symbolic link") from error
         raise source_error(error, path) from error
+    except ValueError as error:  # no file has a zero byte in its name
+        raise CheckpointError("EP201", f"{path} cannot be read: {error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise not_regular(path, "not a regular file")
     return descriptor
 
 
-def not_regular(path: Path, what: str) -> CheckpointError:
+def not_regular(path: object, what: str) -> CheckpointError:
     """EP204 for `path`, which is `what` instead of a regular file."""
-    return CheckpointError(
-        "EP204", f"{path} is {what}", "only regular files are read; copy links with `cp -L`"
-    )
+    return CheckpointError("EP204", f"{path} is {what}")
 
 
 def source_error(error: OSError, path: object) -> CheckpointError:
@@ -115,7 +115,7 @@ def source_error(error: OSError, path: object) -> CheckpointError:
 def output_error(error: OSError, path: object) -> OutputError:
     """EP603 or EP604 for an error of the operating system while writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError("EP603", f"{path}: {error.strerror}", "free some space, or choose another DST")
+        return OutputError("EP603", f"{path}: {error.strerror}")
     return OutputError("EP604", f"{path} cannot be written: {error.strerror or error}")
 
 
@@ -307,16 +307,16 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-def read_small_file(path: Path, limit: int) -> bytes:
+def read_small_file(path: Path | str, limit: int, *, follow_links: bool = False) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises:
         CheckpointError: EP204, EP201 (also where it is larger than `limit`), EP220.
     """
-    with closing(open_source(path)) as descriptor:
+    with closing(open_source(path, follow_links=follow_links)) as descriptor:
         nbytes = os.fstat(descriptor).st_size
         if nbytes > limit:
-            raise CheckpointError("EP201", f"{path} has {nbytes} bytes; more than {limit} are not read")
+            raise CheckpointError("EP201", f"{path} has {nbytes:,} bytes; more than {limit:,} are not read")
         content = bytearray(nbytes)
         read_into(descriptor, memoryview(content), 0, path)
         return bytes(content)

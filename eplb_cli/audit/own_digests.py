@@ -36,7 +36,7 @@ def manifest_of(path: Path) -> Manifest:
         manifest = read_manifest(path, exact=True)
     except CheckpointError as error:
         if error.code == "EP214":
-            raise BytesError("EP505", error.message, DAMAGED) from error
+            raise BytesError("EP505", error.message) from error
         raise
     if manifest is None:
         raise CheckpointError(
@@ -52,13 +52,13 @@ def check_files(path: Path, manifest: Manifest) -> None:
     if difference := present ^ manifest.files.keys():
         name = min(difference)
         problem = "is not in the manifest" if name in present else "is missing"
-        raise BytesError("EP505", f"{path / name} {problem}", DAMAGED)
+        raise BytesError("EP505", f"{path / name} {problem}")
     for name, file in manifest.files.items():
         if header_digest(path / name, file["nbytes"]) != file["header_digest"]:
-            raise BytesError("EP505", f"{path / name}: its header is not the one that was written", DAMAGED)
+            raise BytesError("EP505", f"{path / name}: its header is not the one that was written")
     for name, file in {**manifest.carried, **manifest.digests}.items():
         if _content_digest(_sized(path / name, file["nbytes"]), file["nbytes"]) != file.get("digest"):
-            raise BytesError("EP505", f"{path / name} is not what was written", DAMAGED)
+            raise BytesError("EP505", f"{path / name} is not what was written")
 
 
 def _content_digest(path: Path, nbytes: int) -> str:
@@ -75,9 +75,9 @@ def _sized(path: Path, nbytes: int) -> Path:
     try:
         found = path.lstat().st_size
     except OSError as error:
-        raise BytesError("EP505", f"{path} is missing", DAMAGED) from error
+        raise BytesError("EP505", f"{path} is missing") from error
     if found != nbytes:
-        raise BytesError("EP505", f"{path} has {found} bytes instead of {nbytes}", DAMAGED)
+        raise BytesError("EP505", f"{path} has {found} bytes instead of {nbytes}")
     return path
 
 

@@ -109,9 +109,7 @@ def _as_new_places(prepared: Prepared, checkpoint: ShardedCheckpoint, digests: D
     """Digests of a tree, by the places that the plan gives it: its rows have the same order already."""
     templates = [tensor.template for tensor in checkpoint.expert_tensors]
     if templates != [tensor.template for tensor in prepared.checkpoint.expert_tensors]:
-        raise BytesError(
-            "EP505", f"{checkpoint.shards.path} has other expert tensors than its source", DAMAGED
-        )
+        raise BytesError("EP505", f"{checkpoint.shards.path} has other expert tensors than its source")
     num_rows = checkpoint.extents.file.size
     numbers: Mapping[tuple[int, str], int] = other_numbers(checkpoint.others)
     missing = [copy for copy in prepared.output.others if (copy.dst_rank, copy.key) not in numbers]

@@ -63,7 +63,6 @@ def _expert_key(layout: Layout, key: str, at: TensorAt, rank: int) -> ExpertKey 
         raise CheckpointError(
             "EP207",
             f"{key!r} on rank {rank} looks like an expert's, and layout {layout.name} does not know it",
-            "describe it in a layout file, as a tensor or as one of its others: see docs/layouts.md",
         )
     return found
 
@@ -113,7 +112,6 @@ def _check_rows(
                     "EP208",
                     f"{key!r} on rank {rank} is {list(entry.shape)}: "
                     f"{entry.shape[0]} rows where OLD has {slots_per_rank[rank]}",
-                    "is OLD the placement these shards were written under?",
                 )
 
 
@@ -154,7 +152,6 @@ def check_scales(layout: Layout, experts: Experts) -> None:
                 raise CheckpointError(
                     "EP210",
                     f"{where}{lacks[0]} is there without {scale}",
-                    "are all parts of the shard there?",
                 )
 
 

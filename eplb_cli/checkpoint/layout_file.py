@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eplb_cli import files
 from eplb_cli.checkpoint.layout import FORMAT, Layout
 from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import CheckpointError
-
-MAX_LAYOUT_NBYTES = 1 << 14
-"""A layout has a few lines, and the time that TOML takes grows faster than its text."""
+from eplb_cli.formats.reading import read_toml
 
 MAX_PATTERNS = 32
 """Patterns of files, and of experts: every key is tried with each of them."""
@@ -76,12 +73,7 @@ def _unfit(fitting: list[Layout], known: list[Layout], names: list[str], keys: l
 
 def read_layout(path: Path) -> Layout:
     """Read a layout file. Raises EP206 where it is malformed, EP201 or EP204 where it cannot be read."""
-    text = files.read_small_file(path, MAX_LAYOUT_NBYTES)
-    try:
-        raw = tomllib.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise malformed_layout(path, str(error)[:300]) from error
-    return layout_from_json(raw, path)
+    return layout_from_json(read_toml(path, partial(malformed_layout, path)), path)
 
 
 def layout_from_json(raw: object, where: object) -> Layout:

@@ -11,6 +11,7 @@ import re
 import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import UnionType
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import CheckpointError
 from eplb_cli.files import read_small_file
-from eplb_cli.formats.json_text import NotJsonError, parse_json
+from eplb_cli.formats.reading import json_value, read_npy
 from eplb_cli.models.model import MAX_EXPERTS
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.placements.placement import Placement
@@ -31,10 +32,8 @@ from eplb_cli.plan.choice import Senders, is_senders
 FORMAT = "eplb-checkpoint/1"
 MANIFEST_NAME = "eplb.json"
 MAX_MANIFEST_NBYTES = 1 << 28
-MAX_MARKS = 1 << 24
-"""As of a header: what is built from a manifest stays below 2 GiB."""
-
 _NPY_HEADER_LIMIT = 4096
+_ENCODER = json.JSONEncoder(indent=1, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The manifest as a file holds it, with a digest of everything else in it."""
         content = {"format": FORMAT, **asdict(self)}
-        return _text({**content, "digest": _digest(content)}) + b"\n"
+        return _ENCODER.encode({**content, "digest": _digest(content)}).encode() + b"\n"
 
     def read_placement(self, where: Path) -> Placement:
         """The placement of the tree. Raises PlacementError."""
@@ -88,13 +87,13 @@ class Manifest:
         return self.senders
 
 
-def _text(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, sort_keys=True).encode()
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    """Hexadecimal sha256 of a manifest without its own digest."""
-    return hashlib.sha256(_text(content)).hexdigest()
+def _digest(content: Mapping[str, Any], end: bytes = b"") -> str:
+    """Hexadecimal sha256 of an object as a manifest writes it, which is never there as a whole."""
+    sha = hashlib.sha256()
+    for part in _ENCODER.iterencode(content):
+        sha.update(part.encode())
+    sha.update(end)
+    return sha.hexdigest()
 
 
 def digest_file(rank: int) -> str:
@@ -121,11 +120,8 @@ def read_manifest(path: Path, *, exact: bool = False) -> Manifest | None:
         return None
     text = read_small_file(where, MAX_MANIFEST_NBYTES)
     raw = _parse(text, where)
-    try:
-        digest = _digest({key: value for key, value in raw.items() if key != "digest"})
-        is_as_written = not exact or text == _text(raw) + b"\n"
-    except RecursionError as error:
-        raise _malformed(where, "lists or objects nest too deeply") from error
+    digest = _digest({key: value for key, value in raw.items() if key != "digest"})
+    is_as_written = not exact or hashlib.sha256(text).hexdigest() == _digest(raw, b"\n")
     if raw.get("digest") != digest or not is_as_written:
         raise _malformed(where, "it was changed or damaged after it was written")
     return Manifest(**{field.name: raw[field.name] for field in fields(Manifest)})
@@ -133,15 +129,9 @@ def read_manifest(path: Path, *, exact: bool = False) -> Manifest | None:
 
 def _parse(text: bytes, where: Path) -> dict[str, Any]:
     """The checked content of a manifest whose digest is not yet compared."""
-    try:
-        parsed = parse_json(text, MAX_MARKS)
-    except NotJsonError as error:
-        raise _malformed(where, error.message) from error
-    raw = parsed.value
+    raw = json_value(text, MAX_MANIFEST_NBYTES, partial(_malformed, where))
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise _malformed(where, f"its format is not {FORMAT}")
-    if parsed.repeated_keys:
-        raise _malformed(where, f"{parsed.repeated_keys[0]!r} is more than once in one object")
     _check(raw, where)
     return raw
 
@@ -203,11 +193,8 @@ def read_digests(path: Path, rank: int, shape: tuple[int, int, int]) -> NDArray[
     where = path / digest_file(rank)
     if not os.path.lexists(where):
         return None
-    content = read_small_file(where, math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT)
-    try:
-        digests = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # numpy has many words for a damaged header
-        raise _malformed(where, str(error)[:300]) from error
+    limit = math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT
+    digests = read_npy(where, limit, partial(_malformed, where))
     if digests.dtype != np.uint8 or digests.shape != (*shape, DIGEST_NBYTES):
         raise _malformed(where, f"it is not a uint8 array of shape {(*shape, DIGEST_NBYTES)}")
     return np.asarray(digests, np.uint8)
@@ -228,6 +215,5 @@ def npy_bytes(array: NDArray[np.uint8]) -> bytes:
 
 
 def _malformed(where: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        "EP214", f"{where} cannot be used: {reason[:300]}", "remove it to go on without it"
-    )
+    problem = f"{where} cannot be used: {reason[:300]}"
+    return CheckpointError("EP214", problem, "remove it to go on without it")

@@ -68,8 +68,7 @@ def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) 
 
 
 def _unlike_manifest(shards: Shards, what: str) -> BytesError:
-    hint = "SRC was changed or is damaged: `eplb verify SRC` names the first place"
-    return BytesError("EP506", f"{shards.path}: {what} is not what eplb.json says", hint)
+    return BytesError("EP506", f"{shards.path}: {what} is not what eplb.json says")
 
 
 def _know_empty_rows(checkpoint: ShardedCheckpoint, known: Digests) -> None:

@@ -244,7 +244,6 @@ def refuse_twice(experts: NDArray[np.int64], layer: int, rank: int) -> None:
         raise CheckpointError(
             "EP218",
             f"layer {layer}, rank {rank}: expert {expert} is there twice, and its key can be there only once",
-            "choose a placement whose ranks hold an expert at most once",
         )
 
 

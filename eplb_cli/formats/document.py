@@ -1,20 +1,20 @@
-"""Files of strangers: what is read of them, and how much."""
+"""Files that hold placements or loads, as plain values: JSON, JSON lines, YAML, arrays and tensors.
+
+A file is taken for what its suffix says, and for JSON where that says nothing. Whatever it is, it has been
+held to the budget before anything is built from it.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from eplb_cli import files
-from eplb_cli.errors import PlacementError
-from eplb_cli.formats.json_text import JsonText
+from eplb_cli.formats.budget import NotReadableError
+from eplb_cli.formats.json_text import JsonText, parse_json, require_budget
 
-MAX_FILE_NBYTES = 64 << 20
-"""Larger files are not read: ten bytes for each of the values that `parse_json` takes are enough."""
+MAX_RECORDS = 100_000
+"""Lines of a .jsonl file that are read."""
 
 
 @dataclass(frozen=True)
@@ -31,39 +31,48 @@ class Document:
     json_text: JsonText | None = None
 
 
-class NotReadableError(Exception):
-    """A file is not what its suffix says; `line` counts from 1."""
+def parse_document(name: str, data: bytes) -> Document:
+    """The value in the content of a file. Raises NotReadableError."""
+    suffix = PurePath(name).suffix.lower()
+    if suffix in {".pt", ".pth"}:
+        from eplb_cli.formats.tensor_file import parse_tensors
 
-    def __init__(self, message: str, line: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.line = line
+        return Document(name, parse_tensors(data))
+    if suffix == ".npy":
+        from eplb_cli.formats.array_file import parse_array
+
+        return Document(name, parse_array(data))
+    if suffix in {".yaml", ".yml"}:
+        from eplb_cli.formats.yaml_text import parse_yaml
+
+        return Document(name, parse_yaml(data))
+    if suffix == ".jsonl":
+        return Document(name, _json_lines(data))
+    text = parse_json(data)
+    return Document(name, text.value, text)
 
 
-def read_bytes(path: str) -> bytes:
-    """The content of a regular file, or of one that a link points at; pipes and devices are not read.
+def _json_lines(data: bytes) -> list[Any]:
+    """The value of each line that is not empty. A record has each of its keys once.
 
-    Raises:
-        PlacementError: EP101.
+    The budget is that of one text: brackets and commas count the same, whatever lines they are on.
     """
-    with _reading(path):
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        descriptor = files.attempt("open", os.open, path, flags)
-    with files.closing(descriptor):
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise PlacementError("EP101", f"{path} is no regular file")
-        if status.st_size > MAX_FILE_NBYTES:
-            problem = f"has {status.st_size:,} bytes; more than {MAX_FILE_NBYTES:,} are not read"
-            raise PlacementError("EP101", f"{path} {problem}")
-        with _reading(path), open(descriptor, "rb", closefd=False) as stream:
-            return files.attempt("read", stream.read, status.st_size)
+    lines = data.split(b"\n")
+    if len(lines) > MAX_RECORDS:
+        raise NotReadableError(f"more than {MAX_RECORDS:,} lines are not read")
+    require_budget(data)
+    values = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            values.append(_record(line, number))
+    return values
 
 
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
+def _record(line: bytes, number: int) -> Any:  # noqa: ANN401 - JSON is anything
     try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise PlacementError("EP101", f"{path} cannot be read: {reason}") from error
+        text = parse_json(line)
+    except NotReadableError as error:
+        raise NotReadableError(error.message, number) from error
+    if text.repeated_keys:
+        raise NotReadableError(f"more than once in one object: {text.repeated_keys[0]!r}", number)
+    return text.value

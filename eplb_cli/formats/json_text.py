@@ -5,29 +5,35 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
-MAX_MARKS = 1 << 22
-"""Commas, quotes and opening brackets that a text may have: what is built from them stays below 1 GiB."""
+from eplb_cli.formats.budget import (
+    KEY_NBYTES,
+    LIST_NBYTES,
+    MAX_DEPTH,
+    MAX_FILE_NBYTES,
+    OBJECT_NBYTES,
+    WORD_NBYTES,
+    Allowance,
+    NotReadableError,
+)
 
 MAX_SHOWN_CHARACTERS = 40
 """What a message quotes of a value."""
 
+_MAX_DIGITS = 4300
+"""What Python converts without being asked."""
+
 _CLAMPED_DIGITS = 30
+_SHARED_INTEGERS = 1 << 16
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _GAP = re.compile(r"[\s,:]*")
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
-
-
-class NotJsonError(Exception):
-    """A text is no JSON, or more of it than is looked at; `line` counts from 1."""
-
-    def __init__(self, message: str, line: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.line = line
 
 
 @dataclass(frozen=True)
@@ -64,18 +70,20 @@ class JsonText:
         return [key for _, key in members[::2]], [offset for offset, _ in members[1::2]]
 
 
-def parse_json(data: bytes, max_marks: int = MAX_MARKS) -> JsonText:
+def parse_json(data: bytes, limit: int = MAX_FILE_NBYTES, *, strict: bool = False) -> JsonText:
     """Parse UTF-8 text of any origin; NaN and infinities pass as floats, for the reader to refuse.
 
     Args:
-        max_marks: commas, quotes and opening brackets that are read.
+        limit: bytes that a file of this kind may have.
+        strict: refuse what programs read in more than one way: a byte order mark, NaN and infinities, -0, and
+            integers of more than 4,300 digits.
 
     Raises:
-        NotJsonError: for anything else that is not JSON, nests too deeply, or has too many values.
+        NotReadableError: for anything else that is not JSON, nests too deeply, or has too many values.
     """
-    if sum(map(data.count, (b",", b'"', b"[", b"{"))) > max_marks:
-        raise NotJsonError(f"more than {max_marks:,} values are not read")
-    text = _decode(data)
+    require_budget(data, limit)
+    _require_depth(data)
+    text = _decode(data, "utf-8" if strict else "utf-8-sig")
     repeated: list[str] = []
 
     def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -85,13 +93,34 @@ def parse_json(data: bytes, max_marks: int = MAX_MARKS) -> JsonText:
             repeated.extend(key for key in counts if counts[key] > 1)
         return content
 
+    integers = _Integers(strict=strict).__getitem__
+    constant = _refuse_constant if strict else None
     try:
-        return JsonText(text, _loads(text, to_dict), list(dict.fromkeys(repeated)))
+        value = json.loads(text, object_pairs_hook=to_dict, parse_int=integers, parse_constant=constant)
     except json.JSONDecodeError as error:
         problem = f"{error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
-        raise NotJsonError(f"not well-formed JSON: {problem}", error.lineno) from error
-    except RecursionError as error:
-        raise NotJsonError("not well-formed JSON: lists or objects nest too deeply") from error
+        raise NotReadableError(f"not well-formed JSON: {problem}", error.lineno) from error
+    return JsonText(text, value, list(dict.fromkeys(repeated)))
+
+
+class _Integers(dict[str, int]):
+    """Integers by their digits. Ids come again and again: each of them is one object, wherever it stands."""
+
+    def __init__(self, *, strict: bool) -> None:
+        super().__init__()
+        self._strict = strict
+
+    def __missing__(self, digits: str) -> int:
+        if self._strict and (digits == "-0" or len(digits) > _MAX_DIGITS):
+            raise NotReadableError("-0 is no size" if digits == "-0" else "an integer is too long")
+        value = int(digits if len(digits) <= _MAX_DIGITS else digits[:_CLAMPED_DIGITS])
+        if len(self) < _SHARED_INTEGERS and len(digits) < _CLAMPED_DIGITS:
+            self[digits] = value
+        return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise NotReadableError(f"{name} is not JSON")
 
 
 def shown(value: object) -> str:
@@ -102,42 +131,38 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 
-def _decode(data: bytes) -> str:
+def require_budget(data: bytes, limit: int = MAX_FILE_NBYTES) -> None:
+    """NotReadableError where a text may become more than is built; what is within words counts too."""
+    allowance = Allowance.of(len(data), limit)
+    lists, objects, quotes, keys = map(data.count, (b"[", b"{", b'"', b":"))
+    allowance.take_values(data.count(b",") + lists + objects + quotes)
+    words = quotes * (WORD_NBYTES // 2)
+    allowance.take_memory(lists * LIST_NBYTES + objects * OBJECT_NBYTES + keys * KEY_NBYTES + words)
+
+
+def _require_depth(data: bytes) -> None:
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+        if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
+            raise NotReadableError("not well-formed JSON: lists or objects nest too deeply")
+
+
+def _decode(data: bytes, encoding: str) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise NotJsonError(f"not UTF-8 text: byte {error.start} cannot be decoded", line) from error
-
-
-def _loads(text: str, to_dict: Callable[[list[tuple[str, Any]]], Any]) -> Any:  # noqa: ANN401 - JSON is anything
-    """Parse; a second time, with long integers cut, where one is longer than Python converts."""
-    try:
-        return json.loads(text, object_pairs_hook=to_dict)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:
-        return json.loads(text, object_pairs_hook=to_dict, parse_int=_clamped)
-
-
-def _clamped(digits: str) -> int:
-    return int(digits[:_CLAMPED_DIGITS])
+        raise NotReadableError(f"not UTF-8 text: byte {error.start} cannot be decoded", line) from error
 
 
 def _members(text: str, start: int) -> list[tuple[int, Any]]:
-    """Offset and value of what is directly in the list or object at `start`; keys are members too.
-
-    Nothing where the text, parsed once already, nests too deeply for this slightly deeper stack.
-    """
+    """Offset and value of what is directly in the list or object at `start`; keys are members too."""
     members = []
     offset = _end_of_gap(text, start + 1)
-    try:
-        while text[offset] not in "]}":
-            value, end = _DECODER.raw_decode(text, offset)
-            members.append((offset, value))
-            offset = _end_of_gap(text, end)
-    except RecursionError:
-        return []
+    while text[offset] not in "]}":
+        value, end = _DECODER.raw_decode(text, offset)
+        members.append((offset, value))
+        offset = _end_of_gap(text, end)
     return members
 
 

@@ -6,10 +6,18 @@ import io
 import zipfile
 from typing import Any
 
-from eplb_cli.formats.document import MAX_FILE_NBYTES, NotReadableError
+from eplb_cli.formats.budget import (
+    LIST_NBYTES,
+    MAX_DEPTH,
+    MAX_FILE_NBYTES,
+    OBJECT_NBYTES,
+    WORD_NBYTES,
+    Allowance,
+    NotReadableError,
+)
 
-_MAX_ELEMENTS = 1 << 24
-_MAX_DEPTH = 8
+_MAX_PICKLE_NBYTES = 1 << 21
+"""What says how tensors lie in lists and objects; each of its bytes may become a list."""
 
 
 def parse_tensors(data: bytes) -> Any:  # noqa: ANN401 - what was saved
@@ -26,36 +34,53 @@ def parse_tensors(data: bytes) -> Any:  # noqa: ANN401 - what was saved
     except Exception as error:  # torch has many words for a file it refuses
         problem = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise NotReadableError(f"not a file of tensors: {problem}") from error
-    return _plain(value, 0)
+    return _plain(value, Allowance.of(len(data)), MAX_DEPTH)
 
 
 def _refuse_bombs(data: bytes) -> None:
     """A file of torch is a zip archive of stored bytes; packed ones could become anything."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            nbytes = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
         raise NotReadableError("not a file that torch.save wrote since version 1.6") from error
+    nbytes = sum(entry.file_size for entry in entries)
     if nbytes > MAX_FILE_NBYTES:
         raise NotReadableError(f"{nbytes:,} bytes unpacked; more than {MAX_FILE_NBYTES:,} are not read")
+    pickled = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
+    if pickled > _MAX_PICKLE_NBYTES:
+        raise NotReadableError(f"{pickled:,} bytes beside its tensors are more than are read")
 
 
-def _plain(value: Any, depth: int) -> Any:  # noqa: ANN401 - as parse_tensors
-    """Tensors as arrays; a tensor whose elements share bytes may have more of them than the file."""
+def _plain(value: Any, allowance: Allowance, depth: int) -> Any:  # noqa: ANN401 - as parse_tensors
+    """Tensors as arrays. What shares bytes, or is the same list again, is counted as often as it is there."""
     import torch
 
-    if depth > _MAX_DEPTH:
+    allowance.take_values(1)
+    if not depth:
         raise NotReadableError("it nests too deeply")
     if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.numel() > _MAX_ELEMENTS or value.is_quantized:
-            raise NotReadableError("a tensor is sparse, quantized or too large")
-        wide = value.to(torch.float32) if value.dtype in {torch.bfloat16, torch.float16} else value
-        try:
-            return wide.detach().contiguous().numpy()
-        except (TypeError, RuntimeError, NotImplementedError) as error:
-            raise NotReadableError(f"a tensor is of {value.dtype}") from error
+        return _array(value, allowance)
     if isinstance(value, dict):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+        allowance.take_memory(OBJECT_NBYTES)
+        return {str(key): _plain(item, allowance, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, depth + 1) for item in value]
+        allowance.take_memory(LIST_NBYTES)
+        return [_plain(item, allowance, depth - 1) for item in value]
+    allowance.take_memory(WORD_NBYTES)
     return value
+
+
+def _array(tensor: Any, allowance: Allowance) -> Any:  # noqa: ANN401 - an array of any kind
+    """A tensor's numbers; halves, which numpy lacks or counts badly with, as float32."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise NotReadableError("a tensor is sparse or quantized")
+    is_half = tensor.dtype in {torch.bfloat16, torch.float16}
+    allowance.take_memory(tensor.numel() * (4 if is_half else tensor.element_size()))
+    wide = tensor.to(torch.float32) if is_half else tensor
+    try:
+        return wide.detach().contiguous().numpy()
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise NotReadableError(f"a tensor is of {tensor.dtype}") from error

@@ -2,71 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from eplb_cli.formats.document import NotReadableError
-from eplb_cli.formats.json_text import MAX_MARKS
+from eplb_cli.formats.budget import (
+    LIST_NBYTES,
+    MAX_DEPTH,
+    MAX_FILE_NBYTES,
+    OBJECT_NBYTES,
+    WORD_NBYTES,
+    Allowance,
+    NotReadableError,
+)
 
-MAX_DEPTH = 32
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _WORDS = {"null": None, "~": None, "": None, "true": True, "false": False}
+_MAX_DIGITS = 30
 
 
-def parse_yaml(data: bytes) -> Any:  # noqa: ANN401 - YAML is anything
+def parse_yaml(data: bytes, limit: int = MAX_FILE_NBYTES) -> Any:  # noqa: ANN401 - YAML is anything
     """The value of the only document; whole numbers are integers, every other scalar is a string.
+
+    Args:
+        limit: bytes that a file of this kind may have.
 
     Raises:
         NotReadableError: it is no YAML, or more of it than is looked at.
     """
     try:
-        _refuse_bombs(data)
-        node = yaml.compose(data, Loader=_LOADER)
-        return None if node is None else _value(node)
+        return _document(_counted(data, Allowance.of(len(data), limit)))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise NotReadableError(f"not well-formed YAML: {problem}", mark and mark.line + 1) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise NotReadableError(f"not well-formed YAML: {str(error)[:200]}") from error
 
 
-def _refuse_bombs(data: bytes) -> None:
-    """Aliases can repeat themselves without end, and nesting can exhaust the stack."""
+def _counted(data: bytes, allowance: Allowance) -> Iterator[Any]:
+    """The events of a text, as far as they are in the budget. Aliases could repeat themselves without end."""
     depth = 0
-    for count, event in enumerate(yaml.parse(data, Loader=_LOADER)):
+    for event in yaml.parse(data, Loader=_LOADER):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             raise NotReadableError("aliases (*name) are not read", line)
+        if isinstance(event, yaml.ScalarEvent):
+            allowance.take_memory(WORD_NBYTES, line)
         if isinstance(event, yaml.CollectionStartEvent):
+            is_list = isinstance(event, yaml.SequenceStartEvent)
+            allowance.take_memory(LIST_NBYTES if is_list else OBJECT_NBYTES, line)
             depth += 1
         if isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        if depth > MAX_DEPTH or count > MAX_MARKS:
-            raise NotReadableError("it nests too deeply, or has too many values", line)
+        if depth > MAX_DEPTH:
+            raise NotReadableError("it nests too deeply", line)
+        allowance.take_values(1, line)
+        yield event
 
 
-def _value(node: Any) -> Any:  # noqa: ANN401 - as parse_yaml
-    if isinstance(node, yaml.ScalarNode):
-        return _scalar(node)
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item) for item in node.value]
+def _document(events: Iterator[Any]) -> Any:  # noqa: ANN401 - as parse_yaml
+    """The value of the first document, None without one; there is no second."""
+    value, found = None, False
+    for event in events:
+        if isinstance(event, yaml.DocumentStartEvent):
+            if found:
+                line = event.start_mark.line + 1
+                raise NotReadableError("not well-formed YAML: another document begins", line)
+            value, found = _value(next(events), events), True
+    return value
+
+
+def _value(event: Any, events: Iterator[Any]) -> Any:  # noqa: ANN401 - as parse_yaml
+    """The value that begins with `event`; takes from `events` what belongs to it."""
+    if isinstance(event, yaml.ScalarEvent):
+        return _scalar(event)
+    if isinstance(event, yaml.SequenceStartEvent):
+        return [_value(item, events) for item in _until(yaml.SequenceEndEvent, events)]
     content = {}
-    for key_node, value_node in node.value:
-        key = _value(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+    for key_event in _until(yaml.MappingEndEvent, events):
+        key = _scalar(key_event) if isinstance(key_event, yaml.ScalarEvent) else None
         if key is None or key in content:
             problem = "a key is no word or number" if key is None else f"{key!r} is there more than once"
-            raise NotReadableError(problem, key_node.start_mark.line + 1)
-        content[key] = _value(value_node)
+            raise NotReadableError(problem, key_event.start_mark.line + 1)
+        content[key] = _value(next(events), events)
     return content
 
 
-def _scalar(node: Any) -> Any:  # noqa: ANN401 - as parse_yaml
-    text = node.value
-    if node.style:  # quoted, or a block
+def _until(end: type, events: Iterator[Any]) -> Iterator[Any]:
+    """Events up to one of the type `end`, which is taken too."""
+    for event in events:
+        if isinstance(event, end):
+            return
+        yield event
+
+
+def _scalar(event: Any) -> Any:  # noqa: ANN401 - as parse_yaml
+    text = event.value
+    if event.style:  # quoted, or a block
         return text
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     digits = text.removeprefix("-")
-    return int(text) if digits.isdecimal() and digits.isascii() and len(digits) <= 30 else text  # noqa: PLR2004
+    return int(text) if digits.isdecimal() and digits.isascii() and len(digits) <= _MAX_DIGITS else text

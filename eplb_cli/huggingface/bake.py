@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from eplb_cli import files
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
 from eplb_cli.errors import CheckpointError
+from eplb_cli.formats.budget import MAX_FILE_NBYTES
 from eplb_cli.huggingface.engine import find_names, split_key
 from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, join, parts_of_shards
@@ -154,7 +155,7 @@ def check_bakeable(tree: HuggingFace, config: ModelConfig) -> Family:
     layers = {key.layer for key in map(split_key, tree.tensors) if key.template in family.routers}
     check_tensors(family, tree.tensors, [layer for layer in layers if layer is not None])
     texts = [name for name in tree.carried if name == "config.json" or "quant" in name]
-    check_texts({name: files.read_small_file(tree.carried[name], 1 << 28) for name in texts})
+    check_texts({name: files.read_small_file(tree.carried[name], MAX_FILE_NBYTES) for name in texts})
     return family
 
 

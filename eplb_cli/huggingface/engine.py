@@ -10,15 +10,15 @@ joined lie one behind the other: along dim 0, and for experts along dim 0 of eac
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.layout_file import preset
 from eplb_cli.errors import CheckpointError
+from eplb_cli.formats.reading import read_toml
 from eplb_cli.huggingface.engines import AS_THEY_ARE, ENGINES, engine_names
 
 _LAYER = re.compile(r"(?<=\blayers\.)(0|[1-9][0-9]{0,8})(?=\.)")
@@ -114,7 +114,7 @@ def find_names(engine: str, family: str, keys: Iterable[str]) -> Names:
         return _as_they_are(family, keys)
     if engine not in engine_names():
         raise CheckpointError("EP224", f"{engine!r} is no engine", f"engines: {', '.join(engine_names())}")
-    raw = tomllib.loads(ENGINES.path(engine).read_text())
+    raw = read_toml(ENGINES.path(engine), partial(CheckpointError, "EP224"))
     families = [name for name, table in raw.items() if isinstance(table, dict)]
     if family not in families:
         problem = f"no names of {engine} are known for models of type {family!r}"

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli import files
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.formats.reading import read_json
 from eplb_cli.huggingface.engine import Names, names_from_json
 from eplb_cli.huggingface.joined import Joined, join
 from eplb_cli.huggingface.parts import in_layer_order
@@ -25,6 +26,7 @@ from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, file_from_star
 
 FORMAT = "eplb-huggingface/1"
 MAX_ORIGIN_NBYTES = 1 << 30
+"""Of more than a million tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +67,8 @@ def read_origin(path: Path) -> Origin:
     where = path / ORIGIN_NAME
     if not where.is_file():
         raise CheckpointError("EP225", f"{path} has no {ORIGIN_NAME}")
+    raw = read_json(where, MAX_ORIGIN_NBYTES, partial(_damaged, where))
     try:
-        raw = json.loads(files.read_small_file(where, MAX_ORIGIN_NBYTES))
         if raw["format"] != FORMAT:
             raise _damaged(where, f"its format is not {FORMAT}")
         names = names_from_json(raw["names"])
@@ -78,7 +80,7 @@ def read_origin(path: Path) -> Origin:
         digests = np.frombuffer(bytes.fromhex(raw["digests"]), np.uint8).reshape(-1, DIGEST_NBYTES)
         carried = {_plain_name(name): path / _plain_name(name) for name in raw["carried"]}
         index_name = None if index_name is None else _plain_name(index_name)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(where, f"{type(error).__name__}: {str(error)[:200]}") from error
     return Origin(HuggingFace(path, sources, index_name, index, carried), names, digests)
 

@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli import __version__, files
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, MAX_MANIFEST_NBYTES
 from eplb_cli.checkpoint.places import Extents
 from eplb_cli.checkpoint.sharded import ExpertTensor, ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError, PlacementError
-from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT
+from eplb_cli.formats.reading import read_json
+from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, header_json
 from eplb_cli.huggingface.engine import split_key
 from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.huggingface.routers import unbakeable
-from eplb_cli.huggingface.source import HuggingFace
+from eplb_cli.huggingface.source import HuggingFace, index_json
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.families import Family
 from eplb_cli.models.load import Load
@@ -142,7 +143,7 @@ class Baked:
         """The beginning of each file, as long as before or longer by whole pages."""
         result = []
         for file in self.tree.files:
-            header = json.loads(file.start[8:])
+            header = header_json(file.start[8:], file.name)
             renamed = {self.new_key(key): value for key, value in header.items()}
             text = json.dumps(renamed, separators=(",", ":"), ensure_ascii=False).encode()
             more = max(8 + len(text) - len(file.start), 0)
@@ -205,7 +206,7 @@ class Baked:
         tree = self.tree
         carry_files(tree.carried, stage)
         if tree.index_name is not None:
-            index = json.loads(tree.index)
+            index = index_json(tree.index, unbakeable)
             index["weight_map"] = dict(
                 sorted((self.new_key(key), name) for key, name in index["weight_map"].items())
             )
@@ -238,17 +239,14 @@ def _clone(source: Path, start_nbytes: int, destination: Path, header: bytes) ->
 def read_baked(path: Path) -> Placement:
     """The placement that a checkpoint was baked with. Raises EP226."""
     where = path / MANIFEST_NAME
-    try:
-        raw = json.loads(files.read_small_file(where, 1 << 28))
-        if raw["format"] == FORMAT:
-            return in_layer_order(placement_from_json(raw["placement"], str(where)))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _not_baked(where) from error
-    raise _not_baked(where)
+    raw = read_json(where, MAX_MANIFEST_NBYTES, partial(_not_baked, where))
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise _not_baked(where, f"its format is not {FORMAT}")
+    return in_layer_order(placement_from_json(raw.get("placement"), str(where)))
 
 
-def _not_baked(where: Path) -> CheckpointError:
-    return CheckpointError("EP226", f"{where} is not of a baked checkpoint")
+def _not_baked(where: Path, reason: str) -> CheckpointError:
+    return CheckpointError("EP226", f"{where} is not of a baked checkpoint: {reason}")
 
 
 def unbaked(load: Load, placement: Placement) -> Load:

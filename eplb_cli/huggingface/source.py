@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from eplb_cli import files
 from eplb_cli.checkpoint.layout import ShardName
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
 from eplb_cli.checkpoint.shards import ShardFile, TensorAt
 from eplb_cli.errors import CheckpointError, PlacementError
+from eplb_cli.formats.budget import Fault
+from eplb_cli.formats.reading import json_value
 from eplb_cli.formats.safetensors_header import Header, parse_header, read_header
 from eplb_cli.models.config import ModelConfig, read_config
 
@@ -124,13 +126,8 @@ def _read_start(path: Path, header: Header) -> bytes:
 
 def file_from_start(name: str, start: bytes) -> SourceFile:
     """A file that is not there, as its beginning describes it. Raises EP203."""
-    text = start[8:]
-    try:
-        sizes = [entry["data_offsets"][1] for key, entry in json.loads(text).items() if key != "__metadata__"]
-        data_nbytes = int(max(sizes, default=0))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise CheckpointError("EP203", f"{name}: its header cannot be read: {str(error)[:200]}") from error
-    header = parse_header(text, data_nbytes, name)
+    header = parse_header(start[8:], None, name)
+    data_nbytes = max((entry.end for entry in header.tensors.values()), default=0)
     return SourceFile(name, Path(name), start, header, len(start) + data_nbytes)
 
 
@@ -143,15 +140,24 @@ def _check_index(path: Path, opened: tuple[SourceFile, ...], name: str | None, i
                 raise _contradiction(path, f"{key!r} is in {where[key]} and in {file.name}")
     if name is None:
         return
-    try:
-        said = json.loads(index)["weight_map"]
-        said = {str(key): str(file) for key, file in said.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _contradiction(path, f"{name} is no index") from error
+
+    def fault(reason: str) -> CheckpointError:
+        return _contradiction(path, f"{name} is no index: {reason}")
+
+    said = index_json(index, fault)["weight_map"]
     for key in sorted(said.keys() | where.keys()):
         if said.get(key) != where.get(key):
             problem = f"{key!r} is in {where.get(key, 'no file')}, and {name} says {said.get(key, 'no file')}"
             raise _contradiction(path, problem)
+
+
+def index_json(index: bytes, fault: Fault) -> dict[str, Any]:
+    """The content of an index, whose "weight_map" says the file of each key. Raises `fault`."""
+    content = json_value(index, MAX_INDEX_NBYTES, fault)
+    said = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(said, dict) or not all(isinstance(file, str) for file in said.values()):
+        raise fault('it has no "weight_map" of keys and files')
+    return dict(content)
 
 
 def _contradiction(path: Path, problem: str) -> CheckpointError:

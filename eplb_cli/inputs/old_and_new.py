@@ -83,7 +83,6 @@ def read_old(
         raise CheckpointError(
             "EP216",
             f"{shards.path} has no eplb.json, so nothing says what its rows are",
-            "name the placement it was written under with --old FILE, or --old linear",
         )
     known = None if manifest is None else manifest.read_placement(shards.path)
     if old is None:
@@ -97,7 +96,6 @@ def read_old(
         raise CheckpointError(
             "EP215",
             f"{old} is not the placement in {shards.path / 'eplb.json'}",
-            "leave out --old, or remove eplb.json if it is the one that is wrong",
         )
     return given, warnings
 

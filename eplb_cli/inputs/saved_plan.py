@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from eplb_cli.checkpoint.layout_file import layout_from_json, read_layout
 from eplb_cli.checkpoint.sharded import with_layers
 from eplb_cli.checkpoint.shards import Shards
 from eplb_cli.errors import EplbError, PlanError
+from eplb_cli.formats.reading import read_json
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.named_map import NAMED_MAPS
 from eplb_cli.placements.own_format import placement_from_json, placement_to_json
@@ -114,10 +116,7 @@ def read_plan(path: Path) -> SavedPlan:
         PlanError: EP303, it is none, or was changed.
         CheckpointError: EP201 or EP204, it cannot be read.
     """
-    try:
-        raw = json.loads(files.read_small_file(path, MAX_PLAN_NBYTES))
-    except (ValueError, RecursionError) as error:
-        raise _unusable(path, f"it is not JSON: {str(error)[:300]}") from error
+    raw = read_json(path, MAX_PLAN_NBYTES, partial(_not_json, path))
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise _unusable(path, f"its format is not {FORMAT}")
     content = {key: value for key, value in raw.items() if key != "digest"}
@@ -222,6 +221,10 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _unusable(where: Path, reason: str) -> PlanError:
     return PlanError("EP303", f"{where} is no plan to carry out: {reason}")
+
+
+def _not_json(where: Path, reason: str) -> PlanError:
+    return _unusable(where, f"it is not JSON: {reason}")
 
 
 def _changed(where: Path, what: str) -> PlanError:

@@ -5,13 +5,13 @@ Which layers are MoE layers follows from other keys in each family, so only know
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from eplb_cli.errors import CheckpointError, EplbError, PlacementError
-from eplb_cli.files import read_small_file
+from eplb_cli.formats.reading import read_json
 from eplb_cli.models.families import FAMILIES, Config, Family
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number
 
@@ -81,10 +81,7 @@ def read_config(path: Path) -> ModelConfig:
         PlacementError: EP118, it is no JSON object.
         CheckpointError: EP201 or EP204, it cannot be read.
     """
-    try:
-        raw = json.loads(read_small_file(Path(os.path.realpath(path)), MAX_CONFIG_NBYTES))
-    except (ValueError, RecursionError) as error:
-        raise malformed(path, f"it is not JSON: {str(error)[:300]}") from error
+    raw = read_json(Path(os.path.realpath(path)), MAX_CONFIG_NBYTES, partial(malformed, path))
     if not isinstance(raw, dict):
         raise malformed(path, "it is no object")
     return ModelConfig(path, _of_text_model(raw))

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.formats.document import NotReadableError, read_bytes
-from eplb_cli.formats.parse import parse_document
+from eplb_cli.formats.budget import NotReadableError
+from eplb_cli.formats.document import parse_document
+from eplb_cli.formats.reading import read_bytes
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model
 
 RECORD = "eplb_load_stats"

@@ -10,8 +10,6 @@ from typing import Any
 
 from eplb_cli.errors import PlacementError
 
-MAX_MODEL_NBYTES = 1 << 24
-
 MAX_EXPERTS = 1_000_000
 """E of no model; an id or a number of experts beyond it is a mistake."""
 
@@ -70,14 +68,14 @@ class Model:
         return sum(tensor.nbytes for tensor in self.tensors.values()) if self.tensors else None
 
 
-def read_text(path: Path) -> str:
-    """The text of a small file. Raises EP118."""
-    from eplb_cli.formats.document import read_bytes
+def read_model_file(path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises EP118."""
+    from eplb_cli.formats.reading import read_bytes
 
     try:
-        return read_bytes(str(path)).decode()
-    except (PlacementError, UnicodeDecodeError) as error:
-        raise malformed(path, str(error)[:300]) from error
+        return read_bytes(str(path), limit)
+    except PlacementError as error:
+        raise malformed(path, error.message[:300]) from error
 
 
 def number(path: Path, raw: Mapping[str, Any], key: str, most: int) -> int:

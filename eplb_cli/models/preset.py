@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number, read_text
+from eplb_cli.formats.budget import MAX_TOML_NBYTES
+from eplb_cli.formats.reading import toml_value
+from eplb_cli.models.model import (
+    MAX_EXPERTS,
+    MAX_LAYERS,
+    Model,
+    ModelTensor,
+    malformed,
+    number,
+    read_model_file,
+)
 from eplb_cli.models.presets import PRESETS
 
 FORMAT = "eplb-model/1"
@@ -44,10 +54,7 @@ def presets() -> list[Model]:
 
 def read_preset(path: Path) -> Model:
     """The model of a TOML file. Raises EP118."""
-    try:
-        raw = tomllib.loads(read_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise malformed(path, str(error)[:300]) from error
+    raw = toml_value(read_model_file(path, MAX_TOML_NBYTES), partial(malformed, path))
     if raw.get("format") != FORMAT:
         raise malformed(path, f'it does not say format = "{FORMAT}"')
     if wrong := (_REQUIRED - raw.keys()) or (raw.keys() - _REQUIRED - _OPTIONAL):

@@ -29,7 +29,7 @@ def check_destination(source: Path, destination: Path) -> None:
     """
     src, dst = real_path(source), real_path(destination)
     if src == dst or src in dst.parents or dst in src.parents:
-        raise OutputError("EP602", f"DST {destination} and SRC {source} overlap", "choose a DST outside SRC")
+        raise OutputError("EP602", f"DST {destination} and SRC {source} overlap")
     require_free(destination)
     if dst.exists() and Path().exists() and dst.samefile(Path()):
         hint = "name a new directory: the one you are in would be replaced under your feet"
@@ -47,5 +47,4 @@ def require_free(destination: Path) -> None:
             raise OutputError(
                 "EP601",
                 f"{destination} exists and is not an empty directory",
-                "remove it, or choose another DST",
             )

@@ -9,10 +9,12 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from eplb_cli import files
 from eplb_cli.errors import EplbError, OutputError
+from eplb_cli.formats.reading import read_json
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL}
 
@@ -86,7 +88,7 @@ def _lock(path: Path, descriptor: int, owner: Path) -> None:
         files.attempt("lock", fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         problem = f"{path} is in use by {_read_owner(owner)}"
-        raise OutputError("EP605", problem, "wait for that run to end") from None
+        raise OutputError("EP605", problem) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise files.output_error(error, path) from error
@@ -94,7 +96,7 @@ def _lock(path: Path, descriptor: int, owner: Path) -> None:
 
 def _read_owner(owner: Path) -> str:
     try:
-        said = json.loads(files.read_small_file(owner, 1 << 16))
+        said = read_json(owner, 1 << 16, partial(OutputError, "EP605"))
         return f"process {int(said['pid'])} on {said['host']!s}"
     except Exception:  # noqa: BLE001 - the other run may be at any point of its life
         return "another process"

@@ -28,7 +28,6 @@ def check_space(directory: Path, output: OutputTree, destination: Path) -> None:
         raise OutputError(
             "EP603",
             f"{destination} needs {output.own_nbytes} bytes and its file system has {free}",
-            "free some space, or choose another DST",
         )
 
 

@@ -178,7 +178,6 @@ def _check_others(checkpoint: ShardedCheckpoint, new: Placement) -> None:
             "EP219",
             f"layer {checkpoint.unplaced_layers[0]} has experts, the placement does not name it, "
             "and its ranks or slots change",
-            "add the layer to OLD and NEW (MTP layers are MoE layers too)",
         )
     if not same_ranks and checkpoint.sharded_others:
         raise sharded_error(checkpoint.sharded_others, old.num_ranks, new.num_ranks)
@@ -190,7 +189,6 @@ def sharded_error(keys: list[str], num_old: int, num_new: int) -> CheckpointErro
     return CheckpointError(
         "EP213",
         f"{keys[0]!r}{more}: sharded over the ranks, which become {num_new} instead of {num_old}",
-        "eplb moves experts only: keep the number of ranks, or save shards without tensor parallelism",
     )
 
 

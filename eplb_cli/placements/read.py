@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.formats.document import Document, NotReadableError, read_bytes
-from eplb_cli.formats.parse import parse_document
+from eplb_cli.formats.budget import NotReadableError
+from eplb_cli.formats.document import Document, parse_document
+from eplb_cli.formats.reading import read_bytes
 from eplb_cli.placements.dialects.dialect import Dialect, Note
 from eplb_cli.placements.dialects.eplb import DIALECT as EPLB
 from eplb_cli.placements.draft import Draft, Origin

@@ -111,7 +111,6 @@ def _refuse_without_source(
             "EP106",
             f"layer {new.layer_number(layer)}, slot {slot[first]}: "
             f"expert {expert} is in NEW but nowhere in OLD",
-            "was OLD written for another checkpoint? `eplb inspect SRC` shows what the shards hold",
         )
 
 

@@ -205,5 +205,4 @@ def ranks_of(job: Job, worker: int) -> str:
 
 def _died(job: Job, worker: int, code: int) -> WorkerError:
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    hint = "was memory short? a smaller --buffer-size needs less" if code == -signal.SIGKILL else ""
-    return WorkerError("EP402", f"worker {worker} ({ranks_of(job, worker)}) ended {how}", hint)
+    return WorkerError("EP402", f"worker {worker} ({ranks_of(job, worker)}) ended {how}")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eplb_cli.errors import PlacementError, UsageError
-from eplb_cli.formats.parse import parse_document
+from eplb_cli.formats.document import parse_document
 from eplb_cli.models.model import Model
 from eplb_cli.placements.dialects.registry import NAMES, OWN, dialect_called
 from eplb_cli.placements.hints import Hints

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.formats.document import NotReadableError
-from eplb_cli.formats.parse import parse_document
+from eplb_cli.formats.budget import NotReadableError
+from eplb_cli.formats.document import parse_document
 from eplb_cli.placements.read import parse_placement, read_placement
 
 

@@ -102,7 +102,7 @@ class TestBadHeaders:
             (b'{"a": ' + b"9" * 5000 + b"}", "cannot be parsed"),
             (
                 json.dumps({"a": entry()})[:-1].encode() + b"," + json.dumps({"a": entry()})[1:].encode(),
-                "twice",
+                "more than once",
             ),
             (b'{"\\ud800": ' + json.dumps(entry()).encode() + b"}", "surrogates"),
             ({"__metadata__": None, "a": entry()}, "__metadata__"),

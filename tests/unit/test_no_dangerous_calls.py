@@ -10,6 +10,7 @@ import pytest
 
 import eplb_cli
 
+PACKAGE = Path(eplb_cli.__file__).parent
 SOURCES = sorted(Path(eplb_cli.__file__).parent.rglob("*.py"))
 BANNED_MODULES = {
     "pickle",
@@ -105,3 +106,64 @@ def test_no_module_does_what_none_may(path):
 def test_the_check_finds_what_it_is_for(source, expected):
     """Each rule in one line, and what is allowed."""
     assert list(complaints(source)) == expected
+
+
+READING_CALLS = {"loads", "raw_decode", "read_array", "read_text", "read_bytes", "fromfile", "memmap", "open"}
+READING_MODULES = {"json.load", "np.load", "numpy.load", "torch.load", "tomllib.load"}
+OUR_OWN_FILES = {
+    "run/job.py": "the job and the outcomes, which the same run wrote; its file of progress",
+    "output/journal.py": "journals, which the user's own run wrote, with a checksum for each line",
+    "exchange/agree.py": "what another worker of the job told",
+    "run/launch.py": "the log of torchrun",
+    "run/worker.py": "/proc",
+    "cli/entry.py": "/dev/null, in place of a closed stream",
+    "machine.py": "/proc, and the control group",
+}
+"""Modules that read by themselves, and what."""
+
+
+def reading_calls(source: str) -> list[str]:
+    """Calls that parse or read a whole file, but for those of `formats` and of `files`."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    named = [(call.lineno, ast.unparse(call.func)) for call in calls]
+    return [f"{line}: {path}" for line, path in named if _reads(path)]
+
+
+def _reads(path: str) -> bool:
+    owner, _, name = path.rpartition(".")
+    is_ours = name == "read_bytes" and not owner
+    by_name = name in READING_CALLS and not is_ours
+    return by_name or path in READING_MODULES or owner in {"yaml", "tomllib"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_files_from_elsewhere_are_read_by_formats(path):
+    """Nobody else parses JSON, TOML, YAML or arrays, or reads a file past the limit on its bytes."""
+    name = str(path.relative_to(PACKAGE))
+    if name.startswith("formats/") or name in OUR_OWN_FILES:
+        return
+    assert reading_calls(path.read_text()) == []
+
+
+def test_each_exception_is_one():
+    """What is named as reading its own files does so."""
+    assert all(reading_calls((PACKAGE / name).read_text()) for name in OUR_OWN_FILES)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "json.loads(x)",
+        "tomllib.load(x)",
+        "np.load(x, allow_pickle=False)",
+        "yaml.compose(x)",
+        "np.lib.format.read_array(x)",
+        "path.read_text()",
+        "Path(x).read_bytes()",
+        "torch.load(x)",
+    ],
+)
+def test_the_check_finds_calls_that_read(source):
+    """Each of them in one line; `read_json` of ours is none."""
+    assert len(reading_calls(source)) == 1
+    assert reading_calls("read_json(x, 1, fault)") == []

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "report": {"placements", "plan"},
     "live": {"exchange", "models", "placements", "plan"},
     "output": {"checkpoint", "formats", "placements", "plan"},
-    "inputs": {"checkpoint", "models", "placements", "plan", "report"},
+    "inputs": {"checkpoint", "formats", "models", "placements", "plan", "report"},
     "transfer": {"checkpoint", "exchange", "formats", "output", "plan"},
     "run": {"checkpoint", "exchange", "inputs", "output", "placements", "plan", "report", "transfer"},
     "huggingface": {

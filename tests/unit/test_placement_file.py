@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eplb_cli import files
 from eplb_cli.errors import PlacementError
-from eplb_cli.formats.document import MAX_FILE_NBYTES
+from eplb_cli.formats.budget import MAX_FILE_NBYTES
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.hints import NO_HINTS, Hints
 from eplb_cli.placements.own_format import format_placement, placement_from_json, placement_to_json

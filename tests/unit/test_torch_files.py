@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 
-from eplb_cli.formats.document import MAX_FILE_NBYTES, NotReadableError
-from eplb_cli.formats.parse import parse_document
+from eplb_cli.formats.budget import MAX_FILE_NBYTES, NotReadableError
+from eplb_cli.formats.document import parse_document
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.read import parse_placement, read_placement
 
@@ -67,9 +67,10 @@ def test_nothing_but_tensors_is_unpickled(tmp_path):
     [b"", b"not a zip", pickle.dumps([1]), saved({"a": torch.zeros(2)})[:-30]],
     ids=["empty", "text", "pickle", "cut"],
 )
-def test_what_is_no_file_of_torch(data):
-    """Old formats too: only archives are read, whose sizes can be known."""
-    assert "torch" in problem("x.pt", data).message or "tensors" in problem("x.pt", data).message
+def test_what_is_no_file_of_torch(data, monkeypatch):
+    """Old formats too: only archives, whose sizes can be known, come as far as torch."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has looked at it"))
+    assert problem("x.pt", data).message == "not a file that torch.save wrote since version 1.6"
 
 
 def test_packed_bytes_are_counted_before_they_are_unpacked():
@@ -82,13 +83,26 @@ def test_packed_bytes_are_counted_before_they_are_unpacked():
 
 
 @pytest.mark.parametrize(
-    "tensor",
-    [torch.zeros(1).expand(1 << 25), torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta")],
-    ids=["expanded", "sparse", "meta"],
+    ("value", "says"),
+    [
+        (torch.zeros(1).expand(1 << 25), "too many lists, objects or words"),
+        ([torch.zeros(1).expand(1 << 20)] * 100, "too many lists, objects or words"),
+        (torch.zeros(2, 2).to_sparse(), "a tensor is sparse"),
+        (torch.zeros(2, device="meta"), "a tensor is of torch.float32"),
+    ],
+    ids=["expanded", "many expanded", "sparse", "meta"],
 )
-def test_tensors_without_their_own_bytes(tensor):
-    """One element can pretend to be many; sparse and empty ones hold no map."""
-    assert problem("x.pt", saved(tensor)).message
+def test_tensors_without_their_own_bytes(value, says):
+    """One element can pretend to be many, and in many tensors; sparse and empty ones hold no map."""
+    assert says in problem("x.pt", saved(value)).message
+
+
+def test_lists_that_are_the_same_list():
+    """Counted as often as they are there: a few bytes could say a thousand million of them."""
+    value: list[object] = []
+    for _ in range(9):
+        value = [value] * 10
+    assert "too many" in problem("x.pt", saved(value)).message
 
 
 def test_halves_are_numbers_too():
