@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-EXIT_DONE = 0
 EXIT_FINDINGS = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130

@@ -143,7 +143,6 @@ class RunReport:
     rows_total: int
     serving: list[str]
     notes: list[str] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def block_of(report: Report, fits: Callable[[int], bool]) -> int:
@@ -207,8 +206,8 @@ _RUN_KEYS = (
 def report_json(report: Report) -> dict[str, Any]:
     """The report as `--format json` shows it.
 
-    A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys and whatever is in
-    `extra`. "traffic_by" is there only where it is "node", "estimate" only where rates are given.
+    A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys. "traffic_by" is there only
+    where it is "node", "estimate" only where rates are given.
     """
     result: dict[str, Any] = {
         "format": "eplb-report/1",
@@ -221,5 +220,5 @@ def report_json(report: Report) -> dict[str, Any]:
     if report.estimate:
         result["estimate"] = asdict(report.estimate)
     if report.run:
-        result |= {key: getattr(report.run, key) for key in _RUN_KEYS} | report.run.extra
+        result |= {key: getattr(report.run, key) for key in _RUN_KEYS}
     return result
