@@ -178,14 +178,18 @@ HINTS = {
 class EplbError(Exception):
     """Base of every error with a code; `str()` is the message without code and hint.
 
-    Without a hint of its own an error has that of its code in `HINTS`.
+    Attributes:
+        code: "EP101" and so on; a code never changes its meaning.
+        message: what is wrong, and where: file, layer, slot, rank.
+        hint: what to do about it.
+        exit_code: what `eplb` exits with; of a family, not of an error.
     """
 
     exit_code: ClassVar[int] = 3
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.code = code
+        self.code = code  # without a hint of its own an error has that of its code
         self.message = message
         self.hint = hint or HINTS.get(code, "")
 

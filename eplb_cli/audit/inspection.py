@@ -40,6 +40,13 @@ def inspect(
 
     Raises:
         CheckpointError: the shards cannot be read, or their headers contradict eplb.json.
+
+    Examples:
+        >>> shards = eplb_cli.inspect("src")
+        >>> shards.slots_per_rank, shards.layers
+        ((10, 10), (1, 2, 3))
+        >>> [(tensor.dtype, tensor.row_nbytes) for tensor in shards.expert_tensors]
+        [('BF16', 16384), ('BF16', 8192)]
     """
     path = Path(path)
     shards = open_shards(path, layout)

@@ -69,10 +69,17 @@ class LayerTraffic:
 
 @dataclass(frozen=True)
 class Report:
-    """What `plan` and `reshard` print; `traffic` is `[old_rank, new_rank, bytes, rows]`.
+    """What a plan moves, or a run has moved.
 
     Attributes:
+        totals: sums over all ranks: `remote_bytes`, `remote_rows` and so on for each kind of move.
+        ranks: per rank, `sent_bytes`, `received_bytes` and so on.
+        traffic: (old rank, new rank, bytes, rows) of all that goes to another rank, non-zero and ascending.
         traffic_by: "rank", or "node" where there are too many ranks to list.
+        warnings: what is odd about the placements or the checkpoint.
+        run: what a run adds; None for a plan.
+        estimate: how long a plan will take, where rates are given.
+        layers: what comes from another rank, layer by layer.
         block: ranks of each entry of `traffic`: 1, or those of a node.
         ranks_per_node: G, None where there is one node.
     """
