@@ -198,37 +198,37 @@ class EplbError(Exception):
 
 
 class UsageError(EplbError):
-    """The command line contradicts itself."""
+    """EP0xx: options that contradict each other, or one that is missing."""
 
     exit_code = EXIT_USAGE
 
 
 class PlacementError(EplbError):
-    """A placement cannot be read, or cannot be used together with another."""
+    """EP1xx: a placement cannot be read, or cannot be used together with another."""
 
 
 class CheckpointError(EplbError):
-    """Shards, their layout or a manifest cannot be used."""
+    """EP2xx: shards, their layout or a manifest cannot be used."""
 
 
 class PlanError(EplbError):
-    """A plan cannot be made, or is not what it has to be."""
+    """EP3xx: a plan cannot be made, or is not what it has to be."""
 
 
 class WorkerError(EplbError):
-    """A worker of the torchrun job failed, died or stood still."""
+    """EP4xx: a worker of the torchrun job failed, died or stood still."""
 
     exit_code = 4
 
 
 class BytesError(EplbError):
-    """Bytes on disk differ from what they have to be."""
+    """EP5xx: bytes on disk differ from what they have to be."""
 
     exit_code = 5
 
 
 class OutputError(EplbError):
-    """The output cannot be written."""
+    """EP6xx: the output cannot be written."""
 
     exit_code = 6
 

@@ -47,6 +47,9 @@ SECTIONS = {
 }
 """All names of `eplb_cli`, in the order in which they are needed."""
 
+WITHOUT_MEMBERS = {"Hints", "PlacementOptions", *SECTIONS["Errors"]}
+"""Classes of which only the fields matter to a program."""
+
 LIVE = "Live tensors: `eplb_cli.live`"
 
 CONFIG: ConfigDict = {
@@ -87,12 +90,14 @@ def _module(module: griffe.Object | griffe.Alias) -> str:
 
 def _object(member: griffe.Object | griffe.Alias) -> str:
     """A name, how it is called, and its docstring."""
-    is_error = "Error" in member.name and member.is_class
-    return _render(member, {**CONFIG, "show_bases": is_error, "members": False if is_error else None})
+    is_error, has_members = member.name in SECTIONS["Errors"], member.name not in WITHOUT_MEMBERS
+    text = _render(member, {**CONFIG, "show_bases": is_error, "members": None if has_members else False})
+    return text.replace(") -> None\n", ")\n", 1) if member.is_class else text
 
 
 def _render(member: griffe.Object | griffe.Alias, config: ConfigDict) -> str:
-    return render_object_docs(member.final_target if isinstance(member, griffe.Alias) else member, config)
+    target = member.final_target if isinstance(member, griffe.Alias) else member
+    return str(render_object_docs(target, config))
 
 
 def _spaced(text: str) -> str:

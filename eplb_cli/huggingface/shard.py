@@ -89,7 +89,7 @@ def shard(
 
     Examples:
         >>> ranks = eplb_cli.PlacementOptions(num_ranks=2)
-        >>> eplb_cli.shard("hf", "shards", "linear", "vllm", ranks).num_ranks
+        >>> eplb_cli.shard("hf", "sharded", "linear", "vllm", ranks).num_ranks
         2
     """
     source, destination = Path(source), Path(destination)

@@ -41,8 +41,9 @@ def validate(
         UsageError: EP001, the options contradict each other.
 
     Examples:
-        >>> eplb_cli.validate(["new.json"], against="old.json", checkpoint="src")
-        []
+        >>> findings = eplb_cli.validate(["new.json"], against="old.json", checkpoint="src")
+        >>> [(finding.severity, finding.code, finding.place) for finding in findings[:1]]
+        [('warning', 'EP112', 'new.json:6')]
     """
     old = None if against is None else os.fspath(against)
     hints, old_hints = _hints(options, old, None if checkpoint is None else Path(checkpoint))

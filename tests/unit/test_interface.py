@@ -27,7 +27,7 @@ def test_the_names_are_in_order():
     for name in eplb_cli.__all__:
         assert getattr(eplb_cli, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'plans'"):
-        _ = eplb_cli.plans  # type: ignore[attr-defined]
+        _ = eplb_cli.plans
 
 
 def test_what_programs_see_is_what_type_checkers_see():
