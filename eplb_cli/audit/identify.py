@@ -92,6 +92,8 @@ def identify_rows(shards: ShardedCheckpoint, against: Path, advance: Callable[[i
 
     Args:
         shards: under any placement of the same ranks and slots; what it says of experts is not looked at.
+        against: a Hugging Face checkpoint.
+        advance: is told of bytes as they are read.
 
     Raises:
         CheckpointError: EP227, a row is no expert of the checkpoint; or `against` cannot be read.
@@ -102,7 +104,7 @@ def identify_rows(shards: ShardedCheckpoint, against: Path, advance: Callable[[i
     layers = _common_layers(shards, experts)
     parts = _parts_of(shards, experts)
     sources = [file.path for file in shards.shards.files]
-    rows = _digest(_places(shards, parts, experts), sources, advance)
+    rows = _digest(_places(shards, parts, experts, layers), sources, advance)
     wanted = _digest(_places_of_experts(experts, layers, parts), [file.path for file in tree.files], advance)
     num_parts = sum(len(members) for members in parts)
     rows = rows.reshape(len(layers), num_parts, shards.placement.num_slots, -1)
@@ -173,12 +175,16 @@ def _candidates(name: str) -> list[tuple[str, ...]]:
     return [(name,), (as_deepseek,)]
 
 
-def _places(shards: ShardedCheckpoint, parts: Sequence[Sequence[int]], experts: ShardedCheckpoint) -> Places:
+def _places(
+    shards: ShardedCheckpoint,
+    parts: Sequence[Sequence[int]],
+    experts: ShardedCheckpoint,
+    layers: Sequence[int],
+) -> Places:
     """(L, K, P) where the parts of each row lie in the shards. Raises EP227."""
-    layers = _common_layers(shards, experts)
     file, offset, nbytes = [], [], []
     for tensor, members in enumerate(parts):
-        sizes = experts.row_nbytes[np.ix_(layers, list(members))]
+        sizes = experts.row_nbytes[np.ix_(list(layers), list(members))]
         wrong = np.flatnonzero(sizes.sum(axis=1) != shards.row_nbytes[:, tensor])
         if len(wrong):
             layer = int(wrong[0])

@@ -76,7 +76,7 @@ def shard(
         source: the checkpoint; only read.
         destination: a new directory, or an empty one.
         placement: a file in any dialect, or one of the named maps "linear" and "round_robin".
-        engine: "vllm", "sglang", "deepseek", or "huggingface", which keeps all names.
+        engine: "sglang", "vllm", or "huggingface", which keeps all names.
         options: what the placement leaves out.
         durable: wait until the disk has every byte.
         progress: what shows the bytes done.
@@ -89,7 +89,7 @@ def shard(
 
     Examples:
         >>> ranks = eplb_cli.PlacementOptions(num_ranks=2)
-        >>> eplb_cli.shard("hf", "sharded", "linear", "vllm", ranks).num_ranks
+        >>> eplb_cli.shard("hf", "sharded", "linear", "sglang", ranks).num_ranks
         2
     """
     source, destination = Path(source), Path(destination)

@@ -315,7 +315,7 @@ def test_a_narrow_page_has_a_table_each_for_bytes_and_rows(monkeypatch):
 
 def test_nodes_are_mapped_like_ranks():
     """Above the report's limit the traffic is by node."""
-    entry = {"traffic": [(0, 2, MB, 1)], "traffic_by": "node", "block": 24, "ranks_per_node": 24}
+    entry = {"traffic": [(0, 2, MB, 1)], "block": 24, "ranks_per_node": 24}
     report = dataclasses.replace(report_of(ring(65)), **entry)
     assert """
 bytes, old node of 24 ranks (down) to new node (across)

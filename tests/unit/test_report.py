@@ -100,7 +100,7 @@ def test_traffic_is_a_list_of_four_numbers(plan):
 
 def test_traffic_by_node_says_so():
     """Nothing is added for ranks, which is what the design describes."""
-    assert report_json(Report(TOTALS, RANKS, [], traffic_by="node"))["traffic_by"] == "node"
+    assert report_json(Report(TOTALS, RANKS, [], block=8))["traffic_by"] == "node"
 
 
 def test_a_run_adds_its_keys():
