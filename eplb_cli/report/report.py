@@ -146,7 +146,7 @@ class Report:
 
     @property
     def traffic_by(self) -> str:
-        """ "rank", or "node" where there are too many ranks to list."""
+        """What `traffic` is by: "rank", or "node" where there are too many ranks to list."""
         return "rank" if self.block == 1 else "node"
 
 
