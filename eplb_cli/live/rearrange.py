@@ -57,7 +57,8 @@ class Rearrangement:
         PlacementError: the indices cannot be used.
         CheckpointError: the tensors are not what the indices need.
         PlanError: EP302, ranks have different indices, tensors or options.
-        WorkerError: EP404, the tensors are on a CUDA device, and there is no triton.
+        WorkerError: EP401, an argument is none; EP404, there is no triton for a CUDA device; EP406, the
+            device lacks memory.
 
     What is wrong on one rank is raised on all of them alike, before anything is moved. A run cannot be
     refused: the tensors have to keep their memory as long as there are runs.
