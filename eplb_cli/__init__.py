@@ -60,10 +60,12 @@ if TYPE_CHECKING:
     from eplb_cli.report.report import Report
     from eplb_cli.report.verification import Verification
     from eplb_cli.report.written import Written
+    from eplb_cli.run.planning import Answer, plan_files
     from eplb_cli.run.request import PlanRequest, Request
     from eplb_cli.run.reshard import reshard
 
 __all__ = [
+    "Answer",
     "BytesError",
     "CheckpointError",
     "EplbError",
@@ -89,6 +91,7 @@ __all__ = [
     "format_placement",
     "inspect",
     "merge",
+    "plan_files",
     "plan_reshard",
     "read_placement",
     "reshard",
@@ -100,6 +103,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Answer": "run.planning",
     "BytesError": "errors",
     "CheckpointError": "errors",
     "EplbError": "errors",
@@ -125,6 +129,7 @@ _HOMES = {
     "format_placement": "placements.own_format",
     "inspect": "audit.inspection",
     "merge": "huggingface.merge",
+    "plan_files": "run.planning",
     "plan_reshard": "plan.plan",
     "read_placement": "placements.read",
     "reshard": "run.reshard",

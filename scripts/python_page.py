@@ -19,7 +19,7 @@ from griffe2md import ConfigDict, render_object_docs
 ROOT = Path(__file__).parents[1]
 
 SECTIONS = {
-    "Placements": ("read_placement", "format_placement", "validate", "convert", "plan_reshard"),
+    "Placements": ("read_placement", "format_placement", "validate", "convert", "plan_reshard", "plan_files"),
     "Shards": ("Request", "PlanRequest", "reshard", "verify", "inspect"),
     "Hugging Face checkpoints": ("shard", "merge", "bake"),
     "Values": (
@@ -29,6 +29,7 @@ SECTIONS = {
         "Finding",
         "MoveTable",
         "ReshardPlan",
+        "Answer",
         "Report",
         "Verification",
         "Inspection",
@@ -47,7 +48,7 @@ SECTIONS = {
 }
 """All names of `eplb_cli`, in the order in which they are needed."""
 
-WITHOUT_MEMBERS = {"Hints", "PlacementOptions", *SECTIONS["Errors"]}
+WITHOUT_MEMBERS = {"Hints", "PlacementOptions", "Request", "PlanRequest", *SECTIONS["Errors"]}
 """Classes of which only the fields matter to a program."""
 
 LIVE = "Live tensors: `eplb_cli.live`"
