@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-EXIT_DONE = 0
 EXIT_FINDINGS = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -179,14 +178,18 @@ HINTS = {
 class EplbError(Exception):
     """Base of every error with a code; `str()` is the message without code and hint.
 
-    Without a hint of its own an error has that of its code in `HINTS`.
+    Attributes:
+        code: "EP101" and so on; a code never changes its meaning.
+        message: what is wrong, and where: file, layer, slot, rank.
+        hint: what to do about it.
+        exit_code: what `eplb` exits with; of a family, not of an error.
     """
 
     exit_code: ClassVar[int] = 3
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.code = code
+        self.code = code  # without a hint of its own an error has that of its code
         self.message = message
         self.hint = hint or HINTS.get(code, "")
 
@@ -195,37 +198,37 @@ class EplbError(Exception):
 
 
 class UsageError(EplbError):
-    """The command line contradicts itself."""
+    """EP0xx: options that contradict each other, or one that is missing."""
 
     exit_code = EXIT_USAGE
 
 
 class PlacementError(EplbError):
-    """A placement cannot be read, or cannot be used together with another."""
+    """EP1xx: a placement cannot be read, or cannot be used together with another."""
 
 
 class CheckpointError(EplbError):
-    """Shards, their layout or a manifest cannot be used."""
+    """EP2xx: shards, their layout or a manifest cannot be used."""
 
 
 class PlanError(EplbError):
-    """A plan cannot be made, or is not what it has to be."""
+    """EP3xx: a plan cannot be made, or is not what it has to be."""
 
 
 class WorkerError(EplbError):
-    """A worker of the torchrun job failed, died or stood still."""
+    """EP4xx: a worker of the torchrun job failed, died or stood still."""
 
     exit_code = 4
 
 
 class BytesError(EplbError):
-    """Bytes on disk differ from what they have to be."""
+    """EP5xx: bytes on disk differ from what they have to be."""
 
     exit_code = 5
 
 
 class OutputError(EplbError):
-    """The output cannot be written."""
+    """EP6xx: the output cannot be written."""
 
     exit_code = 6
 

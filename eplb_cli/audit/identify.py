@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,24 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.arrays import Digests, Int
+from eplb_cli.audit.reading import reading
+from eplb_cli.audit.unknown import unknown_placement
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.places import Places
-from eplb_cli.checkpoint.sharded import ShardedCheckpoint
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
+from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.files import write_whole
 from eplb_cli.huggingface.engine import find_names
 from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import join
 from eplb_cli.huggingface.source import INDEX_SUFFIX, config_of, open_huggingface
 from eplb_cli.machine import default_threads
+from eplb_cli.placements.own_format import format_placement
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.progress import ProgressBar, silent
+from eplb_cli.report.identification import Identification
 from eplb_cli.transfer.trees import Tree, digest_places
 
 _JOINED = {
@@ -39,12 +47,35 @@ _DEEPSEEK = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _MAX_WARNINGS = 5
 
 
-@dataclass(frozen=True)
-class Identified:
-    """The placement of some shards, and what was odd."""
+def identify(
+    path: str | PathLike[str],
+    against: str | PathLike[str],
+    *,
+    layout: str = "auto",
+    output: str | PathLike[str] | None = None,
+    progress: ProgressBar = silent,
+) -> Identification:
+    """Tell which expert each row of some shards is, by the bytes of a Hugging Face checkpoint.
 
-    placement: Placement
-    warnings: list[str]
+    Args:
+        path: shards; what eplb.json says of their placement is not looked at.
+        against: the checkpoint they were made of.
+        layout: how tensors are named: "auto", the name of a layout, or a TOML file that describes one.
+        output: a new file for the placement, in the form eplb-placement/1.
+        progress: what shows the bytes read.
+
+    Raises:
+        CheckpointError: EP227, a row is no expert of the checkpoint; or one of the two cannot be read.
+        OutputError: EP601, `output` exists; EP603 or EP604, it cannot be written.
+    """
+    path, against = Path(path), Path(against)
+    with reading(progress, "identify", path, against) as advance:
+        shards = open_shards(path, layout)
+        found = identify_rows(bind(shards, unknown_placement(shards)), against, advance)
+    if output is None:
+        return found
+    write_whole(Path(output), format_placement(found.placement).encode())
+    return replace(found, output=Path(output))
 
 
 def is_huggingface(path: Path, layout: Layout) -> bool:
@@ -56,11 +87,13 @@ def is_huggingface(path: Path, layout: Layout) -> bool:
     return any(name.endswith(INDEX_SUFFIX) for name in names) or "model.safetensors" in names
 
 
-def identify(shards: ShardedCheckpoint, against: Path, advance: Callable[[int], None]) -> Identified:
+def identify_rows(shards: ShardedCheckpoint, against: Path, advance: Callable[[int], None]) -> Identification:
     """Find the placement of shards.
 
     Args:
         shards: under any placement of the same ranks and slots; what it says of experts is not looked at.
+        against: a Hugging Face checkpoint.
+        advance: is told of bytes as they are read.
 
     Raises:
         CheckpointError: EP227, a row is no expert of the checkpoint; or `against` cannot be read.
@@ -71,7 +104,7 @@ def identify(shards: ShardedCheckpoint, against: Path, advance: Callable[[int], 
     layers = _common_layers(shards, experts)
     parts = _parts_of(shards, experts)
     sources = [file.path for file in shards.shards.files]
-    rows = _digest(_places(shards, parts, experts), sources, advance)
+    rows = _digest(_places(shards, parts, experts, layers), sources, advance)
     wanted = _digest(_places_of_experts(experts, layers, parts), [file.path for file in tree.files], advance)
     num_parts = sum(len(members) for members in parts)
     rows = rows.reshape(len(layers), num_parts, shards.placement.num_slots, -1)
@@ -80,16 +113,18 @@ def identify(shards: ShardedCheckpoint, against: Path, advance: Callable[[int], 
     table, warnings = _match(shards, rows, wanted, sizes)
     old = shards.placement
     found = Placement(table, old.first_slot, experts.placement.num_logical_experts, old.layer_ids)
-    return Identified(found, warnings)
+    return Identification(shards.shards.path, against, found, tuple(warnings))
 
 
-def prove_placement(shards: ShardedCheckpoint, against: Path, advance: Callable[[int], None]) -> list[str]:
+def prove_placement(
+    shards: ShardedCheckpoint, against: Path, advance: Callable[[int], None]
+) -> tuple[str, ...]:
     """Compare the placement of shards with what their rows are; warnings.
 
     Raises:
         BytesError: EP501, a row is another expert than the placement says.
     """
-    found, said = identify(shards, against, advance), shards.placement
+    found, said = identify_rows(shards, against, advance), shards.placement
     wrong = np.argwhere(found.placement.physical_to_logical != said.physical_to_logical)
     if len(wrong):
         layer, slot = (int(number) for number in wrong[0])
@@ -140,12 +175,16 @@ def _candidates(name: str) -> list[tuple[str, ...]]:
     return [(name,), (as_deepseek,)]
 
 
-def _places(shards: ShardedCheckpoint, parts: Sequence[Sequence[int]], experts: ShardedCheckpoint) -> Places:
+def _places(
+    shards: ShardedCheckpoint,
+    parts: Sequence[Sequence[int]],
+    experts: ShardedCheckpoint,
+    layers: Sequence[int],
+) -> Places:
     """(L, K, P) where the parts of each row lie in the shards. Raises EP227."""
-    layers = _common_layers(shards, experts)
     file, offset, nbytes = [], [], []
     for tensor, members in enumerate(parts):
-        sizes = experts.row_nbytes[np.ix_(layers, list(members))]
+        sizes = experts.row_nbytes[np.ix_(list(layers), list(members))]
         wrong = np.flatnonzero(sizes.sum(axis=1) != shards.row_nbytes[:, tensor])
         if len(wrong):
             layer = int(wrong[0])
@@ -216,22 +255,3 @@ def _match(shards: ShardedCheckpoint, rows: Digests, wanted: Digests, sizes: Int
 
 def _unmatched(problem: str) -> CheckpointError:
     return CheckpointError("EP227", problem)
-
-
-def identification_json(
-    found: Identified, source: Path, against: Path, output: Path | None
-) -> dict[str, object]:
-    """What `eplb inspect SRC --identify HF_DIR` tells."""
-    placement = found.placement
-    return {
-        "format": "eplb-identification/1",
-        "path": str(source),
-        "against": str(against),
-        "out": None if output is None else str(output),
-        "num_ranks": placement.num_ranks,
-        "num_layers": placement.num_layers,
-        "num_slots": placement.num_slots,
-        "num_logical_experts": placement.num_logical_experts,
-        "empty_slots": int((placement.physical_to_logical == EMPTY).sum()),
-        "warnings": found.warnings,
-    }

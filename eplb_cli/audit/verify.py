@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from eplb_cli.audit.own_digests import (
     row_name,
 )
 from eplb_cli.audit.own_plan import check_plan
+from eplb_cli.audit.reading import reading
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.layout_file import layout_from_json
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
@@ -30,44 +31,61 @@ from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.output.prove import prove
 from eplb_cli.placements.placement import EMPTY
+from eplb_cli.progress import ProgressBar, silent
+from eplb_cli.report.verification import Verification
 
 
-def verify(path: Path, against: Path | None, advance: Callable[[int], None]) -> dict[str, Any]:
-    """Prove a tree against its own digests, and against the tree it was made from.
+def verify(
+    path: str | PathLike[str],
+    against: str | PathLike[str] | None = None,
+    *,
+    progress: ProgressBar = silent,
+) -> Verification:
+    """Prove a tree against its own digests, and against what it was made from.
+
+    Args:
+        path: a directory of shards that eplb wrote.
+        against: the shards it was made from, or a Hugging Face checkpoint whose experts it holds.
+        progress: what shows the bytes read.
+
+    Returns:
+        What was proved; whatever is not as it has to be is an error.
 
     Raises:
         CheckpointError: EP201, there is no directory; EP214, no manifest, or nothing to verify against.
         BytesError: EP501 to EP505, the first thing that differs.
+
+    Examples:
+        >>> eplb_cli.verify("dst", against="src").rows_proved
+        60
     """
+    path, against = Path(path), None if against is None else Path(against)
     started = time.perf_counter()
-    manifest = manifest_of(path)
-    if not manifest.digests and against is None:
-        raise CheckpointError(
-            "EP214", f"{path} was written without digests", "name its source: `eplb verify DST --against SRC`"
-        )
-    layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
-    check_files(path, manifest)
-    checkpoint = bind(open_shards(path, layout), manifest.read_placement(path))
-    check_plan(checkpoint, manifest)
-    digests = digest_tree(checkpoint, advance)
-    warnings = check_own_digests(checkpoint, digests)
-    if against is not None and is_huggingface(against, layout):
-        warnings = [*warnings, *prove_placement(checkpoint, against, advance)]
-    elif against is not None:
-        warnings = _prove_against(checkpoint, manifest, layout, against, digests, advance)
-    rows = int((checkpoint.placement.physical_to_logical != EMPTY).sum())
-    return {
-        "dst": str(path),
-        "against": None if against is None else str(against),
-        "ok": True,
-        "rows_proved": rows,
-        "rows_total": rows,
-        "others_proved": sum(len(tensors) for tensors in checkpoint.others),
-        "files": len(manifest.files),
-        "bytes": checkpoint.shards.nbytes,
-        "seconds": time.perf_counter() - started,
-        "warnings": warnings,
-    }
+    with reading(progress, "verify", path, *([] if against is None else [against])) as advance:
+        manifest = manifest_of(path)
+        if not manifest.digests and against is None:
+            hint = "name its source: `eplb verify DST --against SRC`"
+            raise CheckpointError("EP214", f"{path} was written without digests", hint)
+        layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
+        check_files(path, manifest)
+        checkpoint = bind(open_shards(path, layout), manifest.read_placement(path))
+        check_plan(checkpoint, manifest)
+        digests = digest_tree(checkpoint, advance)
+        warnings = check_own_digests(checkpoint, digests)
+        if against is not None and is_huggingface(against, layout):
+            warnings = [*warnings, *prove_placement(checkpoint, against, advance)]
+        elif against is not None:
+            warnings = _prove_against(checkpoint, manifest, layout, against, digests, advance)
+    return Verification(
+        path=path,
+        against=against,
+        rows_proved=int((checkpoint.placement.physical_to_logical != EMPTY).sum()),
+        others_proved=sum(len(tensors) for tensors in checkpoint.others),
+        num_files=len(manifest.files),
+        nbytes=checkpoint.shards.nbytes,
+        seconds=time.perf_counter() - started,
+        warnings=tuple(warnings),
+    )
 
 
 def _prove_against(

@@ -9,7 +9,7 @@ import typer
 
 from eplb_cli import render
 from eplb_cli.cli.options import Format, FormatOption, LayoutOption, ModelOption, named_model
-from eplb_cli.cli.show import progress_bar, tree_nbytes
+from eplb_cli.cli.show import progress_bar
 from eplb_cli.errors import EXIT_FINDINGS, UsageError
 
 SUMMARY = "Show what a directory of shards, or a load dump, holds."
@@ -65,58 +65,55 @@ def command(
 
 
 def _list_models(src: Path | None, models: bool, output_format: Format) -> None:
-    from eplb_cli.audit.inspection import describe_models
+    from eplb_cli.models.preset import presets
 
     if src is not None or not models:
         raise UsageError("EP001", "inspect takes SRC, or --models", "name one of the two")
-    described = describe_models()
     if output_format is Format.json:
-        render.print_json(described)
+        from eplb_cli.report.models import models_json
+
+        render.print_json(models_json(presets()))
     else:
-        render.print_models(described)
+        render.print_models(presets())
 
 
 def _identify(src: Path, layout: str, against: Path, out: Path | None, output_format: Format) -> None:
-    from eplb_cli.audit.inspection import identify_shards
-    from eplb_cli.progress import accumulate
+    from eplb_cli.audit.identify import identify
 
-    total_nbytes = tree_nbytes(src) + tree_nbytes(against)
-    with progress_bar(total_nbytes, "identify") as show:
-        found = identify_shards(src, layout, against, out, accumulate(show))
-        show(total_nbytes)
+    found = identify(src, against, layout=layout, output=out, progress=progress_bar)
     if output_format is Format.json:
-        render.print_json(found)
+        from eplb_cli.report.identification import identification_json
+
+        render.print_json(identification_json(found))
     else:
         render.print_identification(found)
 
 
 def _inspect_load(path: Path, model: str | None, baked: Path | None, output_format: Format) -> None:
-    from eplb_cli.huggingface.reordered import unbaked
-    from eplb_cli.models.load import describe_load, read_load
+    from eplb_cli.models.load import read_load
+    from eplb_cli.report.load import load_json, summarize_load
 
     load = read_load(str(path), named_model(model))
     if baked is not None:
-        from eplb_cli.huggingface.reordered import read_baked
+        from eplb_cli.huggingface.reordered import read_baked, unbaked
 
         load = unbaked(load, read_baked(baked))
-    described = describe_load(str(path), load)
+    summary = summarize_load(path, load)
     if output_format is Format.json:
-        render.print_json(described)
+        render.print_json(load_json(summary))
     else:
-        render.print_load(described)
+        render.print_load(summary)
 
 
 def _inspect_shards(src: Path, layout: str, deep: bool, output_format: Format) -> None:
-    from eplb_cli.audit.inspection import inspect_shards
-    from eplb_cli.progress import accumulate
+    from eplb_cli.audit.inspection import inspect
 
-    total_nbytes = tree_nbytes(src) if deep else 0
-    with progress_bar(total_nbytes, "inspect") as show:
-        found = inspect_shards(src, layout, deep=deep, advance=accumulate(show))
-        show(total_nbytes)
+    found = inspect(src, layout=layout, deep=deep, progress=progress_bar)
     if output_format is Format.json:
-        render.print_json(found)
+        from eplb_cli.report.inspection import inspection_json
+
+        render.print_json(inspection_json(found))
     else:
         render.print_inspection(found)
-    if found["findings"]:
+    if found.findings:
         raise typer.Exit(EXIT_FINDINGS)

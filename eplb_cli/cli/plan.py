@@ -24,7 +24,6 @@ from eplb_cli.cli.options import (
     named_model,
 )
 from eplb_cli.cli.show import print_report, progress_bar
-from eplb_cli.errors import UsageError
 from eplb_cli.report.sizes import parse_rates, parse_size
 
 SUMMARY = "Show what would move, without moving it."
@@ -88,15 +87,13 @@ def command(
     """Show what would move from OLD to NEW, rank by rank, without moving it."""
     del dry_run
     from eplb_cli.inputs.options import PlacementOptions
-    from eplb_cli.run.planning import check_outputs, plan_checkpoint, plan_placements
+    from eplb_cli.run.planning import check_outputs, plan_files
 
     if html is not None:
         from eplb_cli.render.html_page import require_plotly
 
         require_plotly()
     check_outputs([path for path in (out, html) if path is not None], [old, new, layout], checkpoint)
-    if checkpoint is not None and expert_bytes is not None:
-        raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
     rates = None if bandwidth is None else parse_rates(bandwidth)
     options = PlacementOptions(
         num_ranks,
@@ -107,14 +104,18 @@ def command(
         old_dialect,
         named_model(model, checkpoint),
     )
-    if checkpoint is None:
-        nbytes = None if expert_bytes is None else parse_size(expert_bytes)
-        answer = plan_placements((old, new), options, senders, ranks_per_node, nbytes, full=full)
-    else:
-        from eplb_cli.inputs.given import read_given
-
-        given = read_given(checkpoint, layout, (old, new), options, senders, ranks_per_node)
-        answer = plan_checkpoint(given, progress_bar, full=full)
+    answer = plan_files(
+        old,
+        new,
+        checkpoint=checkpoint,
+        layout=layout,
+        options=options,
+        expert_nbytes=None if expert_bytes is None else parse_size(expert_bytes),
+        senders=senders,
+        ranks_per_node=ranks_per_node,
+        full=full,
+        progress=progress_bar,
+    )
     if rates is not None:
         answer = answer.with_estimate(rates)
     if out is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eplb_cli import render
@@ -49,10 +48,3 @@ def progress_bar(total_nbytes: int, description: str) -> Iterator[Callable[[int]
         return
     with render.Progress(total_nbytes, description) as bar:
         yield bar.update
-
-
-def tree_nbytes(path: Path) -> int:
-    """Bytes of the shards in a directory, 0 where it cannot be read: the command itself will say why."""
-    with contextlib.suppress(OSError):
-        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return 0

@@ -61,8 +61,8 @@ def command(
 
     Exits with 1 where there is an error among the findings; warnings alone are no reason.
     """
-    from eplb_cli.inputs.options import PlacementOptions, hints_to_validate
-    from eplb_cli.placements.validate import validate_files
+    from eplb_cli.inputs.options import PlacementOptions
+    from eplb_cli.inputs.validate import validate as run
 
     options = PlacementOptions(
         num_ranks,
@@ -73,8 +73,7 @@ def command(
         old_dialect,
         named_model(model, checkpoint),
     )
-    hints, old_hints = hints_to_validate(options, against, checkpoint)
-    findings = validate_files(files, hints, against, old_hints)
+    findings = run(files, against=against, checkpoint=checkpoint, options=options)
     render.print_findings(findings, files, output_format.value)
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(EXIT_FINDINGS)

@@ -9,7 +9,7 @@ import typer
 
 from eplb_cli import render
 from eplb_cli.cli.options import Format, FormatOption
-from eplb_cli.cli.show import progress_bar, tree_nbytes
+from eplb_cli.cli.show import progress_bar
 
 SUMMARY = "Prove again that an output is what it should be."
 
@@ -27,15 +27,13 @@ def command(
     with SRC. Exits with 5 where a byte differs.
     """
     from eplb_cli.audit.verify import verify
-    from eplb_cli.progress import accumulate
 
-    total_nbytes = tree_nbytes(dst) + (tree_nbytes(against) if against else 0)
-    with progress_bar(total_nbytes, "verify") as show:
-        result = verify(dst, against, accumulate(show))
-        show(total_nbytes)  # headers are read, and not counted
-    for warning in result["warnings"]:
+    result = verify(dst, against, progress=progress_bar)
+    for warning in result.warnings:
         render.print_warning(warning)
     if output_format is Format.json:
-        render.print_json({"format": "eplb-verification/1", **result})
+        from eplb_cli.report.verification import verification_json
+
+        render.print_json(verification_json(result))
     else:
         render.print_verification(result)

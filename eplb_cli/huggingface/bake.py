@@ -12,7 +12,9 @@ tensors and routers have their rows moved. Where the file system can share block
 
 from __future__ import annotations
 
+import os
 import time
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ from eplb_cli.huggingface.routers import (
     unbakeable,
 )
 from eplb_cli.huggingface.source import HuggingFace, config_of, open_huggingface
-from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.families import Family
 from eplb_cli.output.destination import check_destination
@@ -46,25 +48,40 @@ from eplb_cli.output.prove import Proof, prove
 from eplb_cli.output.staging import Staging, staging
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
-from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.progress import ProgressBar, accumulate, silent
 from eplb_cli.report.written import Written
 
 
 def bake(
-    source: Path,
-    destination: Path,
-    placement: str,
-    options: PlacementOptions,
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    placement: str | PathLike[str],
+    options: PlacementOptions = NO_OPTIONS,
     *,
-    durable: bool,
-    progress: ProgressBar,
+    durable: bool = True,
+    progress: ProgressBar = silent,
 ) -> Written:
     """Write a Hugging Face checkpoint whose experts are in the order of a placement, and prove it.
 
+    Args:
+        source: the checkpoint; only read.
+        destination: a new directory, or an empty one.
+        placement: a file in any dialect, without replicas.
+        options: what the placement leaves out.
+        durable: wait until the disk has every byte.
+        progress: what shows the bytes done.
+
     Raises:
-        CheckpointError: EP226, the model or the placement cannot be baked.
-        EplbError: whatever else went wrong; there is no output then.
+        CheckpointError: EP226, the model or the placement cannot be baked; or the checkpoint cannot be read.
+        PlacementError: the placement cannot be read, or is of other experts or layers.
+        OutputError: `destination` exists, or cannot be written.
+        BytesError: what was written is not what was read; there is no output then.
+
+    Examples:
+        >>> eplb_cli.bake("hf", "baked", "order.json").rows_proved
+        8
     """
+    source, destination = Path(source), Path(destination)
     started = time.perf_counter()
     check_destination(source, destination)
     tree, config = open_huggingface(source), config_of(source)
@@ -72,7 +89,7 @@ def bake(
         raise unbakeable(f"{source} has an eplb.json: it was baked already", "bake what it was made of")
     family = check_bakeable(tree, config)
     parts = join(tree, find_names(AS_THEY_ARE, config.model_type, tree.tensors)).parts
-    new, warnings = placement_for(source, config, placement, parts.placement, options)
+    new, warnings = placement_for(source, config, os.fspath(placement), parts.placement, options)
     rows = with_routers(parts, parts, family)
     baked = Baked(tree, rows, order_of(new, parts.placement, family, config))
     prepared = Prepared(rows, plan_moves(parts.placement, baked.placement), baked.output())
@@ -84,7 +101,9 @@ def bake(
     return _made(destination, new, prepared, proof.rows_proved, time.perf_counter() - started, said)
 
 
-def bake_shards(source: Path, destination: Path, *, durable: bool, progress: ProgressBar) -> Written:
+def bake_shards(
+    source: Path, destination: Path, *, durable: bool = True, progress: ProgressBar = silent
+) -> Written:
     """Write the Hugging Face checkpoint that shards were made of, in the order they have its experts in.
 
     Raises:

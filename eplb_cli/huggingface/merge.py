@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,35 @@ from eplb_cli.output.prove import prove
 from eplb_cli.output.staging import staging
 from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
 from eplb_cli.placements.findings import check_pair, raise_first
-from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.progress import ProgressBar, accumulate, silent
 from eplb_cli.report.written import Written
 
 
-def merge(source: Path, destination: Path, *, durable: bool, progress: ProgressBar) -> Written:
-    """Write the Hugging Face checkpoint that the shards in `source` were made of, and prove it.
+def merge(
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    *,
+    durable: bool = True,
+    progress: ProgressBar = silent,
+) -> Written:
+    """Write the Hugging Face checkpoint that shards were made of: the same files, byte for byte.
+
+    Args:
+        source: what `shard` wrote, resharded or not; only read.
+        destination: a new directory, or an empty one.
+        durable: wait until the disk has every byte.
+        progress: what shows the bytes done.
 
     Raises:
-        EplbError: whatever went wrong; there is no output then.
+        CheckpointError: EP225, `source` was not made by `shard`; or it cannot be read.
+        OutputError: `destination` exists, or cannot be written.
+        BytesError: what was written is not what `shard` had read; there is no output then.
+
+    Examples:
+        >>> eplb_cli.merge("shards", "merged").engine
+        'huggingface'
     """
+    source, destination = Path(source), Path(destination)
     started = time.perf_counter()
     check_destination(source, destination)
     origin = read_origin(source)

@@ -7,10 +7,12 @@ tensors it is now.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from eplb_cli.huggingface.joined import Joined, join, parts_of_output, tensor_pl
 from eplb_cli.huggingface.parts import in_layer_order, move_parts, placement_for, plan_moves
 from eplb_cli.huggingface.record import origin_bytes
 from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, config_of, open_huggingface
-from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.machine import default_threads
 from eplb_cli.output.commit import carry_files, fill_unlinked, write_manifest
 from eplb_cli.output.destination import check_destination
@@ -39,7 +41,7 @@ from eplb_cli.output.staging import Staging, staging
 from eplb_cli.output.tree import plan_output
 from eplb_cli.placements.findings import Finding, check_pair, raise_first
 from eplb_cli.placements.placement import EMPTY, Placement
-from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.progress import ProgressBar, accumulate, silent
 from eplb_cli.report.written import Written
 from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
 from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, Tree, cut_tasks, digest_places
@@ -59,23 +61,41 @@ class _Plan:
 
 
 def shard(
-    source: Path,
-    destination: Path,
-    placement: str,
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    placement: str | PathLike[str],
     engine: str,
-    options: PlacementOptions,
+    options: PlacementOptions = NO_OPTIONS,
     *,
-    durable: bool,
-    progress: ProgressBar,
+    durable: bool = True,
+    progress: ProgressBar = silent,
 ) -> Written:
-    """Write a Hugging Face checkpoint as an engine's shards, and prove them.
+    """Write a Hugging Face checkpoint as an engine's shards, under any placement, and prove them.
+
+    Args:
+        source: the checkpoint; only read.
+        destination: a new directory, or an empty one.
+        placement: a file in any dialect, or one of the named maps "linear" and "round_robin".
+        engine: "sglang", "vllm", or "huggingface", which keeps all names.
+        options: what the placement leaves out.
+        durable: wait until the disk has every byte.
+        progress: what shows the bytes done.
 
     Raises:
-        EplbError: whatever went wrong; there is no DST then.
+        CheckpointError: the checkpoint cannot be read, or the engine has no names for it (EP224).
+        PlacementError: the placement cannot be read, or is of other experts or layers.
+        OutputError: `destination` exists, or cannot be written.
+        BytesError: what was written is not what was read; there is no output then.
+
+    Examples:
+        >>> ranks = eplb_cli.PlacementOptions(num_ranks=2)
+        >>> eplb_cli.shard("hf", "sharded", "linear", "sglang", ranks).num_ranks
+        2
     """
+    source, destination = Path(source), Path(destination)
     started = time.perf_counter()
     check_destination(source, destination)
-    plan = _plan(source, placement, engine, options)
+    plan = _plan(source, os.fspath(placement), engine, options)
     output, new = plan.tensors.output, plan.parts.plan.new
     with staging(destination, durable=durable) as stage:
         stage.create(output)

@@ -1,4 +1,4 @@
-"""What the command line says of placements that leave it out."""
+"""What OLD and NEW may leave out, as the command line or a program says it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from eplb_cli.errors import EplbError, UsageError
 from eplb_cli.models.model import Model
 from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.named_map import NAMED_MAPS
 
 if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import Shards
@@ -19,11 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlacementOptions:
-    """What the command line says of placements that leave it out.
+    """What OLD and NEW may leave out; a placement that says it too has to say the same.
 
     Attributes:
-        dialect, old_dialect: of NEW and of OLD, where their content is not to say it.
-        model: the model of both.
+        num_ranks: ranks of NEW.
+        old_num_ranks: ranks of OLD.
+        num_logical_experts: E, of both.
+        num_redundant_experts: P - E, for the named map "linear" only.
+        dialect: of NEW, where its content is not to say it.
+        old_dialect: of OLD, likewise.
+        model: whose layers and experts both have.
     """
 
     num_ranks: int | None = None
@@ -57,6 +61,9 @@ class PlacementOptions:
         return self if self.model is not None else replace(self, model=model_of(shards))
 
 
+NO_OPTIONS = PlacementOptions()
+
+
 def model_of(shards: Shards) -> Model:
     """What shards show of their model: MoE layers, and beyond the hidden ones those of MTP."""
     from eplb_cli.models.config import config_beside
@@ -66,24 +73,6 @@ def model_of(shards: Shards) -> Model:
     layers = shards.moe_layers
     counted = tuple(layer for layer in layers if hidden is None or layer < hidden)
     return Model(str(shards.path), hidden, counted, tuple(layers[len(counted) :]))
-
-
-def hints_to_validate(
-    options: PlacementOptions, against: str | None, checkpoint: Path | None
-) -> tuple[Hints, Hints]:
-    """Hints for the files that `validate` checks, and for the one that they are checked against."""
-    hints = replace(options.hints, num_ranks=options.num_ranks, dialect=options.dialect)
-    old_ranks = options.old_num_ranks or (options.num_ranks if against in NAMED_MAPS else None)
-    old_hints = replace(hints, num_ranks=old_ranks, dialect=options.old_dialect)
-    if checkpoint is None:
-        return hints, old_hints
-    from eplb_cli.checkpoint.shards import open_shards
-
-    shards = open_shards(checkpoint)
-    layer_ids, model = np.array(shards.moe_layers, np.int64), model_of(shards)
-    slots = shards.slots_per_rank
-    hints = replace(hints, layer_ids=layer_ids, model=model, slots_per_rank=None if against else slots)
-    return hints, replace(old_hints, layer_ids=layer_ids, model=model, slots_per_rank=slots)
 
 
 def model_in(checkpoint: Path | None) -> Model | None:

@@ -1,17 +1,20 @@
 """Experts that are live in memory, rearranged with the names of vLLM's `rebalance_execute`.
 
-rearrange     all layers at once, or as often as wanted
-buffers       one layer into buffers
-from_buffer   and from there to its weights
-agreement     what can be wrong, told to all ranks alike
-indices       which expert is in each slot, as a caller says it
-tensors       which tensors can be moved, and what shares memory
-plan          what one rank does
-rows          rows as source and sink of the exchange
-copies        many small copies in one step
-copy_kernel   the same on a CUDA device
-rank_mapping  placements over ranks that come, go or change their number
+A caller of that module changes the import and nothing else. Of the shapes, K is the number of tensors that a
+layer's experts consist of; all of one layer have as many rows. These names need torch.
 """
+
+# rearrange     all layers at once, or as often as wanted
+# buffers       one layer into buffers
+# from_buffer   and from there to its weights
+# agreement     what can be wrong, told to all ranks alike
+# indices       which expert is in each slot, as a caller says it
+# tensors       which tensors can be moved, and what shares memory
+# plan          what one rank does
+# rows          rows as source and sink of the exchange
+# copies        many small copies in one step
+# copy_kernel   the same on a CUDA device
+# rank_mapping  placements over ranks that come, go or change their number
 
 from eplb_cli.live.buffers import (
     MoveToBufferResult,

@@ -24,6 +24,7 @@ from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
 
 DEFAULT_BUFFER_NBYTES = 2 << 30
+"""All send and receive buffers of a rank, where nothing else is said."""
 
 Made = TypeVar("Made")
 Prepare = Callable[[list[torch.Tensor]], tuple[str, Made]]

@@ -25,13 +25,13 @@ from eplb_cli.plan.moves import ReshardPlan
 
 @dataclass
 class RecvMetadata:
-    """What a rank receives from others in one layer; arrays have one entry per row of the rank.
+    """What a rank receives from others in one layer.
 
     Attributes:
-        recv_primary_mask: True for the row that a received expert lands in.
+        recv_primary_mask: (S,) bool, True for the row that a received expert lands in.
         recv_count: number of experts received.
-        recv_expert_ids: the experts received, ascending, then -1.
-        recv_dst_rows: the rows they land in, then -1.
+        recv_expert_ids: (S,) int64, the experts received, ascending, then -1.
+        recv_dst_rows: (S,) int32, the rows they land in, then -1.
     """
 
     recv_primary_mask: NDArray[np.bool_]
@@ -57,12 +57,19 @@ def move_to_buffer(
 
     Args:
         num_local_experts: S, which the indices and the group say too.
-        old_indices, new_indices: (P,) expert in each slot.
-        expert_weights, expert_weights_buffers: tensors of (S, ...) rows; buffers beyond the weights stay
-            as they are.
+        old_indices: (P,) integers, the expert in each slot before, -1 for none.
+        new_indices: (P,) integers, the expert in each slot afterwards.
+        expert_weights: the layer's tensors of (S, ...) rows; only read.
+        expert_weights_buffers: a tensor for each of them, of the same shape and dtype; buffers beyond the
+            weights stay as they are.
+        cuda_stream: if given, everything is in its order, after what is on the current stream.
+        ep_group: any group whose ranks hold S = P / size rows each.
+
+    Returns:
+        (S,) rows that stay as they are; (S,) rows whose expert the rank had already; what it receives.
 
     Raises:
-        EplbError: on all ranks alike, before anything is moved.
+        EplbError: as `Rearrangement`, on all ranks alike, before anything is moved; EP222 for buffers too.
     """
 
     def choose() -> OneLayer:
@@ -149,9 +156,13 @@ def get_ep_ranks_with_experts_batch(
     Asks no other rank.
 
     Args:
-        expert_ids: (N,) experts, in any order.
+        expert_ids: (N,) integers, the experts asked for, in any order.
         num_local_experts: S, at least 1.
-        old_indices, new_indices: (P,) expert in each slot.
+        old_indices: (P,) integers, the expert in each slot before, -1 for none.
+        new_indices: (P,) integers, the expert in each slot afterwards.
+
+    Returns:
+        The ranks that have each expert; the ranks that need it and do not have it. Ranks are ascending.
 
     Raises:
         PlacementError: EP104, something is not of integers; EP108, no rows; EP109, not one dimension.

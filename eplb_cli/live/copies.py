@@ -13,8 +13,10 @@ from eplb_cli.arrays import Int
 from eplb_cli.errors import WorkerError
 
 PROGRAMS_SHARE = 4
+"""The part of a device's multiprocessors that a step takes: one in so many."""
 
 _WORDS = (16, 4, 1)
+"""Bytes that a kernel copies at a time; the widest that divides both addresses and the size."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,9 +31,13 @@ def move_from_buffer(
     Waits for no other rank.
 
     Args:
-        expert_weights, expert_weights_buffers: those that `move_to_buffer` was given.
-        is_unchanged, is_received_locally, recv_metadata: what it returned; arrays of (S,).
-        new_indices: (P,) expert in each slot of the group.
+        expert_weights: the layer's tensors of (S, ...) rows.
+        expert_weights_buffers: the buffers that `move_to_buffer` or `transfer_layer` was given.
+        is_unchanged: (S,) bool, the first of its results.
+        is_received_locally: (S,) bool, the second.
+        recv_metadata: the third.
+        new_indices: (P,) integers, the expert in each slot of the group afterwards.
+        ep_group: the group that it was given.
 
     Raises:
         EplbError: on this rank, before anything is copied: as `move_to_buffer` for tensors and indices,

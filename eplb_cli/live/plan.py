@@ -19,14 +19,37 @@ the rows that stay on their rank; the rest goes through a buffer."""
 
 
 @dataclass(frozen=True, eq=False)
+class Direct:
+    """Copies from row to row of one cell, as columns of shape (N,).
+
+    Attributes:
+        chunk: after whose gathering it is safe; -1 comes before all chunks, where the cell does not travel.
+        level: copies of one level are independent of each other, and follow those of the level before.
+        piece: what is copied.
+        start: the first byte of a row that is.
+        nbytes: how many are.
+    """
+
+    chunk: Int
+    level: Int
+    piece: Int
+    start: Int
+    nbytes: Int
+
+
+@dataclass(frozen=True, eq=False)
 class LivePlan:
     """What one rank does with live tensors: parcels of the exchange, and rows copied on the rank.
 
     Attributes:
-        direct: parcels that go from row to row without a buffer; their chunk is -1 where the cell
-            does not travel at all.
-        repeated: rows of the rank that repeat one that arrived: (chunk, cell, from row, to row).
-        source_row, target_row: (N,) per piece.
+        schedule: what it sends and receives, chunk by chunk.
+        units: byte stripes of cells.
+        pieces: the moves of all ranks, cell by cell.
+        own: what it sends to itself.
+        direct: what goes from row to row without a buffer.
+        repeated: (4, N) rows of the rank that repeat one that arrived: chunk, cell, from row, to row.
+        source_row: (N,) per piece, the row of the rank that it comes from.
+        target_row: (N,) per piece, the row of the rank that it goes to.
     """
 
     schedule: Schedule
@@ -37,17 +60,6 @@ class LivePlan:
     repeated: Int
     source_row: Int
     target_row: Int
-
-
-@dataclass(frozen=True, eq=False)
-class Direct:
-    """Copies from row to row of one cell, columns of shape (N,); chunk -1 comes before all chunks."""
-
-    chunk: Int
-    level: Int
-    piece: Int
-    start: Int
-    nbytes: Int
 
 
 def plan_live(

@@ -39,17 +39,29 @@ PARTS = 4
 class Rearrangement:
     """A rearrangement of certain tensors, planned once and carried out as often as wanted.
 
-    Holds its buffers: at most `buffer_nbytes`, less where there is less to move.
+    Holds its buffers: at most `buffer_size` bytes, less where there is less to move.
 
     Args:
-        old, new: (L, P) expert in each slot before and after, -1 for none; the same on all ranks.
+        old: (L, P) integers, the expert in each slot before, -1 for none; the same on all ranks.
+        new: (L, P) integers, the expert in each slot afterwards, likewise.
         expert_weights: per layer, tensors of (S, ...) rows; K and shapes may differ between layers.
         ep_group: any group whose ranks hold S = P / size rows each.
         senders: "vllm", or "balanced" to spread the bytes sent.
+        buffer_size: bytes of all send and receive buffers of a rank; the same on all ranks.
+        rank_mapping: old rank to new rank, -1 where it leaves; a partial injection.
+
+    Attributes:
+        plan: the plan, which all ranks have alike.
 
     Raises:
-        EplbError: on all ranks alike, before anything is moved. A run cannot be refused: the tensors have
-            to keep their memory as long as there are runs.
+        PlacementError: the indices cannot be used.
+        CheckpointError: the tensors are not what the indices need.
+        PlanError: EP302, ranks have different indices, tensors or options.
+        WorkerError: EP401, an argument is none; EP404, there is no triton for a CUDA device; EP406, the
+            device lacks memory.
+
+    What is wrong on one rank is raised on all of them alike, before anything is moved. A run cannot be
+    refused: the tensors have to keep their memory as long as there are runs.
     """
 
     def __init__(
@@ -104,16 +116,20 @@ def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signatu
     senders: Senders = "vllm",
     buffer_size: int = DEFAULT_BUFFER_NBYTES,
 ) -> None:
-    """Rearrange the weights of all layers in place.
+    """Rearrange the weights of all layers in place; must be called by all ranks.
 
     Args:
-        old_global_expert_indices, new_global_expert_indices: (L, P) expert in each slot.
+        old_global_expert_indices: (L, P) integers, the expert in each slot before, -1 for none.
+        new_global_expert_indices: (L, P) integers, the expert in each slot afterwards.
         expert_weights: per layer, tensors of (S, ...) rows.
+        ep_group: any group whose ranks hold S = P / size rows each.
         is_profile: move nothing; one all-gather of the first layer reserves communication memory.
         rank_mapping: old rank to new rank, -1 where it leaves; a partial injection.
+        senders: "vllm", or "balanced" to spread the bytes sent.
+        buffer_size: bytes of all send and receive buffers of a rank; the same on all ranks.
 
     Raises:
-        EplbError: on all ranks alike, before anything is moved.
+        EplbError: as `Rearrangement`, on all ranks alike, before anything is moved.
     """
     if is_profile:
         _profile(expert_weights, ep_group)
@@ -147,11 +163,20 @@ async def transfer_layer(  # noqa: PLR0913, PLR0917 - the reference's signature
 ) -> MoveToBufferResult:
     """Put what one layer gets into buffers shaped like its weights; `move_from_buffer` completes it.
 
-    On `cuda_stream`, if given, everything is in its order: it first waits for what is on the current
-    stream, which itself goes on without waiting.
+    Args:
+        old_global_expert_indices: (L, P) integers, the expert in each slot before, -1 for none.
+        new_global_expert_indices: (L, P) integers, the expert in each slot afterwards.
+        expert_weights: per layer, tensors of (S, ...) rows.
+        expert_weights_buffer: a tensor for each of the layer's, of the same shape and dtype.
+        ep_group: any group whose ranks hold S = P / size rows each.
+        is_profile: accepted, and changes nothing, as in the reference.
+        layer: which of the L layers; negative numbers count from the last.
+        cuda_stream: if given, everything is in its order: it first waits for what is on the current stream,
+            which itself goes on without waiting.
+        rank_mapping: old rank to new rank, -1 where it leaves; a partial injection.
 
     Raises:
-        EplbError: on all ranks alike, before anything is moved.
+        EplbError: as `Rearrangement`, on all ranks alike, before anything is moved; EP222 for buffers too.
     """
     del is_profile
 

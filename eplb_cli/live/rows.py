@@ -78,21 +78,22 @@ class LiveRows:
     """
 
     def __init__(self, live: LivePlan, source: Layers, sink: Layers, group: dist.ProcessGroup) -> None:
-        self._live, self._group, self._keep = live, group, (source, sink)
+        self._live, self._group = live, group
+        self._tensors = source, sink  # the table has their addresses: they have to live as long as it does
         tensors = [tensor for layer in (*source, *sink) for tensor in layer]
-        self.device = tensors[0].device if tensors else torch.device("cpu")
+        device = tensors[0].device if tensors else torch.device("cpu")
         schedule = live.schedule
         sizes = schedule.sends.buffer_nbytes, schedule.receives.buffer_nbytes
         self._send, self._receive = (
-            [torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(2)] for size in sizes
+            [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)] for size in sizes
         )
         self._levels = int(live.direct.level.max(initial=-1)) + 1
-        self._mover = make_mover(self._copies(source, sink), self.device)
+        self._mover = make_mover(self._copies(source, sink), device)
         self._messages = [
             (schedule.messages(schedule.sends, chunk), schedule.messages(schedule.receives, chunk))
             for chunk in range(schedule.num_chunks)
         ]
-        self._lanes = [Lane(_stream(self.device)) for _ in range(3)]
+        self._lanes = [Lane(_stream(device)) for _ in range(3)]
         self._drained: list[Pending] = []
         self._copied: list[Pending] = []
 

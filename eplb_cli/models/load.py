@@ -157,33 +157,3 @@ def _check_model(name: str, counts: Counts, model: Model, num_layers: int, kind:
 
 def _no_load(name: str, problem: str) -> PlacementError:
     return PlacementError("EP119", f"{name} holds no load: {problem}")
-
-
-def describe_load(path: str, load: Load) -> dict[str, Any]:
-    """What `eplb inspect LOAD` tells: per layer, how far the busiest expert is above the mean."""
-    total = load.total
-    mean = total.mean(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        imbalance = np.where(mean > 0, total.max(axis=1) / mean, 0.0)
-    numbers = np.arange(len(total)) if load.layer_ids is None else load.layer_ids
-    return {
-        "format": "eplb-load/1",
-        "path": path,
-        "form": load.form,
-        "num_steps": len(load.counts),
-        "num_layers": total.shape[0],
-        "num_logical_experts": total.shape[1],
-        "layer_ids": None if load.layer_ids is None else load.layer_ids.tolist(),
-        "tokens": float(total.sum()),
-        "layers": [
-            {
-                "layer": int(layer),
-                "tokens": float(row.sum()),
-                "busiest_expert": int(row.argmax()),
-                "busiest_over_mean": round(float(ratio), 4),
-                "idle_experts": int((row == 0).sum()),
-            }
-            for layer, row, ratio in zip(numbers, total, imbalance, strict=True)
-        ],
-        "notes": list(load.notes),
-    }

@@ -1,26 +1,44 @@
-"""`eplb convert`: a placement in one dialect in, the same placement in another out, or the reason why not."""
+"""A placement in one dialect in, the same placement in another out, or the reason why not."""
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 
 from eplb_cli.errors import UsageError
 from eplb_cli.files import write_whole
 from eplb_cli.placements.dialects.registry import dialect_called
 from eplb_cli.placements.findings import Finding, check_placement, raise_first
-from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.hints import NO_HINTS, Hints
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import read_placement
 
 
-def convert(source: str, output: Path, to: str, hints: Hints) -> tuple[Placement, list[Finding]]:
-    """Write the placement `source` to `output` in the dialect `to`; what it is, and the warnings about it.
+def convert(
+    source: str | PathLike[str], output: str | PathLike[str], to: str, hints: Hints = NO_HINTS
+) -> tuple[Placement, list[Finding]]:
+    """Write a placement in the dialect of another engine.
+
+    Args:
+        source: a file in any dialect, or one of the named maps "linear" and "round_robin".
+        output: a new file: .json, for "vllm" .jsonl too, for "tensorrt-llm" .yaml.
+        to: "eplb", "vllm", "sglang", "tensorrt-llm", "ascend" or "deepseek".
+        hints: what `source` leaves out, or `to` needs to know.
+
+    Returns:
+        What was written, and warnings about it.
 
     Raises:
+        UsageError: EP001, there is no such dialect, or it has no files named like `output`.
         PlacementError: it cannot be read, misses an expert, or has something that `to` cannot say (EP117).
         OutputError: EP601, `output` exists; EP603 or EP604, it cannot be written.
+
+    Examples:
+        >>> placement, warnings = eplb_cli.convert("new.json", "new.yaml", "tensorrt-llm")
+        >>> placement.num_slots
+        20
     """
-    dialect = dialect_called(to)
+    output, dialect = Path(output), dialect_called(to)
     suffix = output.suffix.lower()
     if suffix not in dialect.suffixes:
         problem = f"{to} is written to {' or '.join(dialect.suffixes)}, and OUT is {output.name!r}"

@@ -33,7 +33,12 @@ def placement_to_json(placement: Placement) -> dict[str, Any]:
 
 
 def format_placement(placement: Placement) -> str:
-    """The text of a placement file: a key a line, and then a layer a line."""
+    """The text of a placement file, in the form eplb-placement/1: a key a line, and then a layer a line.
+
+    Examples:
+        >>> placement, _ = eplb_cli.read_placement("new.json")
+        >>> _ = Path("copy.json").write_text(eplb_cli.format_placement(placement))
+    """
     content = placement_to_json(placement)
     rows = ",\n  ".join(json.dumps(row) for row in content.pop(MAP))
     keys = "".join(f'"{key}": {json.dumps(value)},\n ' for key, value in content.items())

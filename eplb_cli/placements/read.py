@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -24,16 +26,29 @@ _DEPTH = 3
 """How deep in objects and lists a map may be an array."""
 
 
-def read_placement(source: str, hints: Hints = NO_HINTS) -> tuple[Placement, list[Finding]]:
-    """The placement in the file `source`, or the named map `linear` or `round_robin`; and its warnings.
+def read_placement(source: str | PathLike[str], hints: Hints = NO_HINTS) -> tuple[Placement, list[Finding]]:
+    """Read a placement in any dialect; only its form is checked, `validate` says whether it makes sense.
 
-    Only its form is checked; `check_placement` and `check_pair` say whether it makes sense.
+    Args:
+        source: a file, or one of the named maps "linear" and "round_robin".
+        hints: what the file may leave out.
+
+    Returns:
+        The placement, and warnings about it.
 
     Raises:
-        PlacementError: of the first thing that is wrong.
-        UsageError: EP001 for redundant experts in `round_robin`.
+        PlacementError: the first thing that is wrong.
+        UsageError: EP001, there are redundant experts in `round_robin`, or no such dialect.
+
+    Examples:
+        >>> placement, warnings = eplb_cli.read_placement("old.json")
+        >>> placement.physical_to_logical.shape
+        (3, 20)
+        >>> hints = eplb_cli.Hints(num_ranks=2, num_logical_experts=4, num_layers=1)
+        >>> eplb_cli.read_placement("linear", hints)[0].physical_to_logical.tolist()
+        [[0, 1, 2, 3]]
     """
-    draft = read_draft(source, hints)
+    draft = read_draft(os.fspath(source), hints)
     return usable(draft), draft.findings
 
 

@@ -22,7 +22,16 @@ class MoveTable:
     """One entry per filled slot of NEW, as columns of shape (N,).
 
     Sorted by (layer, src_rank, dst_rank, expert, dst_slot). For every entry
-    `old[layer, src_slot] == expert == new[layer, dst_slot]`. `layer` is an index into the placement.
+    `old[layer, src_slot] == expert == new[layer, dst_slot]`.
+
+    Attributes:
+        layer: (N,) int64, an index into the placements.
+        expert: (N,) int64, the expert that the slot of NEW holds.
+        src_slot: (N,) int64, the slot of OLD that it comes from.
+        dst_slot: (N,) int64, the slot of NEW.
+        kind: (N,) uint8: 0 unchanged, the same rank and row; 1 local, another row of the same rank; 2 remote,
+            from another rank; 3 duplicate, a further copy of what a remote of the same layer, rank and expert
+            brings.
     """
 
     layer: NDArray[np.int64]
@@ -49,6 +58,11 @@ class ReshardPlan:
     """Two placements, the table of moves between them, and the options that shaped it.
 
     Attributes:
+        old: OLD.
+        new: NEW.
+        moves: where each filled slot of NEW comes from.
+        senders: "balanced" or "vllm".
+        ranks_per_node: G, None where there is one node.
         expert_nbytes: (L,) bytes of one expert in each layer, None where unknown.
         busiest_bound: bytes, or rows without sizes, that the busiest sender sends at the very least; known of
             "balanced" only.

@@ -24,10 +24,11 @@ def plan_reshard(
     expert_nbytes: NDArray[np.int64] | None = None,
     ranks_per_node: int | None = None,
 ) -> ReshardPlan:
-    """Plan the moves that turn `old` into `new`.
+    """Plan the moves that turn one placement into another.
 
     Args:
-        old, new: placements of the same experts and layers; R, S and P may differ.
+        old: OLD.
+        new: NEW, of the same experts and layers; R, S and P may differ.
         senders: "vllm" gives the senders of vLLM's rearrangement, "balanced" evens out bytes sent.
         expert_nbytes: (L,) bytes of one expert in each layer; all alike where unknown.
         ranks_per_node: G; with it "balanced" prefers a sender on the receiver's node.
@@ -35,6 +36,12 @@ def plan_reshard(
     Raises:
         PlacementError: EP106, an expert of `new` has no source; EP109, the layers differ in number.
         UsageError: EP001, there are no such senders.
+
+    Examples:
+        >>> (old, _), (new, _) = map(eplb_cli.read_placement, ("old.json", "new.json"))
+        >>> plan = eplb_cli.plan_reshard(old, new)
+        >>> len(plan.moves), int((plan.moves.kind == 2).sum())
+        (60, 25)
     """
     if not is_senders(senders):
         raise UsageError("EP001", f"there are no senders {senders!r}", "they are balanced or vllm")

@@ -12,7 +12,7 @@
     heat_map      rich: who sends how much to whom
     bars          rich: what ranks send and receive, and the layers that move most
     html_page     plotly: what `plan --html` writes, into the frame of html_text
-    inspection    rich: what `inspect` and `verify` print
+    inspection    rich: what `inspect`, `verify`, `shard`, `merge` and `bake` print
 
 Importing rich costs as much as importing typer, so it is imported by the first page that is printed,
 and by nothing else: json, errors and annotations never need it.
@@ -21,15 +21,20 @@ and by nothing else: json, errors and annotations never need it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
 
 from eplb_cli.render.findings import print_findings
 from eplb_cli.render.messages import print_error, print_json, print_warning
 from eplb_cli.render.progress import Progress
 
 if TYPE_CHECKING:
+    from eplb_cli.models.model import Model
+    from eplb_cli.report.identification import Identification
+    from eplb_cli.report.inspection import Inspection
+    from eplb_cli.report.load import LoadSummary
     from eplb_cli.report.report import Report
+    from eplb_cli.report.verification import Verification
     from eplb_cli.report.written import Written
 
 __all__ = [
@@ -57,8 +62,8 @@ def print_report(report: Report, stream: TextIO | None = None, *, full: bool = F
         show_report(console, report, full=full)
 
 
-def print_inspection(inspection: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Print what a directory of shards holds, as `inspect` describes it."""
+def print_inspection(inspection: Inspection, stream: TextIO | None = None) -> None:
+    """Print what a directory of shards holds, as `inspect` found it."""
     from eplb_cli.render.inspection import show_inspection
     from eplb_cli.render.page import page
 
@@ -67,7 +72,7 @@ def print_inspection(inspection: Mapping[str, Any], stream: TextIO | None = None
 
 
 def print_written(what: str, done: Written, stream: TextIO | None = None) -> None:
-    """Print what `shard` or `merge` has made."""
+    """Print what `shard`, `merge` or `bake` has made; `what` is shards or a checkpoint."""
     from eplb_cli.render.inspection import show_written
     from eplb_cli.render.page import page
 
@@ -75,7 +80,7 @@ def print_written(what: str, done: Written, stream: TextIO | None = None) -> Non
         show_written(console, what, done)
 
 
-def print_identification(found: Mapping[str, Any], stream: TextIO | None = None) -> None:
+def print_identification(found: Identification, stream: TextIO | None = None) -> None:
     """Print what the rows of shards turned out to be."""
     from eplb_cli.render.inspection import show_identification
     from eplb_cli.render.page import page
@@ -84,26 +89,26 @@ def print_identification(found: Mapping[str, Any], stream: TextIO | None = None)
         show_identification(console, found)
 
 
-def print_load(described: Mapping[str, Any], stream: TextIO | None = None) -> None:
+def print_load(load: LoadSummary, stream: TextIO | None = None) -> None:
     """Print the load that a file holds."""
     from eplb_cli.render.inspection import show_load
     from eplb_cli.render.page import page
 
     with page(stream or sys.stdout) as console:
-        show_load(console, described)
+        show_load(console, load)
 
 
-def print_models(described: Mapping[str, Any], stream: TextIO | None = None) -> None:
+def print_models(models: Sequence[Model], stream: TextIO | None = None) -> None:
     """Print the model presets."""
     from eplb_cli.render.inspection import show_models
     from eplb_cli.render.page import page
 
     with page(stream or sys.stdout) as console:
-        show_models(console, described)
+        show_models(console, models)
 
 
-def print_verification(verification: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Print what `verify` proved, or that it did not."""
+def print_verification(verification: Verification, stream: TextIO | None = None) -> None:
+    """Print what `verify` proved."""
     from eplb_cli.render.inspection import show_verification
     from eplb_cli.render.page import page
 

@@ -15,7 +15,8 @@ from rich.text import Text
 from eplb_cli.render.bars import show_rank_bars
 from eplb_cli.render.page import heading
 from eplb_cli.render.text import format_bytes, plural
-from eplb_cli.report.report import Report, block_of, name_of_block, traffic_by
+from eplb_cli.report.blocks import block_of, name_of_block, traffic_of_blocks
+from eplb_cli.report.report import Report
 
 MAX_NUMBERED = 16
 """Ranks up to which cells have numbers; more of them are a wall of digits, not a map."""
@@ -150,7 +151,7 @@ def show_traffic(console: Console, report: Report) -> None:
     block = block_of(report, lambda size: _widest_cell(console, size, ink) > 0)
     size = -(-len(report.ranks) // block)
     cell_width = _widest_cell(console, size, ink)
-    heat_map = HeatMap(traffic_by(report, block), size, in_bytes, ink, cell_width)
+    heat_map = HeatMap(traffic_of_blocks(report, block), size, in_bytes, ink, cell_width)
     of = name_of_block(report, block)
     noun = of.split(maxsplit=1)[0]
     heading(console, f"{'bytes' if in_bytes else 'rows'}, old {of} (down) to new {noun} (across)")

@@ -20,7 +20,8 @@ from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.render.html_text import PAGE, THEME
 from eplb_cli.render.text import format_bytes, format_seconds, plural
-from eplb_cli.report.report import Report, block_of, name_of_block, traffic_by
+from eplb_cli.report.blocks import block_of, name_of_block, traffic_of_blocks
+from eplb_cli.report.report import Report
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 SCALE = "Viridis"
 COLOURS = ("#3b78c3", "#d98032")
 """First and second of two: sent and received, before and after. Readable on white and on black."""
-
 
 MAX_CELLS = 256
 """Ranks, or blocks of them, on a side of the map; cells of more are smaller than two pixels."""
@@ -110,7 +110,7 @@ def _traffic(report: Report) -> Figure:
     noun = of.split(maxsplit=1)[0]
     size = -(-len(report.ranks) // block)
     cells = np.full((size, size), np.nan, np.float32)
-    for pair, amount in traffic_by(report, block).items():
+    for pair, amount in traffic_of_blocks(report, block).items():
         cells[pair] = amount
     heat = Heatmap(
         z=cells,

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-DEFAULT_NODE = 8
-"""Ranks taken together where there are too many to show, and nothing says what a node is."""
 
 
 @dataclass(frozen=True)
@@ -68,28 +63,6 @@ class LayerTraffic:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `plan` and `reshard` print; `traffic` is `[old_rank, new_rank, bytes, rows]`.
-
-    Attributes:
-        traffic_by: "rank", or "node" where there are too many ranks to list.
-        block: ranks of each entry of `traffic`: 1, or those of a node.
-        ranks_per_node: G, None where there is one node.
-    """
-
-    totals: Totals
-    ranks: list[RankTraffic]
-    traffic: list[tuple[int, int, int | None, int]]
-    traffic_by: str = "rank"
-    warnings: list[str] = field(default_factory=list)
-    run: RunReport | None = None
-    estimate: Estimate | None = None
-    layers: list[LayerTraffic] = field(default_factory=list)
-    block: int = 1
-    ranks_per_node: int | None = None
-
-
-@dataclass(frozen=True)
 class Estimate:
     """What a run of the plan needs at given rates.
 
@@ -143,34 +116,38 @@ class RunReport:
     rows_total: int
     serving: list[str]
     notes: list[str] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
-def block_of(report: Report, fits: Callable[[int], bool]) -> int:
-    """Ranks to take together so that as many blocks as that makes fit: one, a node, or some nodes.
+@dataclass(frozen=True)
+class Report:
+    """What a plan moves, or a run has moved.
 
-    A node is of `DEFAULT_NODE` ranks where nothing says.
+    Attributes:
+        totals: sums over all ranks: `remote_bytes`, `remote_rows` and so on for each kind of move.
+        ranks: per rank, `sent_bytes`, `received_bytes` and so on.
+        traffic: (old rank, new rank, bytes, rows) of all that goes to another rank, non-zero and ascending.
+        warnings: what is odd about the placements or the checkpoint.
+        run: what a run adds; None for a plan.
+        estimate: how long a plan will take, where rates are given.
+        layers: what comes from another rank, layer by layer.
+        block: ranks of each entry of `traffic`: 1, or those of a node.
+        ranks_per_node: G, None where there is one node.
     """
-    block = report.block
-    while not fits(-(-len(report.ranks) // block)):
-        block = max(2, report.ranks_per_node or DEFAULT_NODE) if block == 1 else 2 * block
-    return block
 
+    totals: Totals
+    ranks: list[RankTraffic]
+    traffic: list[tuple[int, int, int | None, int]]
+    warnings: list[str] = field(default_factory=list)
+    run: RunReport | None = None
+    estimate: Estimate | None = None
+    layers: list[LayerTraffic] = field(default_factory=list)
+    block: int = 1
+    ranks_per_node: int | None = None
 
-def name_of_block(report: Report, block: int) -> str:
-    """`rank`, `node of 8 ranks` or `block of 16 ranks`."""
-    if block == 1:
-        return "rank"
-    return f"{'node' if block == report.ranks_per_node else 'block'} of {block} ranks"
-
-
-def traffic_by(report: Report, block: int) -> dict[tuple[int, int], int]:
-    """Bytes, or rows where sizes are unknown, by (old, new) block of so many ranks."""
-    fold = block // report.block
-    amounts: dict[tuple[int, int], int] = defaultdict(int)
-    for old, new, nbytes, rows in report.traffic:
-        amounts[old // fold, new // fold] += rows if nbytes is None else nbytes
-    return amounts
+    @property
+    def traffic_by(self) -> str:
+        """What `traffic` is by: "rank", or "node" where there are too many ranks to list."""
+        return "rank" if self.block == 1 else "node"
 
 
 _NOT_SHOWN = ("cross_node_rows", "busiest_sender_rows", "busiest_sender_bound_rows", "cross_node_bound_rows")
@@ -207,8 +184,8 @@ _RUN_KEYS = (
 def report_json(report: Report) -> dict[str, Any]:
     """The report as `--format json` shows it.
 
-    A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys and whatever is in
-    `extra`. "traffic_by" is there only where it is "node", "estimate" only where rates are given.
+    A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys. "traffic_by" is there only
+    where it is "node", "estimate" only where rates are given.
     """
     result: dict[str, Any] = {
         "format": "eplb-report/1",
@@ -221,5 +198,5 @@ def report_json(report: Report) -> dict[str, Any]:
     if report.estimate:
         result["estimate"] = asdict(report.estimate)
     if report.run:
-        result |= {key: getattr(report.run, key) for key in _RUN_KEYS} | report.run.extra
+        result |= {key: getattr(report.run, key) for key in _RUN_KEYS}
     return result

@@ -11,7 +11,8 @@ from eplb_cli.arrays import Int, sum_by
 from eplb_cli.placements.placement import EMPTY
 from eplb_cli.plan.bounds import sender_bounds
 from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, ReshardPlan
-from eplb_cli.report.report import DEFAULT_NODE, LayerTraffic, RankTraffic, Report, Totals
+from eplb_cli.report.blocks import DEFAULT_NODE
+from eplb_cli.report.report import LayerTraffic, RankTraffic, Report, Totals
 
 MAX_RANKS_LISTED = 1024
 """Above this many ranks, traffic is given by node unless all of it is asked for."""
@@ -60,7 +61,6 @@ def plan_report(
         totals=_totals(plan, tables, expert_nbytes, (sent_bytes, sent_rows), other_nbytes, output_nbytes),
         ranks=ranks,
         traffic=_traffic(plan, remote, block),
-        traffic_by="rank" if block == 1 else "node",
         warnings=list(warnings),
         layers=_layers(plan, remote, expert_nbytes),
         block=block,

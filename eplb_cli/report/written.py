@@ -8,7 +8,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Written:
-    """What was made: rows are experts in slots, `nbytes` what was written."""
+    """What was made.
+
+    Attributes:
+        output: the directory.
+        engine: whose names its tensors have.
+        num_ranks: R.
+        num_layers: L, the MoE layers that the placement names.
+        num_logical_experts: E.
+        rows_proved: rows (an expert in a slot, with all its tensors) that were read back and compared.
+        nbytes: bytes written; a file under several names counts once.
+        seconds: wall-clock time.
+        serving: how each engine loads it.
+        warnings: what is odd about the placement or the bytes.
+    """
 
     output: Path
     engine: str

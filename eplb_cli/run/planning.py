@@ -1,8 +1,10 @@
-"""`eplb plan`: two placements and perhaps sizes in, a plan and its report out."""
+"""Two placements and perhaps sizes in, a plan and its report out."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,11 @@ import numpy as np
 
 from eplb_cli.errors import OutputError, UsageError
 from eplb_cli.inputs.old_and_new import read_pair
-from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.plan.choice import Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
-from eplb_cli.progress import ProgressBar
+from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
 from eplb_cli.report.sizes import Rates
 from eplb_cli.report.tally import plan_report
@@ -26,7 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A plan and the report on it; `prepared` is None where there is no checkpoint."""
+    """A plan and the report on it.
+
+    Attributes:
+        plan: the placements, and the table of moves between them.
+        report: what that comes to, per rank and in all.
+        prepared: the shards, and the files that a run would write; None where there is no checkpoint.
+    """
 
     plan: ReshardPlan
     report: Report
@@ -41,7 +49,56 @@ class Answer:
         return replace(self, report=replace(self.report, estimate=took))
 
 
-def plan_placements(
+def plan_files(  # noqa: PLR0913 - each of them is an option of its own
+    old: str | PathLike[str],
+    new: str | PathLike[str],
+    *,
+    checkpoint: str | PathLike[str] | None = None,
+    layout: str = "auto",
+    options: PlacementOptions = NO_OPTIONS,
+    expert_nbytes: int | None = None,
+    senders: Senders = "balanced",
+    ranks_per_node: int | None = None,
+    full: bool = False,
+    progress: ProgressBar = silent,
+) -> Answer:
+    """Plan from placement files, and perhaps the shards under OLD; nothing is moved.
+
+    Args:
+        old: OLD: a file in any dialect, or one of the named maps "linear" and "round_robin".
+        new: NEW, likewise.
+        checkpoint: shards under OLD, for sizes in bytes; what a reshard of them would refuse is refused.
+        layout: how their tensors are named: "auto", the name of a layout, or a TOML file that describes one.
+        options: what OLD and NEW leave out.
+        expert_nbytes: bytes of an expert, without shards; None where the model says it, or nothing does.
+        senders: "balanced" evens out bytes sent, "vllm" gives the senders of vLLM's rearrangement.
+        ranks_per_node: G; with it "balanced" prefers a sender on the receiver's node.
+        full: list traffic by rank however many ranks there are.
+        progress: what shows the bytes read, where other tensors have to be compared.
+
+    Raises:
+        PlacementError: a placement cannot be read, or the pair cannot be used.
+        CheckpointError: the shards cannot be used.
+        UsageError: EP001, the arguments contradict each other.
+        BytesError: EP506, the shards are not those of their manifest.
+
+    Examples:
+        >>> answer = eplb_cli.plan_files("old.json", "new.json", checkpoint="src")
+        >>> answer.report.totals.remote_bytes, answer.report.totals.busiest_sender_bytes
+        (614400, 344064)
+    """
+    names = os.fspath(old), os.fspath(new)
+    if checkpoint is None:
+        return _plan_placements(names, options, senders, ranks_per_node, expert_nbytes, full=full)
+    if expert_nbytes is not None:
+        raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
+    from eplb_cli.inputs.given import read_given
+
+    given = read_given(Path(checkpoint), layout, names, options, senders, ranks_per_node)
+    return _plan_checkpoint(given, progress, full=full)
+
+
+def _plan_placements(
     names: tuple[str, str],
     options: PlacementOptions,
     senders: Senders,
@@ -50,15 +107,7 @@ def plan_placements(
     *,
     full: bool,
 ) -> Answer:
-    """Plan from two placements alone.
-
-    Args:
-        names: of OLD and of NEW.
-        expert_nbytes: bytes of an expert; None where the model says it, or nothing does.
-
-    Raises:
-        EplbError: the placements cannot be used.
-    """
+    """Plan from two placements alone."""
     old, new, warnings = read_pair(*names, options)
     if expert_nbytes is None and options.model is not None:
         expert_nbytes = options.model.expert_nbytes
@@ -68,12 +117,8 @@ def plan_placements(
     return Answer(plan, plan_report(plan, sizes, full=full, warnings=messages))
 
 
-def plan_checkpoint(given: Given, progress: ProgressBar, *, full: bool) -> Answer:
-    """Plan for a checkpoint, and refuse what a reshard of it would.
-
-    Raises:
-        EplbError: the placements, or the checkpoint, cannot be used.
-    """
+def _plan_checkpoint(given: Given, progress: ProgressBar, *, full: bool) -> Answer:
+    """Plan for a checkpoint, and refuse what a reshard of it would."""
     from eplb_cli.checkpoint.recorded import require_digests
     from eplb_cli.machine import default_threads
     from eplb_cli.run.clock import Clock

@@ -40,8 +40,6 @@ class AnyRequest(ABC):
 class Request(AnyRequest):
     """Rearrange the shards in `source`, which lie under OLD, for the placement NEW, into `destination`.
 
-    >>> Request(Path("shards"), Path("resharded"), new="new.json", old="linear", backend="file")
-
     Attributes:
         source: SRC, the directory of shards; only read.
         destination: DST, which is not there yet, or an empty directory.
@@ -65,6 +63,9 @@ class Request(AnyRequest):
         digests: take a digest of every row, for the proof now and for `verify` later.
         durable: wait until the disk has every byte.
         timeout_s: seconds without any progress after which the run is ended.
+
+    Examples:
+        >>> request = eplb_cli.Request(Path("src"), Path("dst2"), new="new.json", old="old.json", threads=4)
     """
 
     new: str

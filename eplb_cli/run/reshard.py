@@ -20,10 +20,28 @@ from eplb_cli.run.resume import known_before
 
 
 def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
-    """Rearrange SRC into DST and prove it.
+    """Rearrange shards for another placement, and prove it.
+
+    The result appears whole, once every row has been read back and compared, or not at all.
+
+    Args:
+        request: what is wanted.
+        progress: what shows the bytes done: given their number and a description, a context that yields a
+            function, which is told how many are done.
+
+    Returns:
+        What was moved, in bytes and rows, and in `run` how long it took and what was proved.
 
     Raises:
-        EplbError: whatever went wrong; there is no DST then, and SRC is as it was.
+        EplbError: whatever went wrong, of any family; there is no DST then, and SRC is as it was.
+
+    Examples:
+        >>> request = eplb_cli.Request(
+        ...     Path("src"), Path("resharded"), new="new.json", old="old.json", backend="file"
+        ... )
+        >>> report = eplb_cli.reshard(request)
+        >>> report.totals.remote_rows, report.run.rows_proved
+        (25, 60)
     """
     planned = plan_request(request, progress)
     clock = Clock(planned.seconds)

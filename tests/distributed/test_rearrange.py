@@ -6,6 +6,7 @@ nccl connects them. `CUDA_VISIBLE_DEVICES=` asks for gloo there too.
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from types import ModuleType
 
@@ -107,6 +108,24 @@ class TestAgainstReference:
             assert ours.masks == theirs.masks
         for part in ("buffers", "weights"):
             require_same(*([getattr(pair[side], part) for pair in found] for side in (0, 1)))
+
+    def test_its_names(self, reference):
+        """Every function is there, with its parameters in their order; ours may have more."""
+        from eplb_cli import live
+
+        names = [
+            name
+            for name, thing in vars(reference).items()
+            if getattr(thing, "__module__", "") == reference.__name__ and inspect.isroutine(thing)
+        ]
+        assert {"move_to_buffer", "transfer_layer"} <= set(names)
+        for name in names:
+            ours, theirs = (inspect.signature(getattr(module, name)) for module in (live, reference))
+            assert list(ours.parameters)[: len(theirs.parameters)] == list(theirs.parameters)
+        public = {name for name in names if not name.startswith("_")}
+        assert public | set(reference.__all__) <= set(live.__all__)
+        assert sorted(live.__all__) == live.__all__
+        assert all(getattr(live, name).__doc__ for name in live.__all__)
 
     @given(data=st.data())
     def test_who_sends_and_who_receives(self, reference, data):

@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from eplb_cli.audit.inspection import inspect_shards
+from eplb_cli.audit.inspection import inspect
 from eplb_cli.audit.verify import verify
 from eplb_cli.checkpoint.layout import Layout, key_name
 from eplb_cli.checkpoint.layout_file import layout_from_json, presets, read_layout
@@ -140,16 +140,7 @@ def outcome(call: Callable[..., object], *arguments: object) -> str:
 
 
 def inspect_deeply(tree: Path) -> None:
-    inspect_shards(tree, "auto", deep=True, advance=nothing)
-
-
-def nothing(nbytes: int) -> None:
-    """What is told of the bytes done."""
-
-
-def silent(total: int, description: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
-    """A progress bar that shows nothing."""
-    return contextlib.nullcontext(nothing)
+    inspect(tree, deep=True)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +154,7 @@ def good():
         first = Request(
             home / "src", home / "dst", str(home / "new.json"), str(home / "old.json"), backend="file"
         )
-        reshard(first, silent)
+        reshard(first)
         yield home
 
 
@@ -181,10 +172,10 @@ def test_damaged_trees(seed, good, tmp_path, watchdog, count):
             (tree / "eplb.json").unlink(missing_ok=True)
         old = None if has_manifest else str(good / "new.json")
         back = Request(tree, tmp_path / "back", str(good / "old.json"), old, backend="file", durable=False)
-        last = outcome(reshard, back, silent)
+        last = outcome(reshard, back)
         ends |= {
-            outcome(verify, tree, None, nothing),
-            outcome(verify, tree, good / "src", nothing),
+            outcome(verify, tree),
+            outcome(verify, tree, good / "src"),
             outcome(inspect_deeply, tree),
             last,
         }

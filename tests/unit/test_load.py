@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.models.load import describe_load, read_load
+from eplb_cli.models.load import read_load
 from eplb_cli.models.model import Model
+from eplb_cli.report.load import load_json, summarize_load
 
 MODEL = Model("two of three", 3, (1, 2), num_logical_experts=4)
 COUNTS = [[5, 0, 1, 2], [4, 4, 4, 0]]
@@ -81,7 +83,7 @@ def test_counts_as_arrays(dump, name):
 
 def test_what_inspect_tells(dump):
     """Per layer: tokens, the busiest expert, how far it is above the mean, and who got none."""
-    described = describe_load("x", read_load(dump("load.json", COUNTS), MODEL))
+    described = load_json(summarize_load(Path("x"), read_load(dump("load.json", COUNTS), MODEL)))
     assert described["tokens"] == 20
     assert described["layers"] == [
         {"layer": 1, "tokens": 8, "busiest_expert": 0, "busiest_over_mean": 2.5, "idle_experts": 1},

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "plan": {"placements"},
     "checkpoint": {"formats", "models", "placements", "plan"},
     "exchange": set(),
-    "report": {"placements", "plan"},
+    "report": {"models", "placements", "plan"},
     "live": {"exchange", "models", "placements", "plan"},
     "output": {"checkpoint", "formats", "placements", "plan"},
     "inputs": {"checkpoint", "formats", "models", "placements", "plan", "report"},
@@ -29,8 +29,8 @@ MAY_IMPORT = {
     "huggingface": {
         "checkpoint", "formats", "inputs", "models", "output", "placements", "plan", "report", "transfer",
     },
-    "audit": {"checkpoint", "formats", "huggingface", "models", "output", "placements", "plan", "transfer"},
-    "render": {"placements", "plan", "report"},
+    "audit": {"checkpoint", "formats", "huggingface", "output", "placements", "plan", "report", "transfer"},
+    "render": {"models", "placements", "plan", "report"},
     "cli": {
         "audit", "checkpoint", "huggingface", "inputs", "models", "placements", "plan", "render", "report",
         "run",

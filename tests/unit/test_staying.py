@@ -73,7 +73,7 @@ def test_shared_rows_are_neither_read_nor_written(aligned, tmp_path, monkeypatch
     assert report.run is not None
     assert report.run.verified
     monkeypatch.undo()
-    assert verify(tmp_path / "back", aligned, lambda _: None)["ok"]
+    assert verify(tmp_path / "back", aligned).rows_proved
 
 
 def test_the_first_refusal_ends_it(aligned, tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_the_first_refusal_ends_it(aligned, tmp_path, monkeypatch):
     run(aligned, tmp_path / "back", DATA / "old.json")
     assert len(asked) == 1
     monkeypatch.undo()
-    assert verify(tmp_path / "back", aligned, lambda _: None)["ok"]
+    assert verify(tmp_path / "back", aligned).rows_proved
 
 
 def test_a_changed_shared_row_is_found_later(aligned, tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_changed_shared_row_is_found_later(aligned, tmp_path, monkeypatch):
     content[20_000] ^= 1
     shard.write_bytes(content)
     with pytest.raises(BytesError, match="slot"):
-        verify(tmp_path / "back", None, lambda _: None)
+        verify(tmp_path / "back")
 
 
 def test_neighbours_become_one_run():
