@@ -25,7 +25,7 @@ from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, file_from_start
 
 FORMAT = "eplb-huggingface/1"
-MAX_ORIGIN_NBYTES = 1 << 30
+MAX_ORIGIN_NBYTES = 1 << 28
 """Of more than a million tensors."""
 
 
