@@ -58,7 +58,7 @@ def _require_writable(path: Path) -> None:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with files.writing(path):
         with contextlib.suppress(FileNotFoundError):
-            os.close(os.open(path, flags))
+            os.close(files.attempt("open", os.open, path, flags))
         if not os.access(path.parent, os.W_OK | os.X_OK):
             is_read_only = os.statvfs(path.parent).f_flag & os.ST_RDONLY
             number = errno.EROFS if is_read_only else errno.EACCES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from pathlib import Path
 
 from eplb_cli import files
 from eplb_cli.output.journal import Journal
@@ -163,11 +164,11 @@ def test_the_digests_of_src_are_read_once(case, monkeypatch):
     read = []
     original = files.read_small_file
 
-    def counted(path, limit):
-        read.append(path.name)
-        return original(path, limit)
+    def counted(path, limit, **options):
+        read.append(Path(path).name)
+        return original(path, limit, **options)
 
-    monkeypatch.setattr("eplb_cli.checkpoint.manifest.read_small_file", counted)
+    monkeypatch.setattr(files, "read_small_file", counted)
     changes = {"src": case.dst, "dst": case.home / "back", "old": None}
     result = case.eplb(*case.arguments(**changes))
     assert result.code == 0, result.err

@@ -117,7 +117,7 @@ def test_what_is_known_is_not_read_again(case, monkeypatch):
     original = files.read_into
 
     def counted(descriptor, buffer, offset, path):
-        read.append((path.name, len(buffer)))
+        read.append((str(path), len(buffer)))
         original(descriptor, buffer, offset, path)
 
     monkeypatch.setattr(files, "read_into", counted)
