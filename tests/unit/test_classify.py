@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eplb_cli.checkpoint.classify import Cell, check_scales, split_tensors
-from eplb_cli.checkpoint.layout_file import presets
+from eplb_cli.checkpoint.layout_file import layout_from_json, presets
 from eplb_cli.checkpoint.others import lacking_others, looks_sharded
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
@@ -81,6 +81,20 @@ def test_a_rank_without_slots_may_lack_a_tensor():
     """Its tensor would have no rows."""
     found = split({key("w2_weight"): at(4, 5)}, {}, slots=(4, 0))
     assert len(found.experts) == 1
+
+
+BEHIND = layout_from_json(
+    {
+        "format": "eplb-layout/1",
+        "name": "behind",
+        "files": ["r{rank}.safetensors"],
+        "experts": ["h.{layer}.{tensor}.row{row}"],
+        "tensors": ["up", "up_scale", "down", "down_scale"],
+        "scales": {"up_scale": "up", "down_scale": "down"},
+    },
+    "behind.toml",
+)
+"""A layout in whose keys the tensor does not come last."""
 
 
 class TestScales:
@@ -166,3 +180,21 @@ class TestSharded:
         assert (
             said == "rank 1 lacks 'a', which another rank has (and 2 more): are all parts of its shard there?"
         )
+
+    @pytest.mark.parametrize(
+        ("names", "says"),
+        [
+            (["up", "up_scale", "down", "down_scale"], ""),
+            (["up", "up_scale", "down"], "layer 3: m.h.3.down.row{row} is there without down_scale"),
+            (["up", "down_scale"], "layer 3: m.h.3.down_scale.row{row} is there without down"),
+        ],
+    )
+    def test_a_name_with_something_behind_it(self, names, says):
+        """A weight and its scale belong together wherever in the key their names are."""
+        experts = {(3, f"m.h.{{layer}}.{name}.row{{row}}", name): {0: {0: at(5)}} for name in names}
+        if not says:
+            check_scales(BEHIND, experts)
+            return
+        with pytest.raises(CheckpointError) as caught:
+            check_scales(BEHIND, experts)
+        assert (caught.value.code, caught.value.message) == ("EP210", says)
