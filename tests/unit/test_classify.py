@@ -150,6 +150,24 @@ class TestScales:
         """Refused, even where no weight is of its kind."""
         assert "w2_scales is there without w2_qweight" in self.refused(w2_scales_3="F16", w13_weight_3="BF16")
 
+    @pytest.mark.parametrize(
+        ("names", "says"),
+        [
+            (["up", "up_scale", "down", "down_scale"], ""),
+            (["up", "up_scale", "down"], "layer 3: m.h.3.down.row{row} is there without down_scale"),
+            (["up", "down_scale"], "layer 3: m.h.3.down_scale.row{row} is there without down"),
+        ],
+    )
+    def test_a_name_with_something_behind_it(self, names, says):
+        """A weight and its scale belong together wherever in the key their names are."""
+        experts = {(3, f"m.h.{{layer}}.{name}.row{{row}}", name): {0: {0: at(5)}} for name in names}
+        if not says:
+            check_scales(BEHIND, experts)
+            return
+        with pytest.raises(CheckpointError) as caught:
+            check_scales(BEHIND, experts)
+        assert (caught.value.code, caught.value.message) == ("EP210", says)
+
 
 class TestSharded:
     def test_shapes_that_differ(self, tmp_path):
@@ -180,21 +198,3 @@ class TestSharded:
         assert (
             said == "rank 1 lacks 'a', which another rank has (and 2 more): are all parts of its shard there?"
         )
-
-    @pytest.mark.parametrize(
-        ("names", "says"),
-        [
-            (["up", "up_scale", "down", "down_scale"], ""),
-            (["up", "up_scale", "down"], "layer 3: m.h.3.down.row{row} is there without down_scale"),
-            (["up", "down_scale"], "layer 3: m.h.3.down_scale.row{row} is there without down"),
-        ],
-    )
-    def test_a_name_with_something_behind_it(self, names, says):
-        """A weight and its scale belong together wherever in the key their names are."""
-        experts = {(3, f"m.h.{{layer}}.{name}.row{{row}}", name): {0: {0: at(5)}} for name in names}
-        if not says:
-            check_scales(BEHIND, experts)
-            return
-        with pytest.raises(CheckpointError) as caught:
-            check_scales(BEHIND, experts)
-        assert (caught.value.code, caught.value.message) == ("EP210", says)
