@@ -133,7 +133,7 @@ def check_scales(layout: Layout, experts: Experts) -> None:
     present: dict[tuple[int, str], dict[str, str]] = defaultdict(dict)
     for cell in experts:
         layer, template, tensor = cell
-        present[layer, template.removesuffix(tensor)][tensor] = _dtype(experts[cell])
+        present[layer, layout.family(template, tensor)][tensor] = _dtype(experts[cell])
     kinds = {
         (weight_dtype, _kind(scale, weight))
         for tensors in present.values()
@@ -141,17 +141,18 @@ def check_scales(layout: Layout, experts: Experts) -> None:
         for weight in weights.split()
         if scale in tensors and (weight_dtype := tensors.get(weight))
     }
-    for (layer, prefix), tensors in sorted(present.items()):
+    for (layer, family), tensors in sorted(present.items()):
         for scale, weights in layout.scales.items():
             owners = [weight for weight in weights.split() if weight in tensors]
-            where = f"layer {layer}: {prefix.replace('{layer}', str(layer))}"
+            where = f"layer {layer}: {family.replace('{layer}', str(layer))}"
             if scale in tensors and not owners:
-                raise CheckpointError("EP210", f"{where}{scale} is there without {weights.split()[0]}")
+                found = where.replace("{tensor}", scale)
+                raise CheckpointError("EP210", f"{found} is there without {weights.split()[0]}")
             lacks = [weight for weight in owners if (tensors[weight], _kind(scale, weight)) in kinds]
             if lacks and scale not in tensors:
                 raise CheckpointError(
                     "EP210",
-                    f"{where}{lacks[0]} is there without {scale}",
+                    f"{where.replace('{tensor}', lacks[0])} is there without {scale}",
                 )
 
 

@@ -148,6 +148,12 @@ class Layout:
                 return expert
         return None
 
+    def family(self, template: str, tensor: str) -> str:
+        """The template of a tensor with `{tensor}` left open too: the same for all tensors of an expert."""
+        ends = ((pattern, pattern.replace("{tensor}", tensor)) for pattern in self.experts)
+        pattern, end = next(found for found in ends if template.endswith(found[1]))
+        return template.removesuffix(end) + pattern
+
     def _matches(self, key: str) -> Iterator[tuple[str, dict[str, str]]]:
         """Every pattern that a key fits, and the values of its placeholders."""
         if self._any_beginning.match(key):

@@ -147,6 +147,9 @@ def show_traffic(console: Console, report: Report) -> None:
     if not any(rows for *_, rows in report.traffic):
         console.print("\nnothing goes from one rank to another")
         return
+    if in_bytes and not report.totals.remote_bytes:
+        console.print("\nwhat goes from one rank to another has no bytes")
+        return
     ink = ink_for(console)
     block = block_of(report, lambda size: _widest_cell(console, size, ink) > 0)
     size = -(-len(report.ranks) // block)

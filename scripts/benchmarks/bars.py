@@ -9,10 +9,10 @@ from pathlib import Path
 
 from eplb_cli.machine import count_devices
 from scripts.benchmarks import sides
+from scripts.benchmarks.images import mounted_image
 from scripts.benchmarks.table import Line
 from scripts.benchmarks.timing import EPLB, Sample, UnavailableError, interleave, run
 from scripts.benchmarks.trees import SEED, Shape, shuffled, write_placement
-from scripts.benchmarks.xfs import xfs_image
 
 NCCL_WORKERS = 2
 
@@ -74,7 +74,7 @@ def _xfs(bench: Bench) -> Iterator[Line]:
     big = bench.largest
     small = replace(big, num_layers=max(1, big.num_layers // 3))
     nbytes = int((4 * big.gigabytes + 2 * small.gigabytes + 2) * 1e9)
-    with xfs_image(bench.trees.root / "xfs.img", nbytes) as mounted:
+    with mounted_image("xfs", bench.trees.root / "xfs.img", nbytes) as mounted:
         out = mounted / "out"
         runs = {}
         for size, shape in (("small", small), ("big", big)):

@@ -2,6 +2,8 @@
 
 Every kill is at a call to the file system, chosen by a seed; after it SRC is as it was, DST whole or absent,
 and `--resume` makes it whole. One that is not ends the run with what was found.
+
+With `--oracle N` there are no kills, but N random cases that have to come out as an oracle says.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from eplb_cli.run import shared_others
+from scripts.benchmarks import oracle
 from scripts.benchmarks.machine import heading
 from tests.support.faults import Fault
 from tests.support.forked import LAUNCHER, run_forked
@@ -39,8 +42,11 @@ def main(arguments: list[str]) -> int:
         "--ends", type=int, default=5, help="workers of a torchrun job killed, with the time taken"
     )
     parser.add_argument("--seed", type=int, default=1)
+    oracle.add_options(parser)
     options = parser.parse_args(arguments)
     print(heading("faults", arguments, Path(tempfile.gettempdir())), end="\n\n", flush=True)
+    if options.oracle:
+        return oracle.run(options)
     shared_others.LEAST_SHARED_NBYTES = 0  # even small tensors are worth a file that ranks share
     chance = random.Random(options.seed)  # noqa: S311 - no secret
     with scratch() as path:

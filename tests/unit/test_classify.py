@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eplb_cli.checkpoint.classify import Cell, check_scales, split_tensors
-from eplb_cli.checkpoint.layout_file import presets
+from eplb_cli.checkpoint.layout_file import layout_from_json, presets
 from eplb_cli.checkpoint.others import lacking_others, looks_sharded
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
@@ -83,6 +83,20 @@ def test_a_rank_without_slots_may_lack_a_tensor():
     assert len(found.experts) == 1
 
 
+BEHIND = layout_from_json(
+    {
+        "format": "eplb-layout/1",
+        "name": "behind",
+        "files": ["r{rank}.safetensors"],
+        "experts": ["h.{layer}.{tensor}.row{row}"],
+        "tensors": ["up", "up_scale", "down", "down_scale"],
+        "scales": {"up_scale": "up", "down_scale": "down"},
+    },
+    "behind.toml",
+)
+"""A layout in whose keys the tensor does not come last."""
+
+
 class TestScales:
     def check(self, **dtypes: str) -> None:
         """Check a checkpoint whose tensors are named `w13_weight_3` for layer 3."""
@@ -135,6 +149,24 @@ class TestScales:
     def test_a_scale_alone(self):
         """Refused, even where no weight is of its kind."""
         assert "w2_scales is there without w2_qweight" in self.refused(w2_scales_3="F16", w13_weight_3="BF16")
+
+    @pytest.mark.parametrize(
+        ("names", "says"),
+        [
+            (["up", "up_scale", "down", "down_scale"], ""),
+            (["up", "up_scale", "down"], "layer 3: m.h.3.down.row{row} is there without down_scale"),
+            (["up", "down_scale"], "layer 3: m.h.3.down_scale.row{row} is there without down"),
+        ],
+    )
+    def test_a_name_with_something_behind_it(self, names, says):
+        """A weight and its scale belong together wherever in the key their names are."""
+        experts = {(3, f"m.h.{{layer}}.{name}.row{{row}}", name): {0: {0: at(5)}} for name in names}
+        if not says:
+            check_scales(BEHIND, experts)
+            return
+        with pytest.raises(CheckpointError) as caught:
+            check_scales(BEHIND, experts)
+        assert (caught.value.code, caught.value.message) == ("EP210", says)
 
 
 class TestSharded:

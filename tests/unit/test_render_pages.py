@@ -251,6 +251,12 @@ def test_a_plan_that_moves_nothing_has_no_map():
     assert "\nnothing goes from one rank to another\n" in page_of(report_of([[0, 0], [0, 0]], unchanged=1))
 
 
+def test_rows_without_bytes_have_no_map():
+    """They go from rank to rank, and there is no largest amount either."""
+    page = page_of(report_of(ring(2), row_nbytes=0))
+    assert "\nwhat goes from one rank to another has no bytes\n" in page
+
+
 def test_more_ranks_than_fit_with_numbers_are_shaded():
     """Labels stand where there is room for them."""
     lines = page_of(report_of(ring(18))).splitlines()

@@ -10,23 +10,27 @@ from pathlib import Path
 
 from scripts.benchmarks.timing import BenchError, UnavailableError, run
 
+_MAKE = {"xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"), "btrfs": ("mkfs.btrfs", "-q")}
+_PACKAGES = {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+KINDS = tuple(_MAKE)
+
 
 @contextlib.contextmanager
-def xfs_image(image: Path, nbytes: int) -> Iterator[Path]:
-    """The mount point of a new XFS with reflinks, in the sparse file `image`.
+def mounted_image(kind: str, image: Path, nbytes: int) -> Iterator[Path]:
+    """The mount point of a new file system, one of `KINDS`, in the sparse file `image`.
 
     Raises:
         UnavailableError: there cannot be one here.
     """
-    _require_means()
+    _require_means(kind)
     mount_point = image.with_suffix(".mounted")
     mount_point.mkdir()
     with image.open("wb") as file:
         file.truncate(nbytes)
     try:
-        run(["mkfs.xfs", "-q", "-m", "reflink=1", str(image)])
+        run([*_MAKE[kind], str(image)])
         with _loop_device(image) as device:
-            run(["mount", "-t", "xfs", device, str(mount_point)])
+            run(["mount", "-t", kind, device, str(mount_point)])
             try:
                 yield mount_point
             finally:
@@ -36,11 +40,11 @@ def xfs_image(image: Path, nbytes: int) -> Iterator[Path]:
         mount_point.rmdir()
 
 
-def _require_means() -> None:
+def _require_means(kind: str) -> None:
     if os.geteuid() != 0:
         raise UnavailableError("mounting an image needs root")
-    if missing := [tool for tool in ("mkfs.xfs", "losetup", "mount") if shutil.which(tool) is None]:
-        raise UnavailableError(f"{missing[0]} is not installed (Debian: xfsprogs, mount)")
+    if missing := [tool for tool in (_MAKE[kind][0], "losetup", "mount") if shutil.which(tool) is None]:
+        raise UnavailableError(f"{missing[0]} is not installed (Debian: {_PACKAGES[kind]}, mount)")
 
 
 @contextlib.contextmanager
