@@ -160,7 +160,9 @@ class TestScales:
     )
     def test_a_name_with_something_behind_it(self, names, says):
         """A weight and its scale belong together wherever in the key their names are."""
-        experts = {(3, f"m.h.{{layer}}.{name}.row{{row}}", name): {0: {0: at(5)}} for name in names}
+        experts: dict[Cell, dict[int, dict[int | None, TensorAt]]] = {
+            (3, f"m.h.{{layer}}.{name}.row{{row}}", name): {0: {0: at(5)}} for name in names
+        }
         if not says:
             check_scales(BEHIND, experts)
             return

@@ -19,7 +19,7 @@ from tests.support.oracle.refusals import WAYS
 ILLEGAL = 0.35
 """The share of cases that have to be refused."""
 
-__all__ = ["refused_files", "refused_placements", "refused_shards"]
+__all__ = ["WAYS", "refused_files", "refused_placements", "refused_shards"]
 
 
 class Failure(NamedTuple):

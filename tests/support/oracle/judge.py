@@ -45,7 +45,7 @@ def in_process(arguments: list[str]) -> Ended:
     """The command line without a process of its own: the entry of `eplb`, and nothing below it."""
     from eplb_cli.cli import entry
 
-    entry.app = _parsed_once(entry.app)
+    vars(entry)["app"] = _parsed_once(vars(entry)["app"])
     before = sys.argv, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     said, code, descriptors = io.StringIO(), 0, _open_descriptors()
     sys.argv = ["eplb", *arguments]
