@@ -7,8 +7,8 @@ Of the rest three blocks are compared first, so that tensors which differ cost l
 from __future__ import annotations
 
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.output.tree import sharded_error
 from eplb_cli.placements.placement import Placement
 from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.transfer.trees import Tree, digest_distinct
+
+if TYPE_CHECKING:
+    from eplb_cli.transfer.trees import Tree
 
 SAMPLE_NBYTES = 4096
 LEAST_SHARED_NBYTES = 1 << 20
@@ -58,6 +60,11 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
     if not candidates:
         _refuse_sharded(checkpoint, new, set())
         return Alike(frozenset(), digests)
+    # A plan that has nothing to compare starts without what reads and hashes.
+    from concurrent.futures import ThreadPoolExecutor
+
+    from eplb_cli.transfer.trees import Tree, digest_distinct
+
     one_file = file_identities(checkpoint.shards, places)
     known = checkpoint.known_digests
     alike, unsure = set(), {}
