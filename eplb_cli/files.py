@@ -15,7 +15,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from eplb_cli.errors import CheckpointError, EplbError, OutputError, WorkerError
 
@@ -81,6 +81,40 @@ def closing(descriptor: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+class Stamp(NamedTuple):
+    """What tells whether a file was written to: its bytes, and when that was last done."""
+
+    nbytes: int
+    mtime_ns: int
+
+
+def stamp_of(descriptor: int) -> Stamp:
+    """The stamp of an open file as it is now."""
+    status = os.fstat(descriptor)
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
+@contextlib.contextmanager
+def opened_source(
+    path: Path | str, known: Stamp | None = None, *, follow_links: bool = False
+) -> Iterator[int]:
+    """Open a file of SRC for the block, and refuse at its end what is not the file that is known.
+
+    Nothing else opens a file of SRC, so nothing is read, copied or cloned of one that was written to.
+
+    Args:
+        known: what the file was when its header was read; without it, what it is now.
+
+    Raises:
+        CheckpointError: EP220, the file changed; EP204 and EP201 as `open_source`.
+    """
+    with closing(open_source(path, follow_links=follow_links)) as descriptor:
+        stamp = known or stamp_of(descriptor)
+        yield descriptor
+        if stamp_of(descriptor) != stamp:
+            raise CheckpointError("EP220", f"{path} changed while it was read")
+
+
 def open_source(path: Path | str, *, follow_links: bool = False) -> int:
     """Open a regular file for reading, never waiting for a writer, and through a link only where asked to.
 
@@ -135,13 +169,6 @@ def writing(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise output_error(error, path) from error
-
-
-def refuse_changed(descriptor: int, nbytes: int, mtime_ns: int, path: object) -> None:
-    """EP220 where an open file has another size, or was written at another time, than before."""
-    status = os.fstat(descriptor)
-    if (status.st_size, status.st_mtime_ns) != (nbytes, mtime_ns):
-        raise CheckpointError("EP220", f"{path} changed while it was read")
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int, path: object) -> None:
@@ -254,6 +281,13 @@ def require_space(directory: Path, nbytes: int) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def opened_output(path: Path) -> Iterator[int]:
+    """Open a file of the staging directory for the block. Raises OutputError."""
+    with closing(open_output(path)) as descriptor:
+        yield descriptor
+
+
 def open_output(path: Path) -> int:
     """Open a file of the staging directory for reading and writing. Raises OutputError."""
     with writing(path):
@@ -313,7 +347,7 @@ def read_small_file(path: Path | str, limit: int, *, follow_links: bool = False)
     Raises:
         CheckpointError: EP204, EP201 (also where it is larger than `limit`), EP220.
     """
-    with closing(open_source(path, follow_links=follow_links)) as descriptor:
+    with opened_source(path, follow_links=follow_links) as descriptor:
         nbytes = os.fstat(descriptor).st_size
         if nbytes > limit:
             raise CheckpointError("EP201", f"{path} has {nbytes:,} bytes; more than {limit:,} are not read")

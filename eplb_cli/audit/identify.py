@@ -35,7 +35,7 @@ from eplb_cli.placements.own_format import format_placement
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.identification import Identification
-from eplb_cli.transfer.trees import Tree, digest_places
+from eplb_cli.transfer.trees import Known, digest_places, source_tree
 
 _JOINED = {
     "w13_weight": (("gate_proj.weight", "up_proj.weight"), ("w1.weight", "w3.weight")),
@@ -103,9 +103,8 @@ def identify_rows(shards: ShardedCheckpoint, against: Path, advance: Callable[[i
     experts = join(tree, names).parts
     layers = _common_layers(shards, experts)
     parts = _parts_of(shards, experts)
-    sources = [file.path for file in shards.shards.files]
-    rows = _digest(_places(shards, parts, experts, layers), sources, advance)
-    wanted = _digest(_places_of_experts(experts, layers, parts), [file.path for file in tree.files], advance)
+    rows = _digest(_places(shards, parts, experts, layers), shards.shards.files, advance)
+    wanted = _digest(_places_of_experts(experts, layers, parts), tree.files, advance)
     num_parts = sum(len(members) for members in parts)
     rows = rows.reshape(len(layers), num_parts, shards.placement.num_slots, -1)
     wanted = wanted.reshape(len(layers), num_parts, experts.placement.num_slots, -1)
@@ -220,9 +219,9 @@ def _columns(file: Sequence[NDArray[np.int32]], offset: Sequence[Int], nbytes: S
     return Places(np.zeros(len(columns[0]), np.int64), *columns)
 
 
-def _digest(places: Places, paths: Sequence[Path], advance: Callable[[int], None]) -> Digests:
-    files.allow_open_files(len(paths))
-    with Tree(paths, files.open_source) as tree, ThreadPoolExecutor(default_threads(1)) as pool:
+def _digest(places: Places, sources: Sequence[Known], advance: Callable[[int], None]) -> Digests:
+    files.allow_open_files(len(sources))
+    with source_tree(sources) as tree, ThreadPoolExecutor(default_threads(1)) as pool:
         return digest_places(places, np.flatnonzero(places.nbytes), tree, pool, advance)
 
 

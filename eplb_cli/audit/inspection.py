@@ -13,7 +13,6 @@ from eplb_cli.audit.own_digests import check_files, check_own_digests, digest_tr
 from eplb_cli.audit.reading import reading
 from eplb_cli.audit.unknown import unknown_placement
 from eplb_cli.checkpoint.manifest import Manifest
-from eplb_cli.checkpoint.others import looks_sharded
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.errors import BytesError
@@ -55,7 +54,6 @@ def inspect(
     checkpoint = bind(shards, placement)
     distinct, findings = _read(checkpoint, progress) if deep else (None, ())
     others = [at.entry.nbytes for tensors in checkpoint.others for at in tensors.values()]
-    shapes = [{key: at.entry.shape for key, at in tensors.items()} for tensors in checkpoint.others]
     return Inspection(
         path=path,
         layout=shards.layout.name,
@@ -64,7 +62,7 @@ def inspect(
         expert_tensors=_expert_tensors(checkpoint),
         num_others=len(others),
         others_nbytes=sum(others),
-        sharded_others=tuple(looks_sharded(shapes, path)),
+        sharded_others=tuple(checkpoint.sharded_others),
         num_files=len(shards.files),
         nbytes=shards.nbytes,
         placement=None if manifest is None else checkpoint.placement,

@@ -23,7 +23,7 @@ from eplb_cli.formats.safetensors_header import MAX_HEADER_NBYTES
 from eplb_cli.machine import default_threads
 from eplb_cli.output.prove import differing_replicas, replica_warnings, row_view
 from eplb_cli.placements.placement import EMPTY
-from eplb_cli.transfer.trees import Tree, digest_distinct
+from eplb_cli.transfer.trees import digest_distinct, source_tree
 
 DAMAGED = "the output was changed or damaged after it was written: make it again"
 
@@ -64,7 +64,7 @@ def check_files(path: Path, manifest: Manifest) -> None:
 def _content_digest(path: Path, nbytes: int) -> str:
     """Hexadecimal xxh3-128 of a file of `nbytes`, however large."""
     state = xxhash.xxh3_128()
-    with files.closing(files.open_source(path)) as descriptor:
+    with files.opened_source(path) as descriptor:
         for _, view in files.read_blocks(descriptor, nbytes, path):
             state.update(view)
     return state.hexdigest()
@@ -83,7 +83,7 @@ def _sized(path: Path, nbytes: int) -> Path:
 
 def header_digest(path: Path, nbytes: int) -> str:
     """sha256 of everything before the data of a shard of `nbytes`. Raises EP505 for another size."""
-    with files.closing(files.open_source(_sized(path, nbytes))) as descriptor:
+    with files.opened_source(_sized(path, nbytes)) as descriptor:
         length = memoryview(bytearray(8))
         files.read_into(descriptor, length, 0, path)
         header_nbytes = min(int.from_bytes(length, "little"), MAX_HEADER_NBYTES, nbytes - 8)
@@ -97,8 +97,8 @@ def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -
     places = checkpoint.places
     files.allow_open_files(len(checkpoint.shards.files))
     one_file = file_identities(checkpoint.shards, places)
-    paths, wanted = [file.path for file in checkpoint.shards.files], np.flatnonzero(places.nbytes)
-    with Tree(paths, files.open_source) as tree, ThreadPoolExecutor(default_threads(1)) as pool:
+    wanted = np.flatnonzero(places.nbytes)
+    with source_tree(checkpoint.shards.files) as tree, ThreadPoolExecutor(default_threads(1)) as pool:
         return digest_distinct(places, wanted, one_file, tree, pool, advance)
 
 

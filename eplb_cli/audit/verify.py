@@ -25,6 +25,7 @@ from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.layout_file import layout_from_json
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
 from eplb_cli.checkpoint.places import other_numbers
+from eplb_cli.checkpoint.recorded import require_as_in_manifest
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.errors import BytesError, CheckpointError
@@ -53,7 +54,7 @@ def verify(
 
     Raises:
         CheckpointError: EP201, there is no directory; EP214, no manifest, or nothing to verify against.
-        BytesError: EP501 to EP505, the first thing that differs.
+        BytesError: EP501 to EP505, the first thing that differs; EP506, SRC is not as its manifest says.
 
     Examples:
         >>> eplb_cli.verify("dst", against="src").rows_proved
@@ -101,6 +102,7 @@ def _prove_against(
     senders, nodes = manifest.read_senders(checkpoint.shards.path), manifest.ranks_per_node
     prepared = prepare(open_shards(against, layout), source, checkpoint.placement, senders, nodes)
     old_digests = digest_tree(prepared.checkpoint, advance)
+    require_as_in_manifest(prepared.checkpoint, old_digests)
     new_digests = _as_new_places(prepared, checkpoint, digests)
 
     def name_of(place: int) -> str:

@@ -27,14 +27,15 @@ def known_digests(
         shape: (L, K), layers and expert tensors.
 
     Raises:
-        CheckpointError: EP214, the digests beside the shards cannot be used, or are not there.
+        BytesError: EP506, the digests beside the shards are not those that the manifest names.
+        CheckpointError: EP214, they cannot be used, or are not there.
     """
     if shards.manifest is None or not shards.manifest.digests:
         return None
     num_layers, num_tensors = shape
     parts: list[Digests] = []
     for rank, slots in enumerate(slots_per_rank.tolist()):
-        found = read_digests(shards.path, rank, (num_layers, num_tensors, slots))
+        found = read_digests(shards.path, rank, (num_layers, num_tensors, slots), shards.manifest)
         if found is None:
             raise CheckpointError("EP214", f"{shards.path / digest_file(rank)} is missing")
         parts.append(found)

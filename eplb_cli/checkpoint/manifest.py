@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli.checkpoint.beside import FileBeside
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import CheckpointError
 from eplb_cli.files import read_small_file
-from eplb_cli.formats.reading import json_value, read_npy
+from eplb_cli.formats.reading import json_value, npy_value
 from eplb_cli.models.model import MAX_EXPERTS
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.placements.placement import Placement
@@ -31,6 +32,9 @@ from eplb_cli.plan.choice import Senders, is_senders
 
 FORMAT = "eplb-checkpoint/1"
 MANIFEST_NAME = "eplb.json"
+BAKED_FORMAT = "eplb-baked/1"
+"""What `bake` leaves under the same name in a Hugging Face checkpoint: a placement, and no digest."""
+
 MAX_MANIFEST_NBYTES = 1 << 28
 _NPY_HEADER_LIMIT = 4096
 _ENCODER = json.JSONEncoder(indent=1, sort_keys=True)
@@ -71,6 +75,10 @@ class Manifest:
         """The manifest as a file holds it, with a digest of everything else in it."""
         content = {"format": FORMAT, **asdict(self)}
         return _ENCODER.encode({**content, "digest": _digest(content)}).encode() + b"\n"
+
+    def beside(self, tree: Path, name: str) -> FileBeside:
+        """A small file of the tree, with what is known of it."""
+        return FileBeside(tree / name, self.carried.get(name) or self.digests.get(name))
 
     def read_placement(self, where: Path) -> Placement:
         """The placement of the tree. Raises PlacementError."""
@@ -125,6 +133,17 @@ def read_manifest(path: Path, *, exact: bool = False) -> Manifest | None:
     if raw.get("digest") != digest or not is_as_written:
         raise _malformed(where, "it was changed or damaged after it was written")
     return Manifest(**{field.name: raw[field.name] for field in fields(Manifest)})
+
+
+def is_baked(path: Path) -> bool:
+    """Whether the `eplb.json` of a directory is of a baked checkpoint. Raises EP201, EP204, EP214 or EP220."""
+    where = path / MANIFEST_NAME
+    if not os.path.lexists(where):
+        return False
+    raw = json_value(
+        read_small_file(where, MAX_MANIFEST_NBYTES), MAX_MANIFEST_NBYTES, partial(_malformed, where)
+    )
+    return isinstance(raw, dict) and raw.get("format") == BAKED_FORMAT
 
 
 def _parse(text: bytes, where: Path) -> dict[str, Any]:
@@ -184,27 +203,24 @@ def _is_digest(value: object) -> bool:
     return isinstance(value, str) and len(value) == 2 * DIGEST_NBYTES and set(value) <= set(string.hexdigits)
 
 
-def read_digests(path: Path, rank: int, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
+def read_digests(
+    path: Path, rank: int, shape: tuple[int, int, int], manifest: Manifest | None = None
+) -> NDArray[np.uint8] | None:
     """The row digests (L, K, S, 16) of a rank, None where the file is not there.
 
     Raises:
+        BytesError: EP506, they are not those that the manifest names.
         CheckpointError: EP214, it is not an array of that shape.
     """
     where = path / digest_file(rank)
     if not os.path.lexists(where):
         return None
-    limit = math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT
-    digests = read_npy(where, limit, partial(_malformed, where))
+    file = FileBeside(where) if manifest is None else manifest.beside(path, where.name)
+    content = file.read(math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT)
+    digests = npy_value(content, partial(_malformed, where))
     if digests.dtype != np.uint8 or digests.shape != (*shape, DIGEST_NBYTES):
         raise _malformed(where, f"it is not a uint8 array of shape {(*shape, DIGEST_NBYTES)}")
     return np.asarray(digests, np.uint8)
-
-
-def file_entry(content: bytes) -> dict[str, object]:
-    """What a manifest says of a small file: its bytes and their xxh3-128."""
-    import xxhash
-
-    return {"nbytes": len(content), "digest": xxhash.xxh3_128_hexdigest(content)}
 
 
 def npy_bytes(array: NDArray[np.uint8]) -> bytes:

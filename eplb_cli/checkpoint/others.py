@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eplb_cli.models.config import config_beside
+from eplb_cli.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import TensorAt
 
 
-def looks_sharded(shapes: Sequence[Mapping[str, tuple[int, ...]]], path: Path) -> list[str]:
+def looks_sharded(shapes: Sequence[Mapping[str, tuple[int, ...]]], config: ModelConfig | None) -> list[str]:
     """Keys whose shapes say that each rank has only a piece, as tensor parallelism leaves them.
 
     A shape that differs between ranks says so, or a key that not all ranks have; with a config.json,
@@ -20,7 +19,6 @@ def looks_sharded(shapes: Sequence[Mapping[str, tuple[int, ...]]], path: Path) -
     """
     keys = sorted({key for of_rank in shapes for key in of_rank})
     uneven = [key for key in keys if len({of_rank.get(key) for of_rank in shapes}) > 1]
-    config = config_beside(path)
     vocabulary = None if config is None else config.vocab_size
     pieces = [
         key

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from eplb_cli import files
 from eplb_cli.arrays import Int
 from eplb_cli.checkpoint.shards import Shards, TensorAt
+from eplb_cli.errors import CheckpointError
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +64,19 @@ def places_of(extents: Extents, row_nbytes: Int, rank_of_slot: Int, rank: Int, o
 
 
 def file_identities(shards: Shards, places: Places) -> Int:
-    """(X,) a number for each place; the same where two ranks have one file under two names."""
+    """(X,) a number for each place; the same where two ranks have one file under two names.
+
+    Raises:
+        CheckpointError: EP201, a file is gone; EP220, one is not that whose header was read.
+    """
     with files.reading(shards.path):
         status = [file.path.lstat() for file in shards.files]
+    for file, one in zip(shards.files, status, strict=True):
+        if (one.st_size, one.st_mtime_ns) != file.stamp:
+            raise CheckpointError("EP220", f"{file.path} changed while it was read")
     inodes = {(one.st_dev, one.st_ino): number for number, one in reversed(list(enumerate(status)))}
-    file = np.array([inodes[one.st_dev, one.st_ino] for one in status], np.int64)[places.file]
-    return np.unique(np.stack([file, places.offset]), axis=1, return_inverse=True)[1].ravel()
+    number = np.array([inodes[one.st_dev, one.st_ino] for one in status], np.int64)[places.file]
+    return np.unique(np.stack([number, places.offset]), axis=1, return_inverse=True)[1].ravel()
 
 
 def other_numbers(others: Sequence[Mapping[str, TensorAt]]) -> dict[tuple[int, str], int]:

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from eplb_cli.arrays import Digests
-from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.places import other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
-from eplb_cli.checkpoint.shards import Shards, open_shards
+from eplb_cli.checkpoint.shards import unlike_manifest
 from eplb_cli.digests import DIGEST_NBYTES, zero_digests
-from eplb_cli.errors import BytesError
 from eplb_cli.placements.placement import EMPTY
 
 
-def open_source(path: Path, layout: str | Layout = "auto") -> Shards:
-    """The shards of SRC, whose headers are those that its manifest names, where it has one.
-
-    Raises:
-        CheckpointError: what `open_shards` raises.
-        BytesError: EP506, a shard, or what its header says, is not the one of the manifest.
-    """
-    shards = open_shards(path, layout)
-    if shards.manifest is None:
-        return shards
-    known = {name: (file["nbytes"], file["header_digest"]) for name, file in shards.manifest.files.items()}
-    found = {shard.path.name: (shard.nbytes, shard.header.digest) for shard in shards.files}
-    wrong = [name for name in sorted(known.keys() | found.keys()) if known.get(name) != found.get(name)]
-    if wrong:
-        what = "its header" if wrong[0] in known.keys() & found.keys() else "that it is there, or is not,"
-        raise _unlike_manifest(shards, f"{wrong[0]}: {what}")
-    return shards
-
-
 def require_digests(checkpoint: ShardedCheckpoint) -> None:
-    """EP214 where the digests beside SRC cannot be used, before anything hangs on them."""
+    """EP214 or EP506 where the digests beside SRC cannot be used, before anything hangs on them."""
     _ = checkpoint.known_digests
 
 
@@ -58,17 +35,13 @@ def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) 
     first = int(wrong[0])
     if first >= num_rows:
         rank, key = list(other_numbers(checkpoint.others))[first - num_rows]
-        raise _unlike_manifest(checkpoint.shards, f"{key!r} of rank {rank}")
+        raise unlike_manifest(checkpoint.shards, f"{key!r} of rank {rank}")
     layer, tensor, slot = (int(number) for number in np.unravel_index(first, checkpoint.extents.file.shape))
-    raise _unlike_manifest(
+    raise unlike_manifest(
         checkpoint.shards,
         f"layer {old.layer_number(layer)}, slot {slot} (rank {old.rank_of_slot[slot]}, "
         f"row {old.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}",
     )
-
-
-def _unlike_manifest(shards: Shards, what: str) -> BytesError:
-    return BytesError("EP506", f"{shards.path}: {what} is not what eplb.json says")
 
 
 def _know_empty_rows(checkpoint: ShardedCheckpoint, known: Digests) -> None:

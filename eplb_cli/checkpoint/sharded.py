@@ -18,7 +18,7 @@ from eplb_cli.checkpoint.others import lacking_others, looks_sharded
 from eplb_cli.checkpoint.places import Extents, Places, old_places
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
-from eplb_cli.formats.safetensors_header import DTYPE_BITS
+from eplb_cli.formats.safetensors_header import row_nbytes_of
 from eplb_cli.placements.placement import EMPTY, Placement
 
 _MAX_ROWS = 1 << 27
@@ -71,7 +71,7 @@ class ShardedCheckpoint:
     def sharded_others(self) -> list[str]:
         """Other tensors that look sharded over the ranks, by their shapes alone."""
         shapes = [{key: at.entry.shape for key, at in tensors.items()} for tensors in self.others]
-        return looks_sharded(shapes, self.shards.path)
+        return looks_sharded(shapes, self.shards.config)
 
     @property
     def can_share(self) -> bool:
@@ -170,7 +170,7 @@ def _place(
     for rank, numbered in ranks.items():
         for slot, at, row_shape, row in _rows(checkpoint, layer, rank, template, numbered):
             kinds[at.entry.dtype, row_shape] = (rank, shards.files[at.file].name.series)
-            nbytes = _row_nbytes(at, row_shape, template, rank)
+            nbytes = row_nbytes_of(template, at.entry.dtype, row_shape)
             checkpoint.row_nbytes[layer, tensor] = nbytes
             checkpoint.extents.file[layer, tensor, slot] = at.file
             checkpoint.extents.offset[layer, tensor, slot] = at.offset + row * nbytes
@@ -245,14 +245,3 @@ def refuse_twice(experts: NDArray[np.int64], layer: int, rank: int) -> None:
             "EP218",
             f"layer {layer}, rank {rank}: expert {expert} is there twice, and its key can be there only once",
         )
-
-
-def _row_nbytes(at: TensorAt, row_shape: tuple[int, ...], template: str, rank: int) -> int:
-    bits = DTYPE_BITS[at.entry.dtype] * int(np.prod(row_shape, dtype=object))
-    if bits % 8:
-        raise CheckpointError(
-            "EP209",
-            f"{template!r}, rank {rank}: a row of {bits} bits is no number of whole bytes",
-            "eplb moves whole bytes: such a tensor cannot be cut into rows",
-        )
-    return bits // 8

@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli.checkpoint.beside import FileBeside
 from eplb_cli.checkpoint.layout import Layout, ShardName
 from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, is_digest_file, read_manifest
-from eplb_cli.errors import CheckpointError
-from eplb_cli.files import not_regular, reading
+from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.files import Stamp, not_regular, reading
 from eplb_cli.formats.safetensors_header import Header, TensorEntry, read_header
+from eplb_cli.models.config import ModelConfig, config_beside
 from eplb_cli.placements.placement import MAX_ENTRIES
 
 
@@ -30,6 +32,11 @@ class ShardFile(NamedTuple):
     header: Header
     nbytes: int
     mtime_ns: int
+
+    @property
+    def stamp(self) -> Stamp:
+        """What it has to be whenever it is opened again."""
+        return Stamp(self.nbytes, self.mtime_ns)
 
 
 class TensorAt(NamedTuple):
@@ -68,6 +75,28 @@ class Shards:
         """Bytes of all shard files."""
         return sum(file.nbytes for file in self.files)
 
+    def beside(self, name: str) -> FileBeside:
+        """A small file beside the shards, with what their manifest says of it."""
+        return (
+            FileBeside(self.path / name) if self.manifest is None else self.manifest.beside(self.path, name)
+        )
+
+    def to_carry(self) -> dict[str, FileBeside]:
+        """By name, the files that travel along. Raises EP506 where the manifest names one that is gone."""
+        lost = set() if self.manifest is None else self.manifest.carried.keys() - set(self.carried)
+        if lost:
+            raise unlike_manifest(self, f"that {min(lost)} is missing")
+        return {name: self.beside(name) for name in self.carried}
+
+    @cached_property
+    def config(self) -> ModelConfig | None:
+        """The config.json beside the shards, None where none can be read.
+
+        Raises:
+            BytesError: EP506, it is not what the manifest says.
+        """
+        return config_beside(self.path, lambda path, limit: self.beside(path.name).read(limit))
+
     @cached_property
     def moe_layers(self) -> list[int]:
         """The model's own numbers of the layers that have expert tensors, ascending."""
@@ -105,6 +134,7 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
     Raises:
         CheckpointError: EP201 to EP206, the directory, a file or the layout cannot be used; EP208, no
             placement has so many rows; EP214, the manifest is damaged.
+        BytesError: EP506, shards or what their headers say are not those of the manifest.
     """
     names = _list_directory(path)
     shard_names = [name for name in names if name.endswith(".safetensors")]
@@ -127,6 +157,7 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
     shards.sort(key=lambda shard: (shard.name.rank, shard.name.series, shard.name.part))
     carried = [name for name in names if not name.endswith(".safetensors") and not _is_ours(name)]
     found = Shards(path, layout, tuple(shards), _by_rank(path, shards), tuple(sorted(carried)), manifest)
+    _require_headers_as_in_manifest(found)
     if not found.moe_layers:
         raise CheckpointError("EP206", f"{path} has no tensor that layout {layout.name} knows as an expert's")
     if (most := int(found.slots_per_rank.max())) > MAX_ENTRIES:
@@ -134,6 +165,23 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
             "EP208", f"{path} has a rank of {most:,} rows; more than {MAX_ENTRIES:,} are too many"
         )
     return found
+
+
+def _require_headers_as_in_manifest(shards: Shards) -> None:
+    """EP506 where the shards of SRC, or what their headers say, are not those of its own manifest."""
+    if shards.manifest is None:
+        return
+    known = {name: (file["nbytes"], file["header_digest"]) for name, file in shards.manifest.files.items()}
+    found = {shard.path.name: (shard.nbytes, shard.header.digest) for shard in shards.files}
+    wrong = [name for name in sorted(known.keys() | found.keys()) if known.get(name) != found.get(name)]
+    if wrong:
+        what = "its header" if wrong[0] in known.keys() & found.keys() else "that it is there, or is not,"
+        raise unlike_manifest(shards, f"{wrong[0]}: {what}")
+
+
+def unlike_manifest(shards: Shards, what: str) -> BytesError:
+    """EP506 for what is not as the manifest of SRC says."""
+    return BytesError("EP506", f"{shards.path}: {what} is not what eplb.json says")
 
 
 def _list_directory(path: Path) -> list[str]:

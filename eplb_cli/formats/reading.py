@@ -65,9 +65,9 @@ def toml_value(data: bytes, fault: Fault) -> dict[str, Any]:
         return parse_toml(data)
 
 
-def read_npy(path: Path, limit: int, fault: Fault) -> NDArray[Any]:
-    """The array of a `.npy` file. Raises as `read_json`."""
+def npy_value(data: bytes, fault: Fault) -> NDArray[Any]:
+    """The array of a `.npy` file. Raises `fault`."""
     from eplb_cli.formats.array_file import parse_array
 
     with refused(fault):
-        return parse_array(files.read_small_file(path, limit))
+        return parse_array(data)

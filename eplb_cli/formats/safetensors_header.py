@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ def read_header(path: Path) -> tuple[Header, os.stat_result]:
     Raises:
         CheckpointError: EP203 naming what is wrong, EP201 and EP204 where it cannot be read at all.
     """
-    with files.closing(files.open_source(path)) as descriptor:
+    with files.opened_source(path) as descriptor:
         status = os.fstat(descriptor)
         if status.st_size < 8:  # noqa: PLR2004 - the length field
             raise _malformed(path, f"{status.st_size} bytes are too few for a header")
@@ -179,6 +179,25 @@ def _are_sizes(value: object) -> bool:
 
 def _malformed(path: object, reason: str) -> CheckpointError:
     return CheckpointError("EP203", f"{path} is not a valid safetensors file: {reason[:_MAX_REASON]}")
+
+
+def row_nbytes_of(name: str, dtype: str, row_shape: Sequence[int]) -> int:
+    """Bytes of one row of a tensor, the only way in which bytes are divided into rows.
+
+    Args:
+        name: of the tensor, for the message. row_shape: its shape without dim 0.
+
+    Raises:
+        CheckpointError: EP209, they are no whole number, so that rows share bytes.
+    """
+    bits = DTYPE_BITS[dtype] * math.prod(row_shape)
+    if bits % 8:
+        raise CheckpointError(
+            "EP209",
+            f"{name!r}: a row of {bits} bits is no number of whole bytes",
+            "eplb moves whole bytes: such a tensor cannot be cut into rows",
+        )
+    return bits // 8
 
 
 def build_header(

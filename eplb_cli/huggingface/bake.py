@@ -14,21 +14,24 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli import files
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
+from eplb_cli.checkpoint.places import other_numbers
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint
+from eplb_cli.checkpoint.shards import Shards
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.budget import MAX_FILE_NBYTES
 from eplb_cli.huggingface.engine import find_names, split_key
 from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, join, parts_of_shards
 from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves
-from eplb_cli.huggingface.record import Origin, open_sharded, read_origin, unlike_origin
+from eplb_cli.huggingface.record import Origin, open_sharded, unlike_origin
 from eplb_cli.huggingface.reordered import Baked, with_routers
 from eplb_cli.huggingface.routers import (
     check_placement,
@@ -37,7 +40,7 @@ from eplb_cli.huggingface.routers import (
     find_family,
     unbakeable,
 )
-from eplb_cli.huggingface.source import HuggingFace, config_of, open_huggingface
+from eplb_cli.huggingface.source import HuggingFace, config_of, open_huggingface, refuse_own_names
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.families import Family
@@ -50,6 +53,7 @@ from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
 from eplb_cli.progress import ProgressBar, accumulate, silent
 from eplb_cli.report.written import Written
+from eplb_cli.transfer.trees import digest_places, source_tree
 
 
 def bake(
@@ -87,6 +91,7 @@ def bake(
     tree, config = open_huggingface(source), config_of(source)
     if (source / MANIFEST_NAME).exists():
         raise unbakeable(f"{source} has an eplb.json: it was baked already", "bake what it was made of")
+    refuse_own_names(tree)
     family = check_bakeable(tree, config)
     parts = join(tree, find_names(AS_THEY_ARE, config.model_type, tree.tensors)).parts
     new, warnings = placement_for(source, config, os.fspath(placement), parts.placement, options)
@@ -112,19 +117,20 @@ def bake_shards(
     """
     started = time.perf_counter()
     check_destination(source, destination)
-    origin = read_origin(source)
-    engine, joined = open_sharded(source, origin)
-    config, new = config_of(source), engine.placement
+    origin, engine, joined = open_sharded(source)
+    config, new = _config_of(engine.shards), engine.placement
     family = check_bakeable(origin.tree, config)
     rows = with_routers(joined.parts, joined.parts, family)
     baked = Baked(origin.tree, rows, order_of(new, joined.parts.placement, family, config))
-    parts = with_routers(parts_of_shards(joined, engine), joined.parts, family)
+    by_part = parts_of_shards(joined, engine)
+    parts = with_routers(by_part, joined.parts, family)
     prepared = Prepared(parts, plan_moves(new, baked.placement), baked.output(parts))
     with staging(destination, durable=durable) as stage:
         stage.create(prepared.output)
         known = Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
         proof, new_digests = _move(prepared, stage, known, progress)
         _compare(baked, joined, origin, prepared, new_digests)
+        _compare_routers(by_part, parts, origin)
         baked.write_rest(stage, new, config)
     seconds = time.perf_counter() - started
     return _made(destination, new, prepared, proof.rows_proved, seconds, proof.warnings)
@@ -168,13 +174,40 @@ def _compare(
         raise unlike_origin(repr(wrong[0]) if wrong else "a row of an expert")
 
 
+def _compare_routers(by_part: ShardedCheckpoint, parts: ShardedCheckpoint, origin: Origin) -> None:
+    """EP506 where a router, whose rows have no digests of their own, is not what `shard` had read.
+
+    Args:
+        by_part: the shards with their routers among the other tensors. parts: with the rows of those.
+    """
+    places, base = by_part.places, by_part.extents.file.size
+    routers = [
+        (base + number, key)
+        for (_, key), number in other_numbers(by_part.others).items()
+        if key not in parts.others[0]
+    ]
+    wanted = np.array([place for place, _ in routers], np.int64)
+    with source_tree(by_part.shards.files) as tree, ThreadPoolExecutor(1) as pool:
+        digests = digest_places(places, wanted, tree, pool, lambda _: None)
+    for place, key in routers:
+        if (digests[place] != origin.digests[place]).any():
+            raise unlike_origin(repr(key))
+
+
+def _config_of(shards: Shards) -> ModelConfig:
+    """What the config.json beside shards says. Raises EP225 where there is none, EP506."""
+    if shards.config is None:
+        raise CheckpointError("EP225", f"{shards.path / 'config.json'} cannot be read")
+    return shards.config
+
+
 def check_bakeable(tree: HuggingFace, config: ModelConfig) -> Family:
     """The family of a checkpoint, where everything that names experts is known. Raises EP226."""
     family = find_family(config)
     layers = {key.layer for key in map(split_key, tree.tensors) if key.template in family.routers}
     check_tensors(family, tree.tensors, [layer for layer in layers if layer is not None])
     texts = [name for name in tree.carried if name == "config.json" or "quant" in name]
-    check_texts({name: files.read_small_file(tree.carried[name], MAX_FILE_NBYTES) for name in texts})
+    check_texts({name: tree.carried[name].read(MAX_FILE_NBYTES) for name in texts})
     return family
 
 

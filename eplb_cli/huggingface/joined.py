@@ -22,7 +22,7 @@ from eplb_cli.checkpoint.places import Extents
 from eplb_cli.checkpoint.sharded import ExpertTensor, ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
-from eplb_cli.formats.safetensors_header import TensorEntry
+from eplb_cli.formats.safetensors_header import TensorEntry, row_nbytes_of
 from eplb_cli.huggingface.engine import Names, split_key
 from eplb_cli.huggingface.source import HuggingFace
 from eplb_cli.output.tree import OtherCopy, OutputTree
@@ -171,7 +171,7 @@ def _bind_parts(
             raise CheckpointError("EP209", f"{name!r}: the experts differ in dtype or shape")
         dtype, tensor_shape, nbytes = kinds.pop()
         stacked = None in numbered
-        row_nbytes = nbytes // old.num_slots if stacked else nbytes
+        row_nbytes = row_nbytes_of(template, dtype, tensor_shape[1:]) if stacked else nbytes
         found.dtype[layer, part] = dtype
         found.row_shape[layer, part] = tensor_shape[1:] if stacked else tensor_shape
         found.row_nbytes[layer, part] = row_nbytes

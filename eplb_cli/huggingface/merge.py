@@ -15,7 +15,7 @@ from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, parts_of_shards
 from eplb_cli.huggingface.parts import move_parts, plan_moves
-from eplb_cli.huggingface.record import Origin, open_sharded, read_origin, unlike_origin
+from eplb_cli.huggingface.record import Origin, open_sharded, unlike_origin
 from eplb_cli.output.commit import carry_files
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared
@@ -54,8 +54,7 @@ def merge(
     source, destination = Path(source), Path(destination)
     started = time.perf_counter()
     check_destination(source, destination)
-    origin = read_origin(source)
-    prepared = _prepare(source, origin)
+    origin, prepared = _prepare(source)
     with staging(destination, durable=durable) as stage:
         stage.create(prepared.output)
         carry_files(origin.tree.carried, stage)
@@ -80,11 +79,11 @@ def merge(
     )
 
 
-def _prepare(source: Path, origin: Origin) -> Prepared:
-    engine, joined = open_sharded(source, origin)
+def _prepare(source: Path) -> tuple[Origin, Prepared]:
+    origin, engine, joined = open_sharded(source)
     parts, new = parts_of_shards(joined, engine), joined.parts.placement
     raise_first(check_pair(engine.placement, new))
-    return Prepared(parts, plan_moves(engine.placement, new), _output(joined, parts, origin))
+    return origin, Prepared(parts, plan_moves(engine.placement, new), _output(joined, parts, origin))
 
 
 def _output(joined: Joined, parts: ShardedCheckpoint, origin: Origin) -> OutputTree:

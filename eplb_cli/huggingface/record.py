@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
-from eplb_cli.checkpoint.shards import open_shards
+from eplb_cli.checkpoint.shards import Shards, open_shards
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import BytesError, CheckpointError
-from eplb_cli.formats.reading import read_json
+from eplb_cli.formats.reading import json_value
 from eplb_cli.huggingface.engine import Names, names_from_json
 from eplb_cli.huggingface.joined import Joined, join
 from eplb_cli.huggingface.parts import in_layer_order
@@ -58,16 +58,16 @@ def origin_bytes(tree: HuggingFace, names: Names, digests: NDArray[np.uint8]) ->
     return json.dumps(content).encode() + b"\n"
 
 
-def read_origin(path: Path) -> Origin:
+def _read_origin(shards: Shards) -> Origin:
     """The record beside shards.
 
     Raises:
-        CheckpointError: EP225, there is none, or it is damaged.
+        BytesError: EP506, it is not what the manifest says.
+        CheckpointError: EP225, it is malformed.
     """
-    where = path / ORIGIN_NAME
-    if not where.is_file():
-        raise CheckpointError("EP225", f"{path} has no {ORIGIN_NAME}")
-    raw = read_json(where, MAX_ORIGIN_NBYTES, partial(_damaged, where))
+    where = shards.path / ORIGIN_NAME
+    text = shards.beside(ORIGIN_NAME).read(MAX_ORIGIN_NBYTES)
+    raw = json_value(text, MAX_ORIGIN_NBYTES, partial(_damaged, where))
     try:
         if raw["format"] != FORMAT:
             raise _damaged(where, f"its format is not {FORMAT}")
@@ -78,11 +78,11 @@ def read_origin(path: Path) -> Origin:
             for file in raw["files"]
         )
         digests = np.frombuffer(bytes.fromhex(raw["digests"]), np.uint8).reshape(-1, DIGEST_NBYTES)
-        carried = {_plain_name(name): path / _plain_name(name) for name in raw["carried"]}
+        carried = {name: shards.beside(_plain_name(name)) for name in raw["carried"]}
         index_name = None if index_name is None else _plain_name(index_name)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(where, f"{type(error).__name__}: {str(error)[:200]}") from error
-    return Origin(HuggingFace(path, sources, index_name, index, carried), names, digests)
+    return Origin(HuggingFace(shards.path, sources, index_name, index, carried), names, digests)
 
 
 def unlike_origin(what: str, more: str = "") -> BytesError:
@@ -100,14 +100,19 @@ def _damaged(where: Path, problem: str) -> CheckpointError:
     return CheckpointError("EP225", f"{where} cannot be used: {problem}")
 
 
-def open_sharded(source: Path, origin: Origin) -> tuple[ShardedCheckpoint, Joined]:
-    """Shards that `shard` wrote, or a reshard since, and both forms of what they were made of.
+def open_sharded(source: Path) -> tuple[Origin, ShardedCheckpoint, Joined]:
+    """The record beside shards that `shard` wrote, or a reshard since, these, and both forms of them.
 
     Raises:
-        CheckpointError: EP225, nothing says what their rows are; what `bind` and `join` raise.
+        BytesError: EP506, something is not what the manifest says.
+        CheckpointError: EP225, there is no record, or nothing says what the rows are; what `bind` and `join`
+            raise.
     """
+    if not (source / ORIGIN_NAME).is_file():
+        raise CheckpointError("EP225", f"{source} has no {ORIGIN_NAME}")
     shards = open_shards(source)
     if shards.manifest is None:
         raise CheckpointError("EP225", f"{source} has no eplb.json, so nothing says what its rows are")
+    origin = _read_origin(shards)
     engine = bind(shards, in_layer_order(shards.manifest.read_placement(source)))
-    return engine, join(origin.tree, origin.names)
+    return origin, engine, join(origin.tree, origin.names)

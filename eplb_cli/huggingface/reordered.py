@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli import __version__, files
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME, MAX_MANIFEST_NBYTES
+from eplb_cli.checkpoint.manifest import BAKED_FORMAT, MANIFEST_NAME, MAX_MANIFEST_NBYTES
 from eplb_cli.checkpoint.places import Extents
 from eplb_cli.checkpoint.sharded import ExpertTensor, ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.formats.reading import read_json
-from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, header_json
+from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, header_json, row_nbytes_of
 from eplb_cli.huggingface.engine import split_key
 from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.huggingface.routers import unbakeable
-from eplb_cli.huggingface.source import HuggingFace, index_json
+from eplb_cli.huggingface.source import HuggingFace, SourceFile, index_json
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.families import Family
 from eplb_cli.models.load import Load
@@ -38,8 +37,6 @@ from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
 from eplb_cli.placements.own_format import placement_from_json, placement_to_json
 from eplb_cli.placements.placement import Placement
 
-FORMAT = "eplb-baked/1"
-
 
 def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, family: Family) -> ShardedCheckpoint:
     """Parts of experts together with the rows of their routers, wherever `parts` has those.
@@ -48,19 +45,21 @@ def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, family: F
         entries: the same in the Hugging Face form, for its layers and keys.
 
     Raises:
-        CheckpointError: EP226, a layer has no router, or one of another number of experts.
+        CheckpointError: EP226, a layer has no router, or one of another number of experts; EP209, a router
+            whose rows are no whole bytes.
     """
     others = dict(parts.others[0])
     placement = parts.placement
     table, num_experts = placement.physical_to_logical, placement.num_logical_experts
     shape = (placement.num_layers, len(family.routers))
-    found: dict[tuple[int, int], TensorAt] = {}
+    found: dict[tuple[int, int], tuple[TensorAt, int]] = {}
     for layer, number in np.ndindex(shape):
         key = family.routers[number].replace("{layer}", str(entries.placement.layer_number(layer)))
         if key in others:
-            at = found[layer, number] = others.pop(key)
+            at = others.pop(key)
             if not at.entry.shape or at.entry.shape[0] != num_experts:
                 raise unbakeable(f"{key!r} has the shape {list(at.entry.shape)}, and no row for each expert")
+            found[layer, number] = at, row_nbytes_of(key, at.entry.dtype, at.entry.shape[1:])
         elif number == 0:
             raise unbakeable(f"there is no {key!r}")
     extra = _columns(found, shape, table)
@@ -85,15 +84,18 @@ def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, family: F
 
 
 def _columns(
-    found: Mapping[tuple[int, int], TensorAt], shape: tuple[int, int], table: NDArray[np.int64]
+    found: Mapping[tuple[int, int], tuple[TensorAt, int]], shape: tuple[int, int], table: NDArray[np.int64]
 ) -> tuple[NDArray[Any], ...]:
-    """dtype, row_shape, row_nbytes (L, K), file and offset (L, K, P) of tensors with rows of experts."""
+    """dtype, row_shape, row_nbytes (L, K), file and offset (L, K, P) of tensors with rows of experts.
+
+    Args:
+        found: by layer and number, each tensor and the bytes of its rows.
+    """
     dtype, row_shape = np.full(shape, None, object), np.full(shape, None, object)
     row_nbytes = np.zeros(shape, np.int64)
     file = np.full((*shape, table.shape[1]), -1, np.int32)
     offset = np.zeros((*shape, table.shape[1]), np.int64)
-    for (layer, number), at in found.items():
-        nbytes = at.entry.nbytes // at.entry.shape[0]
+    for (layer, number), (at, nbytes) in found.items():
         dtype[layer, number], row_shape[layer, number] = at.entry.dtype, at.entry.shape[1:]
         row_nbytes[layer, number] = nbytes
         filled = table[layer] >= 0
@@ -186,7 +188,7 @@ class Baked:
         pieces, old, new = prepared.pieces, prepared.old_places, prepared.new_places
         known = Known.nothing(len(old.rank), len(new.rank))
         shared = [
-            _clone(file.path, len(file.start), stage.path / output.name, output.header)
+            _clone(file, stage.path / output.name, output.header)
             for file, output in zip(self.tree.files, prepared.output.files, strict=True)
         ]
         shift = [
@@ -213,7 +215,7 @@ class Baked:
             text = json.dumps(index, indent=2) + "\n"
             stage.write(tree.index_name, text.encode())
         content = {
-            "format": FORMAT,
+            "format": BAKED_FORMAT,
             "tool": f"eplb {__version__}",
             "model_type": config.model_type,
             "placement": placement_to_json(new),
@@ -221,16 +223,19 @@ class Baked:
         stage.write(MANIFEST_NAME, json.dumps(content).encode() + b"\n")
 
 
-def _clone(source: Path, start_nbytes: int, destination: Path, header: bytes) -> bool:
-    """Share the blocks of a file's data with another; False where that cannot be."""
-    begin = start_nbytes // DATA_ALIGNMENT * DATA_ALIGNMENT
-    shift = len(header) - start_nbytes
+def _clone(source: SourceFile, destination: Path, header: bytes) -> bool:
+    """Share the blocks of a file's data with another; False where that cannot be.
+
+    Raises:
+        CheckpointError: EP220, the file is not the one whose header was read.
+    """
+    begin = len(source.start) // DATA_ALIGNMENT * DATA_ALIGNMENT
+    shift = len(header) - len(source.start)
     with (
-        files.closing(files.open_source(source)) as read,
-        files.closing(files.open_output(destination)) as write,
+        files.opened_source(source.path, source.stamp) as read,
+        files.opened_output(destination) as write,
     ):
-        nbytes = os.fstat(read).st_size - begin
-        if not files.clone_range(read, write, nbytes, begin, begin + shift, destination):
+        if not files.clone_range(read, write, source.nbytes - begin, begin, begin + shift, destination):
             return False
         files.write_from(write, memoryview(header), 0, destination)
         return True
@@ -240,8 +245,8 @@ def read_baked(path: Path) -> Placement:
     """The placement that a checkpoint was baked with. Raises EP226."""
     where = path / MANIFEST_NAME
     raw = read_json(where, MAX_MANIFEST_NBYTES, partial(_not_baked, where))
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise _not_baked(where, f"its format is not {FORMAT}")
+    if not isinstance(raw, dict) or raw.get("format") != BAKED_FORMAT:
+        raise _not_baked(where, f"its format is not {BAKED_FORMAT}")
     return in_layer_order(placement_from_json(raw.get("placement"), str(where)))
 
 

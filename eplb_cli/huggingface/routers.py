@@ -39,7 +39,7 @@ def check_tensors(family: Family, keys: Iterable[str], moe_layers: Iterable[int]
     layers = set(moe_layers)
     for key in keys:
         template, layer, expert = split_key(key)
-        if "experts" in template.split(".") and not template.startswith(family.block):
+        if "experts" in template.split(".") and not template.startswith(family.block + "experts."):
             raise unbakeable(f"{key!r} is of experts with another router, and nobody has looked")
         rest = template.removeprefix(family.block)
         if layer not in layers or rest == template or expert is not None or template in family.routers:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.arrays import Digests
-from eplb_cli.checkpoint.manifest import file_entry
+from eplb_cli.checkpoint.beside import file_entry
 from eplb_cli.checkpoint.places import Places
 from eplb_cli.checkpoint.sharded import with_layers
 from eplb_cli.errors import BytesError
@@ -29,7 +29,13 @@ from eplb_cli.huggingface.engine import Names, find_names
 from eplb_cli.huggingface.joined import Joined, join, parts_of_output, tensor_places
 from eplb_cli.huggingface.parts import in_layer_order, move_parts, placement_for, plan_moves
 from eplb_cli.huggingface.record import origin_bytes
-from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, config_of, open_huggingface
+from eplb_cli.huggingface.source import (
+    ORIGIN_NAME,
+    HuggingFace,
+    config_of,
+    open_huggingface,
+    refuse_own_names,
+)
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.machine import default_threads
 from eplb_cli.output.commit import carry_files, fill_unlinked, write_manifest
@@ -132,6 +138,7 @@ def shard(
 
 def _plan(source: Path, placement: str, engine: str, options: PlacementOptions) -> _Plan:
     tree = open_huggingface(source)
+    refuse_own_names(tree)
     config = config_of(source)
     names = find_names(engine, config.model_type, tree.tensors)
     joined = join(tree, names)
@@ -158,7 +165,7 @@ def _write_constants(plan: _Plan, stage: Staging) -> dict[int, bytes]:
         if content is None:
             continue
         path = stage.path / output.files[copy.dst_file].name
-        with files.closing(files.open_output(path)) as descriptor:
+        with files.opened_output(path) as descriptor:
             files.write_from(descriptor, memoryview(content), copy.dst_offset, path)
         digests[num_rows + number] = xxhash.xxh3_128_digest(content)
     return digests
@@ -168,7 +175,7 @@ def _read_back(plan: _Plan, stage: Staging, advance: Callable[[int], None]) -> t
     """Digests of what was written, by part and by tensor; zero for tensors of empty slots."""
     output = plan.tensors.output
     whole = plan.tensors.new_places
-    with Tree([stage.path / file.name for file in output.files], files.open_output) as tree:
+    with Tree([stage.path / file.name for file in output.files]) as tree:
         by_part, by_tensor = digest_both(
             plan.parts.new_places, plan.tensor_places, len(whole.rank), tree, advance
         )

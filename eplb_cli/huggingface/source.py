@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from eplb_cli import files
+from eplb_cli.checkpoint.beside import FileBeside
 from eplb_cli.checkpoint.layout import ShardName
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, is_digest_file
 from eplb_cli.checkpoint.shards import ShardFile, TensorAt
 from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.formats.budget import Fault
@@ -42,6 +43,11 @@ class SourceFile:
     nbytes: int
     mtime_ns: int = 0
 
+    @property
+    def stamp(self) -> files.Stamp:
+        """What it has to be whenever it is opened again."""
+        return files.Stamp(self.nbytes, self.mtime_ns)
+
     def as_shard(self, series: str) -> ShardFile:
         """The file as a part of rank 0's shard in a series of files."""
         return ShardFile(self.path, ShardName(series, 0, 0), self.header, self.nbytes, self.mtime_ns)
@@ -54,14 +60,14 @@ class HuggingFace:
     Attributes:
         files: the files of tensors, by name.
         index_name, index: the index and its content; None where there is a single file.
-        carried: all other files, by name, and what they lead to.
+        carried: all other files, by name, as what they lead to.
     """
 
     path: Path
     files: tuple[SourceFile, ...]
     index_name: str | None
     index: bytes
-    carried: Mapping[str, Path]
+    carried: Mapping[str, FileBeside]
 
     @cached_property
     def tensors(self) -> dict[str, TensorAt]:
@@ -96,10 +102,18 @@ def open_huggingface(path: Path) -> HuggingFace:
     index = b"" if index_name is None else files.read_small_file(found[index_name], MAX_INDEX_NBYTES)
     opened = tuple(_open(name, found[name]) for name in sorted(tensors))
     _check_index(path, opened, index_name, index)
-    ours = {name for name in found if name in (MANIFEST_NAME, ORIGIN_NAME)} | tensors | set(indices)
-    return HuggingFace(
-        path, opened, index_name, index, {name: found[name] for name in sorted(found.keys() - ours)}
-    )
+    others = sorted(found.keys() - tensors - set(indices))
+    return HuggingFace(path, opened, index_name, index, {name: FileBeside(found[name]) for name in others})
+
+
+def refuse_own_names(tree: HuggingFace) -> None:
+    """EP229 for a file beside the tensors that has a name under which eplb writes something itself.
+
+    It could not travel along, and so `merge` would not bring it back.
+    """
+    for name in tree.carried:
+        if name in {MANIFEST_NAME, ORIGIN_NAME} or is_digest_file(name):
+            raise CheckpointError("EP229", f"{tree.path / name}: eplb writes files of that name itself")
 
 
 def _list_files(path: Path) -> dict[str, Path]:
@@ -113,13 +127,14 @@ def _list_files(path: Path) -> dict[str, Path]:
 
 def _open(name: str, path: Path) -> SourceFile:
     header, status = read_header(path)
-    return SourceFile(name, path, _read_start(path, header), header, status.st_size, status.st_mtime_ns)
+    stamp = files.Stamp(status.st_size, status.st_mtime_ns)
+    return SourceFile(name, path, _read_start(path, header, stamp), header, *stamp)
 
 
-def _read_start(path: Path, header: Header) -> bytes:
+def _read_start(path: Path, header: Header, stamp: files.Stamp) -> bytes:
     """Everything before the data of a file."""
     content = bytearray(header.data_start)
-    with files.closing(files.open_source(path)) as descriptor:
+    with files.opened_source(path, stamp) as descriptor:
         files.read_into(descriptor, memoryview(content), 0, path)
     return bytes(content)
 

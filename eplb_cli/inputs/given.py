@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from eplb_cli.checkpoint.recorded import open_source
-from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.checkpoint.shards import Shards, open_shards
 from eplb_cli.inputs.old_and_new import read_new, read_old
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.inputs.saved_plan import SavedPlan, read_plan, require_same_moves, require_unchanged
@@ -61,7 +60,7 @@ def read_given(
         CheckpointError, PlacementError, UsageError: the shards, OLD or NEW cannot be used.
         BytesError: EP506, the shards are not those of their manifest.
     """
-    shards = open_source(source, layout)
+    shards = open_shards(source, layout)
     options = options.beside(shards)
     old, old_warnings = read_old(shards, *names, options)
     new, new_warnings = read_new(names[1], old, options)
@@ -78,7 +77,7 @@ def follow_plan(source: Path, layout: str, file: Path) -> Given:
     """
     saved = read_plan(file)
     planned_layout = saved.read_layout(file) if layout == "auto" else None
-    shards = open_source(source, planned_layout or layout)
+    shards = open_shards(source, planned_layout or layout)
     require_unchanged(saved, file, shards)
     old, new = saved.read_old(file), saved.read_new(file)
     return Given(shards, old, new, saved.senders, saved.ranks_per_node, saved=(saved, file))

@@ -116,10 +116,8 @@ def _guessed(old: str, given: Placement, shards: Shards, options: PlacementOptio
     Raises:
         PlacementError: EP109, the config.json beside the shards says another number.
     """
-    from eplb_cli.models.config import config_beside
-
     experts = given.num_logical_experts
-    config = config_beside(shards.path)
+    config = shards.config
     said = None if config is None else config.num_logical_experts
     if said not in (None, experts):
         raise PlacementError(

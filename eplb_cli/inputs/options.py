@@ -66,9 +66,7 @@ NO_OPTIONS = PlacementOptions()
 
 def model_of(shards: Shards) -> Model:
     """What shards show of their model: MoE layers, and beyond the hidden ones those of MTP."""
-    from eplb_cli.models.config import config_beside
-
-    config = config_beside(shards.path)
+    config = shards.config
     hidden = None if config is None else config.num_hidden_layers
     layers = shards.moe_layers
     counted = tuple(layer for layer in layers if hidden is None or layer < hidden)
@@ -79,14 +77,22 @@ def model_in(checkpoint: Path | None) -> Model | None:
     """The model that --checkpoint says: that of its config.json, or the layers of its shards.
 
     Raises:
-        EplbError: the directory shows none.
+        EplbError: the directory shows none; EP506, config.json is not what the manifest beside it says.
     """
     if checkpoint is None:
         return None
+    from eplb_cli.checkpoint.beside import FileBeside
+    from eplb_cli.checkpoint.manifest import is_baked, read_manifest
     from eplb_cli.models.preset import find_model
 
+    manifest = None if is_baked(checkpoint) else read_manifest(checkpoint)
+
+    def read(path: Path, limit: int) -> bytes:
+        file = FileBeside(path) if manifest is None else manifest.beside(checkpoint, path.name)
+        return file.read(limit)
+
     try:
-        return find_model(str(checkpoint))
+        return find_model(str(checkpoint), read)
     except EplbError as error:
         if error.code != "EP118":
             raise

@@ -6,12 +6,13 @@ Which layers are MoE layers follows from other keys in each family, so only know
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from eplb_cli.errors import CheckpointError, EplbError, PlacementError
-from eplb_cli.formats.reading import read_json
+from eplb_cli.formats.reading import json_value
 from eplb_cli.models.families import FAMILIES, Config, Family
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number
 
@@ -74,14 +75,19 @@ class ModelConfig:
         return next((value for value in values if type(value) is int and value > 0), None)
 
 
-def read_config(path: Path) -> ModelConfig:
+Read = Callable[[Path, int], bytes]
+"""How a file of at most so many bytes is read: some are compared with what is known of them."""
+
+
+def read_config(path: Path, read: Read = read_small_file) -> ModelConfig:
     """Read a config.json; links are followed, as the cache of Hugging Face has them.
 
     Raises:
         PlacementError: EP118, it is no JSON object.
         CheckpointError: EP201 or EP204, it cannot be read.
     """
-    raw = read_json(Path(os.path.realpath(path)), MAX_CONFIG_NBYTES, partial(malformed, path))
+    content = read(Path(os.path.realpath(path)), MAX_CONFIG_NBYTES)
+    raw = json_value(content, MAX_CONFIG_NBYTES, partial(malformed, path))
     if not isinstance(raw, dict):
         raise malformed(path, "it is no object")
     return ModelConfig(path, _of_text_model(raw))
@@ -101,23 +107,32 @@ def _of_text_model(raw: Config) -> Config:
     return {**{key: raw[key] for key in _OF_ALL if key in raw}, **text}
 
 
-def config_beside(path: Path) -> ModelConfig | None:
-    """The config.json beside shards; None where there is none to be read, for it is someone else's file."""
+def config_beside(path: Path, read: Read = read_small_file) -> ModelConfig | None:
+    """The config.json beside shards; None where there is none to be read, for it is someone else's file.
+
+    Raises:
+        CheckpointError: EP220, it changes meanwhile. BytesError: EP506, it is not what its manifest says.
+    """
     try:
-        return read_config(path / "config.json")
-    except EplbError:
+        return read_config(path / "config.json", read)
+    except EplbError as error:
+        if error.code in {"EP220", "EP506"}:
+            raise
         return None
 
 
-def read_model(path: Path) -> Model:
+def read_model(path: Path, read: Read = read_small_file) -> Model:
     """The model that a config.json describes.
 
     Raises:
         PlacementError: EP118, it describes none, or one of a family that is not known.
+        CheckpointError: EP220, it changes meanwhile.
     """
     try:
-        config = read_config(path)
+        config = read_config(path, read)
     except CheckpointError as error:
+        if error.code == "EP220":
+            raise
         raise malformed(path, str(error)[:300]) from error
     family = FAMILIES.get(config.model_type)
     if family is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +27,6 @@ class ModelTensor:
 
     dtype: str
     shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor in one expert."""
-        from eplb_cli.formats.safetensors_header import DTYPE_BITS
-
-        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -64,8 +56,12 @@ class Model:
 
     @property
     def expert_nbytes(self) -> int | None:
-        """Bytes of one expert with all its tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values()) if self.tensors else None
+        """Bytes of one expert with all its tensors. Raises EP209 where one has no whole number of them."""
+        from eplb_cli.formats.safetensors_header import row_nbytes_of
+
+        if not self.tensors:
+            return None
+        return sum(row_nbytes_of(name, tensor.dtype, tensor.shape) for name, tensor in self.tensors.items())
 
 
 def read_model_file(path: Path, limit: int) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eplb_cli.errors import PlacementError
+from eplb_cli.files import read_small_file
 from eplb_cli.formats.budget import MAX_TOML_NBYTES
 from eplb_cli.formats.reading import toml_value
 from eplb_cli.models.model import (
@@ -26,8 +27,11 @@ _REQUIRED = {"format", "name", "num_hidden_layers", "moe_layers", "num_experts",
 _OPTIONAL = {"description", "mtp_layers", "hidden_size", "moe_intermediate_size"}
 
 
-def find_model(name: str) -> Model:
+def find_model(name: str, read: Callable[[Path, int], bytes] = read_small_file) -> Model:
     """The preset called `name`, or the model that a TOML file or a config.json describes.
+
+    Args:
+        read: how a config.json is read, see `eplb_cli.models.config`.
 
     Raises:
         PlacementError: EP118, there is none of that name, or the file cannot be used.
@@ -44,7 +48,7 @@ def find_model(name: str) -> Model:
         return read_preset(path)
     from eplb_cli.models.config import read_model
 
-    return read_model(path)
+    return read_model(path, read)
 
 
 def presets() -> list[Model]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from eplb_cli import __version__, files
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, digest_file, file_entry, npy_bytes
+from eplb_cli.checkpoint.beside import FileBeside, file_entry
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, digest_file, npy_bytes
 from eplb_cli.errors import BytesError
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.prove import row_view
@@ -19,24 +19,30 @@ from eplb_cli.output.staging import Staging
 from eplb_cli.placements.own_format import placement_to_json
 
 
-def carry_files(carried_paths: Mapping[str, Path], stage: Staging) -> dict[str, dict[str, object]]:
-    """Copy the files that are no shards, by name; their sizes and digests."""
-    return {name: _carry(path, name, stage) for name, path in carried_paths.items()}
+def carry_files(carried: Mapping[str, FileBeside], stage: Staging) -> dict[str, dict[str, object]]:
+    """Copy the files that are no shards, by name; their sizes and digests.
+
+    Raises:
+        BytesError: EP506, one is not what the manifest of SRC says.
+        CheckpointError: EP220, one changes meanwhile.
+    """
+    return {name: _carry(file, name, stage) for name, file in carried.items()}
 
 
-def _carry(path: Path, name: str, stage: Staging) -> dict[str, object]:
-    """Copy a file; its size and digest. Raises EP220 where it changes meanwhile."""
+def _carry(file: FileBeside, name: str, stage: Staging) -> dict[str, object]:
+    """Copy a file; its size and digest."""
     goal, digest = stage.path / name, xxhash.xxh3_128()
-    with files.closing(files.open_source(path)) as source:
-        status = os.fstat(source)
-        with files.closing(files.create(goal, status.st_size)) as copy:
-            for begin, view in files.read_blocks(source, status.st_size, path):
+    with files.opened_source(file.path) as source:
+        nbytes = os.fstat(source).st_size
+        with files.closing(files.create(goal, nbytes)) as copy:
+            for begin, view in files.read_blocks(source, nbytes, file.path):
                 files.write_from(copy, view, begin, goal)
                 digest.update(view)
-            files.refuse_changed(source, status.st_size, status.st_mtime_ns, path)
             if stage.durable:
                 files.sync(copy, goal)
-    return {"nbytes": status.st_size, "digest": digest.hexdigest()}
+    entry: dict[str, object] = {"nbytes": nbytes, "digest": digest.hexdigest()}
+    file.require(entry)
+    return entry
 
 
 def fill_unlinked(stage: Staging) -> None:
@@ -50,8 +56,8 @@ def fill_unlinked(stage: Staging) -> None:
         first, path = stage.path / stage.shards[file.same_as or 0].name, stage.path / file.name
         written, read_back = xxhash.xxh3_128(), xxhash.xxh3_128()
         with (
-            files.closing(files.open_source(first)) as source,
-            files.closing(files.open_output(path)) as copy,
+            files.opened_output(first) as source,
+            files.opened_output(path) as copy,
         ):
             for begin, view in files.read_blocks(source, file.nbytes, first):
                 files.write_from(copy, view, begin, path)

@@ -49,7 +49,7 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
     shards = prepared.checkpoint.shards
     with staging(request.destination, durable=request.durable, resume=request.resume) as stage:
         stage.create(prepared.output)
-        carried = carry_files({name: shards.path / name for name in shards.carried}, stage)
+        carried = carry_files(shards.to_carry(), stage)
         clock.lap("create")
         known = known_before(prepared, stage, planned.alike.digests, progress)
         if stage.resumes:

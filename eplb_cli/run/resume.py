@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli import files
 from eplb_cli.machine import default_threads
 from eplb_cli.output.journal import Known, journals, read_known
 from eplb_cli.output.prepared import Prepared
@@ -40,7 +39,7 @@ def known_before(
     places = np.flatnonzero(told.written & wanted.any(axis=1))
     paths = [stage.path / file.name for file in prepared.output.files]
     with (
-        Tree(paths, files.open_output) as tree,
+        Tree(paths) as tree,
         ThreadPoolExecutor(default_threads(1)) as pool,
         progress(int(new.nbytes[places].sum()), "check what is there") as show,
     ):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb_cli import files
 from eplb_cli.arrays import Digests, Int
 from eplb_cli.checkpoint.places import Places, file_identities, other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
@@ -63,12 +62,12 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
     # A plan that has nothing to compare starts without what reads and hashes.
     from concurrent.futures import ThreadPoolExecutor
 
-    from eplb_cli.transfer.trees import Tree, digest_distinct
+    from eplb_cli.transfer.trees import digest_distinct, source_tree
 
     one_file = file_identities(checkpoint.shards, places)
     known = checkpoint.known_digests
     alike, unsure = set(), {}
-    with Tree([file.path for file in checkpoint.shards.files], files.open_source) as tree:
+    with source_tree(checkpoint.shards.files) as tree:
         for key, of_key in candidates.items():
             if known is not None and known[of_key].any(axis=1).all():
                 digests[of_key] = known[of_key]

@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli import files
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.exchange.loop import Span, Transport, run_exchange
 from eplb_cli.exchange.wire import Schedule, schedule_for
@@ -26,7 +25,7 @@ from eplb_cli.transfer.file_ends import FileEnds, FileSink, FileSource
 from eplb_cli.transfer.meter import Activity, Meter
 from eplb_cli.transfer.staying import StayingRows
 from eplb_cli.transfer.traffic import TransferOptions, plan_traffic, worker_of
-from eplb_cli.transfer.trees import Tree, digest_places
+from eplb_cli.transfer.trees import Tree, digest_places, source_tree
 
 
 class Link(Transport, Protocol):
@@ -83,8 +82,9 @@ def transfer(  # noqa: PLR0913, PLR0917 - what is left to whoever moves the byte
         known: what need not be done again. journal: where to tell what is done. meter: what counts it all.
     """
     share = _Share(prepared, staging, options, worker, advance, known, meter or Meter())
-    with PeakMemory().watched() as memory, share.source, share.destination:
-        share.move(connect, journal)
+    with PeakMemory().watched() as memory, share.destination:
+        with share.source:
+            share.move(connect, journal)
         share.settle()
     return TransferResult(
         share.old_digests.values,
@@ -115,9 +115,9 @@ class _Share:
         known = known or Known.nothing(len(old.rank), len(new.rank))
         self._meter = meter
         shards, outputs, keep = prepared.checkpoint.shards.files, prepared.output.files, options.keep_cache
-        self.source = Tree([file.path for file in shards], files.open_source, self._meter, keep=keep)
+        self.source = source_tree(shards, self._meter, keep=keep)
         names = [staging / file.name for file in outputs]
-        self.destination = Tree(names, files.open_output, self._meter, keep=keep)
+        self.destination = Tree(names, meter=self._meter, keep=keep)
         self._done = known.written[pieces.destination]
         self._wire = plan_traffic(pieces, options, self._done)
         self._shared = np.zeros(0, np.int64)
@@ -147,7 +147,6 @@ class _Share:
                 self._exchange(replace(ends, pool=exchange_pool), connect, staying)
             copies.wait()
         self._shared = rows.shared
-        self._refuse_changed()
         self.seconds["transfer"] = time.perf_counter() - started
 
     def _ends(self, pool: ThreadPoolExecutor, log: WrittenLog) -> FileEnds:
@@ -190,12 +189,6 @@ class _Share:
 
     def _is_mine(self, rank: NDArray[np.int64]) -> NDArray[np.bool_]:
         return np.asarray(worker_of(rank, self._options.num_workers) == self._worker, np.bool_)
-
-    def _refuse_changed(self) -> None:
-        """EP220 where a file of SRC is not the one whose header was read."""
-        for number, descriptor in self.source.opened().items():
-            file = self._prepared.checkpoint.shards.files[number]
-            files.refuse_changed(descriptor, file.nbytes, file.mtime_ns, file.path)
 
     def settle(self) -> None:
         """Read everything back, unless it shares its blocks with SRC, while the disk takes it in."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,8 @@ class Tree:
     """The files of one tree, by number, each opened on first use and closed at the end of the `with` block.
 
     Args:
-        opener: `files.open_source` or `files.open_output`.
+        stamps: of SRC, what each file was when its header was read, and has to be at the end of the block;
+            None for a tree that is being written.
         meter: what every byte goes through; one of its own if nobody asks.
         keep: leave what was read in the page cache; False for trees that are larger than it.
     """
@@ -40,31 +42,37 @@ class Tree:
     def __init__(
         self,
         paths: Sequence[Path],
-        opener: Callable[[Path], int],
+        stamps: Sequence[files.Stamp] | None = None,
         meter: Meter | None = None,
         *,
         keep: bool = True,
     ) -> None:
         self.paths = paths
         self.meter = meter or Meter()
-        self._opener, self._keep = opener, keep
-        self._lock = threading.Lock()
+        self._stamps, self._keep = stamps, keep
+        self._lock, self._stack = threading.Lock(), ExitStack()
         self._open: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._open.clear()
+        self._stack.__exit__(kind, error, trace)
 
     def descriptor(self, number: int) -> int:
         """The open file."""
         with self._lock:
             if number not in self._open:
-                self._open[number] = self._opener(self.paths[number])
+                self._open[number] = self._stack.enter_context(self._opening(number))
             return self._open[number]
+
+    def _opening(self, number: int) -> AbstractContextManager[int]:
+        if self._stamps is None:
+            return files.opened_output(self.paths[number])
+        return files.opened_source(self.paths[number], self._stamps[number])
 
     def read(self, number: int, view: memoryview, offset: int) -> None:
         """Fill `view` from a file. Raises CheckpointError, or OutputError where it is one of ours."""
@@ -72,7 +80,7 @@ class Tree:
         try:
             self.meter.timed("read", len(view), files.read_into, descriptor, view, offset, path)
         except CheckpointError as error:
-            if self._opener is files.open_output:
+            if self._stamps is None:
                 raise OutputError("EP604", f"{error.message}, where it was written before") from error
             raise
 
@@ -93,6 +101,23 @@ class Tree:
     def opened(self) -> dict[int, int]:
         """Number to descriptor, for all files opened so far."""
         return dict(self._open)
+
+
+class Known(Protocol):
+    """A file of SRC whose header was read."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    @property
+    def stamp(self) -> files.Stamp:
+        """What it was then."""
+
+
+def source_tree(sources: Sequence[Known], meter: Meter | None = None, *, keep: bool = True) -> Tree:
+    """The files of SRC, which are the same at the end as when their headers were read, or EP220."""
+    return Tree([file.path for file in sources], [file.stamp for file in sources], meter, keep=keep)
 
 
 @dataclass(frozen=True)

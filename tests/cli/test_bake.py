@@ -257,6 +257,10 @@ class TestRefused:
             ("model.layers.1.mlp.expert_bias", "'model.layers.1.mlp.expert_bias' may name experts"),
             ("talker.layers.1.mlp.experts.3.up_proj.weight", "is of experts with another router"),
             ("talker.layers.1.mlp.experts.gate_up_proj", "is of experts with another router"),
+            ("mtp.layers.1.mlp.experts.0.up_proj.weight", "is of experts with another router"),
+            ("model.draft.layers.2.mlp.experts.0.up_proj.weight", "is of experts with another router"),
+            ("model.layers.1.mlp.draft.experts.0.up_proj.weight", "is of experts with another router"),
+            ("model.layers.1.mtp_block.mlp.experts.0.up_proj.weight", "is of experts with another router"),
         ],
     )
     def test_a_tensor_beside_the_experts_that_nobody_knows(self, refuse, home, key, says):
@@ -266,6 +270,21 @@ class TestRefused:
         tensors = {**deepseek_v3(), key: tensor("I64", (8,), "table")}
         write_shard(home / "hf" / "model.safetensors", tensors)
         refuse(says)
+
+    @pytest.mark.parametrize(
+        ("key", "dtype", "shape"),
+        [
+            ("model.layers.1.mlp.gate.e_score_correction_bias", "F4", (4,)),
+            ("model.layers.2.mlp.gate.weight", "F4", (4, 3)),
+            ("model.layers.2.mlp.gate.weight", "F6_E2M3", (4, 2)),
+        ],
+    )
+    def test_router_rows_that_are_no_whole_bytes(self, refuse, home, key, dtype, shape):
+        """EP209 with the name: rows of half a byte would become none, and those of a byte and a half one."""
+        for path in (home / "hf").glob("model*"):
+            path.unlink()
+        write_shard(home / "hf" / "model.safetensors", {**deepseek_v3(), key: tensor(dtype, shape, key)})
+        refuse(repr(key), "is no number of whole bytes", code="EP209")
 
     def test_a_layer_without_a_router(self, refuse, home):
         """Or with one of another size."""
@@ -307,3 +326,27 @@ class TestRefused:
         """Twice would leave an eplb.json that says half of it."""
         result = eplb("bake", bake(), home / "twice", "--placement", home / "new.json")
         assert_error(result, "EP226", "was baked already")
+
+
+def test_rows_of_four_bits_that_are_whole_bytes(eplb, home):
+    """An even number of them is moved like any other row."""
+    tensors = deepseek_v3()
+    key = "model.layers.1.mlp.gate.weight"
+    tensors[key] = tensor("F4", (4, 6), key)
+    for path in (home / "hf").glob("model*"):
+        path.unlink()
+    write_shard(home / "hf" / "model.safetensors", tensors)
+    result = eplb("bake", home / "hf", home / "out", "--placement", home / "new.json")
+    assert result.code == 0, result.err
+    assert read_files(home / "out")[0] == baked(tensors, ORDER)
+
+
+def test_stacked_rows_that_are_no_whole_bytes(eplb, tmp_path):
+    """EP209 with the name, for `shard` as for `bake`."""
+    key = "model.layers.0.mlp.experts.down_proj_bias"
+    write_checkpoint(tmp_path / "hf", {**gpt_oss(), key: tensor("F4", (4, 3), key)}, "gpt_oss", 1)
+    for command, *options in (("bake",), ("shard", "--engine", "huggingface")):
+        arguments = (tmp_path / "hf", tmp_path / "out", "--placement", "linear", "--num-ranks", 2)
+        result = eplb(command, *arguments, *options)
+        assert_error(result, "EP209", "down_proj_bias", "is no number of whole bytes")
+        assert not (tmp_path / "out").exists()

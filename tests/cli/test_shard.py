@@ -10,7 +10,7 @@ import pytest
 
 from eplb_cli import files
 from tests.cli.case import assert_error
-from tests.cli.tree import Tensor, fingerprint, placement, read_tree, tensor, write_json, write_shard
+from tests.cli.tree import Tensor, fingerprint, placement, read_tree, reseal, tensor, write_json, write_shard
 from tests.support.huggingface import (
     EXPERTS,
     MOE_LAYERS,
@@ -389,11 +389,13 @@ class TestMergeRefused:
         ],
     )
     def test_a_record_that_was_changed(self, refuse, home, change, says):
-        """Whatever it says is checked."""
+        """Whatever it says is checked, even where the manifest has the digest of it."""
         path = home / "dst" / "eplb-huggingface.json"
         raw = json.loads(path.read_text())
         change(raw)
         path.write_text(json.dumps(raw))
+        refuse("EP506", path.name, exit_code=5)
+        reseal(home / "dst", path.name)
         refuse("EP225", says)
 
     def test_a_row_that_was_changed(self, refuse, home):
@@ -451,3 +453,16 @@ def test_every_byte_is_read_once(eplb, home, monkeypatch):
     data = {place: count for place, count in read.items() if place[1] > 8}
     assert data
     assert set(data.values()) == {1}
+
+
+@pytest.mark.parametrize("name", ["eplb.json", "eplb-huggingface.json", "eplb-digests-rank-0.npy"])
+@pytest.mark.parametrize("command", ["shard", "bake"])
+def test_names_that_eplb_writes_itself(eplb, home, command, name):
+    """EP229 before anything is written: such a file could not travel along, and `merge` would lack it."""
+    (home / "hf" / name).write_text("{}")
+    engine = ["--engine", "sglang"] if command == "shard" else []
+    before = fingerprint(home)
+    result = eplb(command, home / "hf", home / "dst", "--placement", home / "new.json", *engine)
+    code = "EP226" if (command, name) == ("bake", "eplb.json") else "EP229"
+    assert_error(result, code, "eplb.json" if code == "EP226" else name)
+    assert fingerprint(home) == before

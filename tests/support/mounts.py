@@ -57,6 +57,20 @@ def ext4(path: Path, nbytes: int = 2 << 20) -> Iterator[Path]:
         image.unlink()
 
 
+@contextlib.contextmanager
+def xfs(path: Path) -> Iterator[Path]:
+    """An XFS whose files can share blocks, as small as one may be, in a sparse file."""
+    image = path.with_suffix(".img")
+    image.touch()
+    os.truncate(image, 320 << 20)
+    system("mkfs.xfs", "-q", "-m", "reflink=1", image)
+    try:
+        with mounted(path, "-o", "loop", image) as home:
+            yield home
+    finally:
+        image.unlink()
+
+
 FILLER = "filler"
 
 

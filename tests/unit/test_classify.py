@@ -13,6 +13,7 @@ from eplb_cli.checkpoint.others import lacking_others, looks_sharded
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import TensorEntry
+from eplb_cli.models.config import config_beside
 
 VLLM = next(layout for layout in presets() if layout.name == "sharded-state")
 PREFIX = "model.layers.{}.mlp.experts."
@@ -175,15 +176,15 @@ class TestSharded:
     def test_shapes_that_differ(self, tmp_path):
         """Between ranks, or not there on one of them."""
         shapes = [{"a": (2,), "b": (3,), "c": (1,)}, {"a": (2,), "b": (2,)}]
-        assert looks_sharded(shapes, tmp_path) == ["b", "c"]
-        assert looks_sharded(shapes[:1], tmp_path) == []
+        assert looks_sharded(shapes, config_beside(tmp_path)) == ["b", "c"]
+        assert looks_sharded(shapes[:1], config_beside(tmp_path)) == []
 
     def test_parts_of_a_vocabulary(self, tmp_path):
         """Equal parts, of which config.json says the sum; padding at the end is no harm."""
         shapes = [{"model.embed_tokens.weight": (50, 3), "lm_head.weight": (100, 3), "x": (50, 3)}] * 2
         (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 99}))
-        assert looks_sharded(shapes, tmp_path) == ["model.embed_tokens.weight"]
-        assert looks_sharded([{"lm_head.weight": ()}] * 2, tmp_path) == []
+        assert looks_sharded(shapes, config_beside(tmp_path)) == ["model.embed_tokens.weight"]
+        assert looks_sharded([{"lm_head.weight": ()}] * 2, config_beside(tmp_path)) == []
 
     @pytest.mark.parametrize(
         "text", ["{", "[]", "3", '{"vocab_size": "x"}', '{"vocab_size": null}', "[" * 10**5]
@@ -191,7 +192,7 @@ class TestSharded:
     def test_a_config_that_says_nothing(self, tmp_path, text):
         """It is someone else's file: what cannot be read is not asked."""
         (tmp_path / "config.json").write_text(text)
-        assert looks_sharded([{"lm_head.weight": (50, 3)}] * 2, tmp_path) == []
+        assert looks_sharded([{"lm_head.weight": (50, 3)}] * 2, config_beside(tmp_path)) == []
 
     def test_tensors_that_a_rank_lacks(self):
         """One sentence for all of them."""

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eplb_cli.checkpoint.beside import file_entry
 from eplb_cli.checkpoint.layout_file import presets
 from eplb_cli.checkpoint.manifest import (
     MANIFEST_NAME,
     Manifest,
     digest_file,
-    file_entry,
     is_digest_file,
     npy_bytes,
     read_digests,
