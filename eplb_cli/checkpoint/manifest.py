@@ -76,10 +76,6 @@ class Manifest:
         content = {"format": FORMAT, **asdict(self)}
         return _ENCODER.encode({**content, "digest": _digest(content)}).encode() + b"\n"
 
-    def beside(self, tree: Path, name: str) -> FileBeside:
-        """A small file of the tree, with what is known of it."""
-        return FileBeside(tree / name, self.carried.get(name) or self.digests.get(name))
-
     def read_placement(self, where: Path) -> Placement:
         """The placement of the tree. Raises PlacementError."""
         return placement_from_json(dict(self.placement), str(where / MANIFEST_NAME))
@@ -135,14 +131,20 @@ def read_manifest(path: Path, *, exact: bool = False) -> Manifest | None:
     return Manifest(**{field.name: raw[field.name] for field in fields(Manifest)})
 
 
+def file_beside(tree: Path, name: str, manifest: Manifest | None) -> FileBeside:
+    """A small file of a tree, with what its manifest says of it."""
+    if manifest is None:
+        return FileBeside(tree / name)
+    return FileBeside(tree / name, manifest.carried.get(name) or manifest.digests.get(name))
+
+
 def is_baked(path: Path) -> bool:
-    """Whether the `eplb.json` of a directory is of a baked checkpoint. Raises EP201, EP204, EP214 or EP220."""
+    """Whether the `eplb.json` of a directory is of a baked checkpoint. Raises EP214 where it is not JSON."""
     where = path / MANIFEST_NAME
     if not os.path.lexists(where):
         return False
-    raw = json_value(
-        read_small_file(where, MAX_MANIFEST_NBYTES), MAX_MANIFEST_NBYTES, partial(_malformed, where)
-    )
+    text = read_small_file(where, MAX_MANIFEST_NBYTES)
+    raw = json_value(text, MAX_MANIFEST_NBYTES, partial(_malformed, where))
     return isinstance(raw, dict) and raw.get("format") == BAKED_FORMAT
 
 
@@ -215,8 +217,9 @@ def read_digests(
     where = path / digest_file(rank)
     if not os.path.lexists(where):
         return None
-    file = FileBeside(where) if manifest is None else manifest.beside(path, where.name)
-    content = file.read(math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT)
+    content = file_beside(path, where.name, manifest).read(
+        math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT
+    )
     digests = npy_value(content, partial(_malformed, where))
     if digests.dtype != np.uint8 or digests.shape != (*shape, DIGEST_NBYTES):
         raise _malformed(where, f"it is not a uint8 array of shape {(*shape, DIGEST_NBYTES)}")

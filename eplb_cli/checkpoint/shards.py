@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eplb_cli.checkpoint.beside import FileBeside
 from eplb_cli.checkpoint.layout import Layout, ShardName
 from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, is_digest_file, read_manifest
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, file_beside, is_digest_file, read_manifest
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.files import Stamp, not_regular, reading
 from eplb_cli.formats.safetensors_header import Header, TensorEntry, read_header
@@ -77,9 +77,7 @@ class Shards:
 
     def beside(self, name: str) -> FileBeside:
         """A small file beside the shards, with what their manifest says of it."""
-        return (
-            FileBeside(self.path / name) if self.manifest is None else self.manifest.beside(self.path, name)
-        )
+        return file_beside(self.path, name, self.manifest)
 
     def to_carry(self) -> dict[str, FileBeside]:
         """By name, the files that travel along. Raises EP506 where the manifest names one that is gone."""

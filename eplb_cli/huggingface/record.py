@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli.checkpoint.manifest import Manifest, file_beside
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
-from eplb_cli.checkpoint.shards import Shards, open_shards
+from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.formats.reading import json_value
@@ -58,15 +59,15 @@ def origin_bytes(tree: HuggingFace, names: Names, digests: NDArray[np.uint8]) ->
     return json.dumps(content).encode() + b"\n"
 
 
-def _read_origin(shards: Shards) -> Origin:
-    """The record beside shards.
+def read_origin(path: Path, manifest: Manifest | None = None) -> Origin:
+    """The record beside shards, whose manifest may have its digest.
 
     Raises:
         BytesError: EP506, it is not what the manifest says.
         CheckpointError: EP225, it is malformed.
     """
-    where = shards.path / ORIGIN_NAME
-    text = shards.beside(ORIGIN_NAME).read(MAX_ORIGIN_NBYTES)
+    where = path / ORIGIN_NAME
+    text = file_beside(path, ORIGIN_NAME, manifest).read(MAX_ORIGIN_NBYTES)
     raw = json_value(text, MAX_ORIGIN_NBYTES, partial(_damaged, where))
     try:
         if raw["format"] != FORMAT:
@@ -78,11 +79,11 @@ def _read_origin(shards: Shards) -> Origin:
             for file in raw["files"]
         )
         digests = np.frombuffer(bytes.fromhex(raw["digests"]), np.uint8).reshape(-1, DIGEST_NBYTES)
-        carried = {name: shards.beside(_plain_name(name)) for name in raw["carried"]}
+        carried = {name: file_beside(path, _plain_name(name), manifest) for name in raw["carried"]}
         index_name = None if index_name is None else _plain_name(index_name)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(where, f"{type(error).__name__}: {str(error)[:200]}") from error
-    return Origin(HuggingFace(shards.path, sources, index_name, index, carried), names, digests)
+    return Origin(HuggingFace(path, sources, index_name, index, carried), names, digests)
 
 
 def unlike_origin(what: str, more: str = "") -> BytesError:
@@ -113,6 +114,6 @@ def open_sharded(source: Path) -> tuple[Origin, ShardedCheckpoint, Joined]:
     shards = open_shards(source)
     if shards.manifest is None:
         raise CheckpointError("EP225", f"{source} has no eplb.json, so nothing says what its rows are")
-    origin = _read_origin(shards)
+    origin = read_origin(source, shards.manifest)
     engine = bind(shards, in_layer_order(shards.manifest.read_placement(source)))
     return origin, engine, join(origin.tree, origin.names)

@@ -81,15 +81,13 @@ def model_in(checkpoint: Path | None) -> Model | None:
     """
     if checkpoint is None:
         return None
-    from eplb_cli.checkpoint.beside import FileBeside
-    from eplb_cli.checkpoint.manifest import is_baked, read_manifest
+    from eplb_cli.checkpoint.manifest import file_beside, is_baked, read_manifest
     from eplb_cli.models.preset import find_model
 
     manifest = None if is_baked(checkpoint) else read_manifest(checkpoint)
 
     def read(path: Path, limit: int) -> bytes:
-        file = FileBeside(path) if manifest is None else manifest.beside(checkpoint, path.name)
-        return file.read(limit)
+        return file_beside(path.parent, path.name, manifest).read(limit)
 
     try:
         return find_model(str(checkpoint), read)

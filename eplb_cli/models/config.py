@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from eplb_cli.errors import CheckpointError, EplbError, PlacementError
+from eplb_cli.files import read_small_file
 from eplb_cli.formats.reading import json_value
 from eplb_cli.models.families import FAMILIES, Config, Family
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number

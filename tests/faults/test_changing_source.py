@@ -69,7 +69,7 @@ class Writer:
 
     def start(self, target: int | None) -> None:
         """Count again; `target` is the number of the opened file that changes before it is read."""
-        self.target, self.changed = target, None
+        self.target, self.changed = target, Path()
         self.opened: list[tuple[str, int]] = []
         self._times: Counter[str] = Counter()
 
@@ -109,7 +109,7 @@ def test_every_file_of_src_is_the_same_when_it_is_closed(name, home, eplb, monke
     while True:
         writer.start(tried)
         result = eplb(*COMMANDS[name])
-        if writer.changed is None:
+        if writer.changed == Path():
             break
         assert result.code == 3, (writer.changed, writer.opened[-1], result.err)
         is_shared = writer.changed.stat().st_nlink > 1  # and has the name of another rank, too
@@ -125,7 +125,8 @@ def test_every_file_of_src_is_the_same_when_it_is_closed(name, home, eplb, monke
 def test_a_file_without_experts_that_is_cloned(tmp_path, eplb, monkeypatch, size):
     """EP220 on an XFS too, where `bake` shares its blocks and reads nothing: not even longer or shorter."""
     with xfs(tmp_path / "disk") as disk:
-        source, cloned = write_source(disk), []
+        source = write_source(disk)
+        cloned: list[object] = []
         monkeypatch.chdir(disk)
         real = files.make_call
 

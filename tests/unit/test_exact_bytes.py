@@ -44,14 +44,10 @@ OPENINGS = {
     "run/job.py: np.memmap",  # files of the run itself
     "run/launch.py: (job.work / 'torchrun.log').open",
     "run/launch.py: (job.work / 'torchrun.log').read_text",
-    "formats/document.py: os.open",  # placements and loads
-    "formats/document.py: open",
-    "placements/read.py: read_bytes",
+    "placements/read.py: read_bytes",  # files that a user names
     "models/load.py: read_bytes",
     "models/model.py: read_bytes",  # presets
-    "models/preset.py: read_text",
     "formats/tensor_file.py: torch.load",  # of bytes that were read
-    "huggingface/engine.py: ENGINES.path(engine).read_text",  # our own
     "cli/entry.py: Path(os.devnull).open",  # the system's
     "machine.py: path.open",
     "machine.py: (_CGROUP / 'memory.max').read_text",
@@ -62,8 +58,7 @@ OPENINGS = {
 
 OPENERS = {
     "open", "fdopen", "open_source", "open_output", "read_bytes", "read_text", "write_bytes", "write_text",
-    "memmap",
-    "fromfile", "copyfile", "copy2", "copytree", "sendfile", "copy_file_range", "safe_open", "load_file", "torch.load",
+    "memmap", "fromfile", "torch.load", "copyfile", "copy2", "copytree", "sendfile", "safe_open", "load_file",
 }  # fmt: skip
 
 
