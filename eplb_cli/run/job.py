@@ -156,16 +156,16 @@ def doing_in_words(doing: int) -> str:
 Side = Literal["old", "new"]
 
 
-def leave_digests(work: Path, side: Side, worker: int, digests: NDArray[np.uint8]) -> None:
-    """Leave a worker's digests of one side for the launcher."""
-    files.write_file(_digest_path(work, side, worker), npy_bytes(digests), durable=False)
+def leave_digests(work: Path, side: Side, process: int | str, digests: NDArray[np.uint8]) -> None:
+    """Leave the digests of one side that a worker, or the launcher, has taken, for the other."""
+    files.write_file(_digest_path(work, side, process), npy_bytes(digests), durable=False)
 
 
-def take_digests(work: Path, side: Side, worker: int) -> NDArray[np.uint8]:
-    """The digests (X, 16) that a worker has left."""
-    content = files.read_own_file(_digest_path(work, side, worker))
+def take_digests(work: Path, side: Side, process: int | str) -> NDArray[np.uint8]:
+    """The digests (X, 16) that a worker, or the launcher, has left."""
+    content = files.read_own_file(_digest_path(work, side, process))
     return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False), np.uint8)
 
 
-def _digest_path(work: Path, side: Side, worker: int) -> Path:
-    return work / f"digests-{side}-{worker}.npy"
+def _digest_path(work: Path, side: Side, process: int | str) -> Path:
+    return work / f"digests-{side}-{process}.npy"

@@ -52,7 +52,7 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
     """Compare the other tensors of all old ranks, where the answer matters.
 
     Raises:
-        CheckpointError: EP213, one differs and R changes.
+        CheckpointError: EP213, one differs and R changes; EP220, SRC changes while it is read.
     """
     places = checkpoint.places
     digests = np.zeros((len(places.rank), DIGEST_NBYTES), np.uint8)
@@ -63,7 +63,7 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
     # A plan that has nothing to compare starts without what reads and hashes.
     from concurrent.futures import ThreadPoolExecutor
 
-    from eplb_cli.transfer.trees import Tree, digest_distinct
+    from eplb_cli.transfer.trees import Tree, digest_distinct, refuse_changed
 
     one_file = file_identities(checkpoint.shards, places)
     known = checkpoint.known_digests
@@ -84,6 +84,7 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
         ):
             advance = accumulate(show)
             digests[wanted] = digest_distinct(places, wanted, one_file, tree, pool, advance)[wanted]
+        refuse_changed(tree, checkpoint.shards.files)
     alike |= {key for key, of_key in unsure.items() if _all_equal(digests[of_key])}
     _refuse_sharded(checkpoint, new, alike)
     is_worth = sum(int(places.nbytes[candidates[key][0]]) for key in alike) >= LEAST_SHARED_NBYTES

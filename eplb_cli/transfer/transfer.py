@@ -26,7 +26,7 @@ from eplb_cli.transfer.file_ends import FileEnds, FileSink, FileSource
 from eplb_cli.transfer.meter import Activity, Meter
 from eplb_cli.transfer.staying import StayingRows
 from eplb_cli.transfer.traffic import TransferOptions, plan_traffic, worker_of
-from eplb_cli.transfer.trees import Tree, digest_places
+from eplb_cli.transfer.trees import Tree, digest_places, refuse_changed
 
 
 class Link(Transport, Protocol):
@@ -135,7 +135,7 @@ class _Share:
     def move(self, connect: Callable[[Schedule], Link] | None, journal: Journal | None) -> None:
         """Put every row and every other tensor of the worker's new ranks where it belongs."""
         started, threads = time.perf_counter(), self._options.threads
-        log = WrittenLog(self._prepared.new_places.nbytes, self.old_digests.values)
+        log = WrittenLog(self._prepared.new_places.nbytes)
         keeping = nullcontext() if journal is None else log.kept(journal, self._flush)
         with keeping, ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as exchange_pool:
             ends = self._ends(pool, log)
@@ -147,7 +147,7 @@ class _Share:
                 self._exchange(replace(ends, pool=exchange_pool), connect, staying)
             copies.wait()
         self._shared = rows.shared
-        self._refuse_changed()
+        refuse_changed(self.source, self._prepared.checkpoint.shards.files)
         self.seconds["transfer"] = time.perf_counter() - started
 
     def _ends(self, pool: ThreadPoolExecutor, log: WrittenLog) -> FileEnds:
@@ -190,12 +190,6 @@ class _Share:
 
     def _is_mine(self, rank: NDArray[np.int64]) -> NDArray[np.bool_]:
         return np.asarray(worker_of(rank, self._options.num_workers) == self._worker, np.bool_)
-
-    def _refuse_changed(self) -> None:
-        """EP220 where a file of SRC is not the one whose header was read."""
-        for number, descriptor in self.source.opened().items():
-            file = self._prepared.checkpoint.shards.files[number]
-            files.refuse_changed(descriptor, file.nbytes, file.mtime_ns, file.path)
 
     def settle(self) -> None:
         """Read everything back, unless it shares its blocks with SRC, while the disk takes it in."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from eplb_cli import files
 from eplb_cli.arrays import Int
 from eplb_cli.checkpoint.places import Places
+from eplb_cli.checkpoint.shards import ShardFile
 from eplb_cli.errors import CheckpointError, OutputError
 from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
 from eplb_cli.transfer.meter import Meter
@@ -95,6 +96,13 @@ class Tree:
         return dict(self._open)
 
 
+def refuse_changed(tree: Tree, shards: Sequence[ShardFile]) -> None:
+    """EP220 where a file that was opened of SRC is not the one whose header was read."""
+    for number, descriptor in tree.opened().items():
+        file = shards[number]
+        files.refuse_changed(descriptor, file.nbytes, file.mtime_ns, file.path)
+
+
 @dataclass(frozen=True)
 class Tasks:
     """Work given to a thread pool; waiting raises the first error."""
@@ -127,6 +135,15 @@ def digest_places(
     places: Places, wanted: Int, tree: Tree, pool: ThreadPoolExecutor, advance: Callable[[int], None]
 ) -> NDArray[np.uint8]:
     """Read places of a tree and hash them: uint8 (X, 16), zero where a place is not wanted."""
+    digests, tasks = start_digests(places, wanted, tree, pool, advance)
+    tasks.wait()
+    return digests
+
+
+def start_digests(
+    places: Places, wanted: Int, tree: Tree, pool: ThreadPoolExecutor, advance: Callable[[int], None]
+) -> tuple[NDArray[np.uint8], Tasks]:
+    """As `digest_places`; the digests are there when the tasks are done."""
     digests = DigestTable.empty(len(places.rank), tree.meter)
     wanted = wanted[np.lexsort((places.offset[wanted], places.file[wanted]))]
     buffers = ThreadBuffers(BLOCK_NBYTES)
@@ -142,8 +159,8 @@ def digest_places(
                 digests.feed(place, view, first=begin == 0, last=begin + len(view) == nbytes)
             advance(nbytes)
 
-    Tasks([pool.submit(digest, task) for task in cut_tasks(places.nbytes[wanted])]).wait()
-    return digests.values
+    tasks = Tasks([pool.submit(digest, task) for task in cut_tasks(places.nbytes[wanted])])
+    return digests.values, tasks
 
 
 def digest_distinct(
