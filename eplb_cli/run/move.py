@@ -19,7 +19,7 @@ from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.staging import Staging
 from eplb_cli.placements.own_format import placement_to_json
 from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.run.job import Job, Outcome, leave_digests, take_digests
+from eplb_cli.run.job import Job, Outcome, leave_digests, shared_memory, take_digests
 from eplb_cli.run.launch import launch
 from eplb_cli.run.preparing import Planned
 from eplb_cli.transfer.meter import Summary, summarize
@@ -92,8 +92,19 @@ def _move_in_workers(
 ) -> list[TransferResult]:
     request, prepared = planned.request, planned.prepared
     num_places = len(prepared.old_places.rank) + len(prepared.new_places.rank)
-    files.require_space(stage.work, num_places * DIGEST_NBYTES * planned.num_workers + WORK_NBYTES)
-    job = Job(
+    num_tables = planned.num_workers + 1
+    files.require_space(stage.work, num_places * DIGEST_NBYTES * num_tables + WORK_NBYTES)
+    if options.digests:
+        leave_digests(stage.work, "old", LAUNCHER, known.digests)
+    with shared_memory(planned.num_workers) as progress:
+        job = _job(planned, stage, options, progress)
+        outcomes = launch(job, request.timeout_s, show)
+    return [_result(stage, outcome) for _, outcome in sorted(outcomes.items())]
+
+
+def _job(planned: Planned, stage: Staging, options: TransferOptions, progress: str) -> Job:
+    request, prepared = planned.request, planned.prepared
+    return Job(
         source=str(request.source.absolute()),
         staging=str(stage.path),
         old=placement_to_json(prepared.plan.old),
@@ -106,11 +117,8 @@ def _move_in_workers(
         digest=prepared.digest,
         transfer=options,
         launcher_pid=os.getpid(),
+        progress=progress,
     )
-    if options.digests:
-        leave_digests(stage.work, "old", LAUNCHER, known.digests)
-    outcomes = launch(job, request.timeout_s, show)
-    return [_result(stage, outcome) for _, outcome in sorted(outcomes.items())]
 
 
 def _result(stage: Staging, outcome: Outcome) -> TransferResult:

@@ -90,7 +90,8 @@ def run(job: Job, worker: int) -> TransferResult:
     torch.set_num_threads(1)
     device = _device(job, int(os.environ["LOCAL_RANK"]))
     num_workers = job.transfer.num_workers
-    progress = progress_counters(job.work, num_workers)[worker]
+    progress = progress_counters(job.progress)[worker]
+    files.count_calls(memoryview(progress)[2:])
     progress[1] = JOINING
     store = dist.FileStore(str(job.work / "store"), num_workers)  # type: ignore[attr-defined]
     dist.init_process_group(job.backend, store=store, rank=worker, world_size=num_workers, timeout=_LIFE)
