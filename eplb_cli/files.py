@@ -1,7 +1,7 @@
 """Every call to the file system goes through here.
 
-One seam has two uses: an error of the operating system becomes a coded error in one place, and a
-test can fail or end any single call (`attempt`).
+One seam has three uses: an error of the operating system becomes a coded error in one place, a test can
+fail or end any single call (`attempt`), and whoever judges this process sees whether its calls come back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import os
 import resource
 import stat
 import struct
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, MutableSequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,10 +45,35 @@ _NO_LINK = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXD
 _NO_ALLOCATE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
+class _Calls:
+    """How many calls were begun, and how many have come back: entered and left by any thread."""
+
+    def __init__(self, counts: MutableSequence[int] | memoryview[int]) -> None:
+        self.counts = counts
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.counts[0] += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self.counts[1] += 1
+
+
+calls = _Calls([0, 0])
+"""A `with` block of it is a call, or a few, that the disk may keep."""
+
+
+def count_calls(counts: memoryview[int]) -> None:
+    """Count in memory that another process sees: the calls that were begun, and those that have come back."""
+    calls.counts = counts
+
+
 def attempt(operation: str, call: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 - whatever the call takes
     """Make one system call, again where a signal came between; `operation` names it."""
     while True:
-        with contextlib.suppress(InterruptedError):
+        with contextlib.suppress(InterruptedError), calls:
             return make_call(operation, call, *args)
 
 
@@ -157,7 +183,8 @@ def output_error(error: OSError, path: object) -> OutputError:
 def reading(path: object) -> Iterator[None]:
     """Turn an OSError of the block into the coded error for a file that is read."""
     try:
-        yield
+        with calls:
+            yield
     except OSError as error:
         raise source_error(error, path) from error
 
@@ -166,7 +193,8 @@ def reading(path: object) -> Iterator[None]:
 def writing(path: object) -> Iterator[None]:
     """Turn an OSError of the block into the coded error for a file that is written."""
     try:
-        yield
+        with calls:
+            yield
     except OSError as error:
         raise output_error(error, path) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -11,3 +12,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("eplb")
+
+
+@pytest.fixture(autouse=True)
+def _unjudged(monkeypatch):
+    """A command that a test runs in its own process goes on in it; one in a process of its own is judged."""
+    monkeypatch.setattr("eplb_cli.run.judge.go_on_judged", lambda *_: None)

@@ -34,6 +34,8 @@ Examples:
   eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)
   eplb reshard SRC DST --plan plan.json"""
 
+KEPT = "is the storage stuck? what was done is kept: --resume goes on from it"
+
 
 def command(
     src: Annotated[
@@ -151,6 +153,9 @@ def command(
     if plan_file is not None and any(option is not None for option in said):
         problem = "--plan FILE has the placements, --senders and --ranks-per-node"
         raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
+    from eplb_cli.run import judge
+
+    judge.go_on_judged(timeout, "" if dry_run else KEPT)
     from eplb_cli.inputs.options import PlacementOptions
     from eplb_cli.run.request import AnyRequest, PlanRequest, Request
 

@@ -22,6 +22,7 @@ from eplb_cli.checkpoint.sharded import with_layers
 from eplb_cli.checkpoint.shards import Shards
 from eplb_cli.errors import EplbError, PlanError
 from eplb_cli.formats.reading import read_json
+from eplb_cli.inputs.sample import sample_digests
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.named_map import NAMED_MAPS
 from eplb_cli.placements.own_format import placement_from_json, placement_to_json
@@ -47,6 +48,7 @@ class SavedPlan:
         totals: as in the report.
         layout: as `Layout.as_json` gives it; None where the plan was made without a checkpoint.
         shards: per file of the checkpoint its bytes and a digest of its header; likewise.
+        samples: per file a digest of some of its blocks; None also where an older eplb made the plan.
     """
 
     tool: str
@@ -59,6 +61,7 @@ class SavedPlan:
     totals: Mapping[str, int | None]
     layout: Mapping[str, Any] | None
     shards: Mapping[str, Mapping[str, Any]] | None
+    samples: Mapping[str, str] | None = None
 
     def to_bytes(self) -> bytes:
         """The plan as its file holds it, with a digest of everything else in it."""
@@ -88,6 +91,7 @@ def save_plan(
 
     Raises:
         OutputError: EP603 or EP604.
+        CheckpointError: EP201 or EP220, a shard cannot be read, or has changed.
     """
     sources = {
         role: str(Path(name).absolute())
@@ -105,6 +109,7 @@ def save_plan(
         totals=report_json(report)["totals"],
         layout=None if shards is None else shards.layout.as_json(),
         shards=None if shards is None else _identity(shards),
+        samples=None if shards is None else sample_digests(shards),
     )
     files.replace_file(path, saved.to_bytes())
 
@@ -123,11 +128,11 @@ def read_plan(path: Path) -> SavedPlan:
     if raw.get("digest") != _digest(content):
         raise _unusable(path, "it was changed or damaged after it was written")
     names = {field.name for field in fields(SavedPlan)}
-    if not names <= content.keys():
-        raise _unusable(path, f'"{min(names - content.keys())}" is missing')
+    if missing := names - content.keys() - {"samples"}:
+        raise _unusable(path, f'"{min(missing)}" is missing')
     if not is_senders(content["senders"]):
         raise _unusable(path, f"there are no senders {content['senders']!r}")
-    return SavedPlan(**{name: content[name] for name in names})
+    return SavedPlan(**{name: content[name] for name in names & content.keys()})
 
 
 def require_unchanged(saved: SavedPlan, where: Path, shards: Shards) -> None:
@@ -135,6 +140,7 @@ def require_unchanged(saved: SavedPlan, where: Path, shards: Shards) -> None:
 
     Raises:
         PlanError: EP304, naming what changed.
+        CheckpointError: EP201 or EP220, a shard cannot be read, or changes meanwhile.
     """
     layout = saved.read_layout(where)
     if layout is not None and shards.layout != layout:
@@ -152,6 +158,8 @@ def require_unchanged(saved: SavedPlan, where: Path, shards: Shards) -> None:
     name = saved.sources.get("layout")
     if name is not None and os.path.lexists(name) and _layout_in(name) != layout:
         raise _changed(where, f"{name} has another layout")
+    if saved.samples is not None:
+        _require_samples(saved.samples, where, shards)
 
 
 def moves_digest(moves: MoveTable) -> str:
@@ -179,8 +187,14 @@ def _require_shards(planned: Mapping[str, Mapping[str, Any]], where: Path, shard
         raise _changed(where, f"{shards.path / differing[0]} is another file")
 
 
+def _require_samples(planned: Mapping[str, str], where: Path, shards: Shards) -> None:
+    found = sample_digests(shards)
+    if differing := [name for name in sorted(found) if found[name] != planned.get(name)]:
+        raise _changed(where, f"{shards.path / differing[0]} has other bytes")
+
+
 def _identity(shards: Shards) -> dict[str, dict[str, Any]]:
-    """Size and header of each file: what can be known of it before its data is read."""
+    """Size and header of each file."""
     result = {}
     for file in shards.files:
         header = [file.header.data_start, dict(file.header.metadata), list(file.header.tensors.items())]

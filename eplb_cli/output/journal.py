@@ -1,13 +1,13 @@
-"""What is known of a run: which places are written, and which digests they have to have.
+"""What was done of a run: which places are written.
 
-Every worker keeps a journal in the staging directory, and the launcher has one for what was known before
+Every worker keeps a journal in the staging directory, and the launcher has one for what was written before
 the workers began. A journal is lines of text, each with a checksum in front::
 
     f81c…  {"format": "eplb-journal/1", "digest": "…"}          the plan, and both trees, that it is about
-    09ab…  {"written": [4, 5], "digests": {"17": "00ff…"}}      new places, and digests of old places
+    09ab…  {"written": [4, 5]}                                  new places
 
-A line is added once what it says is on the disk, and a line that was cut off is not a line. A place is done
-where one journal has it and some journal has the digest of its source.
+A line is added once what it says is on the disk, and a line that was cut off is not a line. There is no
+digest in it: what SRC held then says nothing of what it holds now.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Known:
     """What is known before bytes move.
 
     Attributes:
-        digests: (X, 16) of old places, zero where unknown.
-        written: (X,) new places that an earlier run has written.
+        digests: (X, 16) of old places, as this run has read them, zero where unknown.
+        written: (X,) new places that hold what they have to.
     """
 
     digests: NDArray[np.uint8]
@@ -74,10 +74,9 @@ class Journal:
             self.close()
             raise
 
-    def add(self, written: Sequence[int], places: Sequence[int], digests: NDArray[np.uint8]) -> None:
-        """Add new places that are written, and the digests (N, 16) of N old places."""
-        told = {place: digest.tobytes().hex() for place, digest in zip(places, digests, strict=True)}
-        self._add({"written": list(written), "digests": told})
+    def add(self, written: Sequence[int]) -> None:
+        """Add new places that are written."""
+        self._add({"written": list(written)})
 
     def sync(self) -> None:
         """Wait until the disk has all lines."""
@@ -99,12 +98,10 @@ class WrittenLog:
 
     Args:
         nbytes: (X,) of new places.
-        digests: (X, 16) of old places, zero where there is none yet; it fills while the log is kept.
     """
 
-    def __init__(self, nbytes: NDArray[np.int64], digests: NDArray[np.uint8]) -> None:
-        self._missing, self._digests = nbytes.copy(), digests
-        self._told = np.asarray(digests.any(axis=1))
+    def __init__(self, nbytes: NDArray[np.int64]) -> None:
+        self._missing = nbytes.copy()
         self._lock = threading.Lock()
         self._written: list[int] = []
 
@@ -145,18 +142,16 @@ class WrittenLog:
     def _tell(self, journal: Journal, flush: Callable[[], None]) -> None:
         with self._lock:
             written, self._written = self._written, []
-        flush()
-        fresh = np.flatnonzero(self._digests.any(axis=1) & ~self._told)
-        journal.add(written, fresh.tolist(), self._digests[fresh])
-        self._told[fresh] = True
+        if written:  # otherwise nothing is called: a run that stands still looks like one
+            flush()
+            journal.add(written)
 
 
-def write_known(work: Path, known: Known, digest: str) -> None:
-    """Leave what the launcher knows for the workers, in place of all journals that there are."""
+def write_written(work: Path, written: NDArray[np.bool_], digest: str) -> None:
+    """Leave one journal of what is written, (X,) by new place, in place of all that there are."""
     partial = Journal(work, f"{LAUNCHER}{_PARTIAL}", digest)
     try:
-        old = np.flatnonzero(known.digests.any(axis=1))
-        partial.add(np.flatnonzero(known.written).tolist(), old.tolist(), known.digests[old])
+        partial.add(np.flatnonzero(written).tolist())
     finally:
         partial.close()
     with files.writing(work):
@@ -173,23 +168,21 @@ def journals(work: Path) -> list[Path]:
     return sorted(path for path in work.glob(f"{_PREFIX}*") if not path.name.endswith(_PARTIAL))
 
 
-def read_known(paths: Sequence[Path], digest: str, known: Known) -> Known:
-    """Add to `known` what journals say.
+def read_written(paths: Sequence[Path], digest: str, num_new: int) -> NDArray[np.bool_]:
+    """(X,) which of the new places journals call written.
 
     Raises:
         PlanError: EP305, one of them is about another plan or other trees.
         OutputError: EP604, one of them cannot be read.
     """
-    digests, written = known.digests.copy(), known.written.copy()
+    written = np.zeros(num_new, bool)
     for path in paths:
         head, *lines = _lines(path) or [{"digest": digest}]
         if head.get("digest") != digest:
             raise PlanError("EP305", f"{path.parent.parent} was begun with other inputs")
         for line in lines:
             written[np.array(line["written"], np.int64)] = True
-            for place, one in line["digests"].items():
-                digests[int(place)] = np.frombuffer(bytes.fromhex(one), np.uint8)
-    return Known(digests, written)
+    return written
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def reopen(directory: Path, outputs: Sequence[OutputFile]) -> None:
 
     for file in outputs:
         try:
-            with safe_open(directory / file.name, framework="numpy") as opened:
+            with files.calls, safe_open(directory / file.name, framework="numpy") as opened:
                 keys = set(opened.keys())
         except SafetensorError as error:
             raise BytesError("EP505", f"{file.name} cannot be opened: {error}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from eplb_cli import files
 from eplb_cli.errors import EplbError
 from eplb_cli.output.destination import real_path, staging_path
-from eplb_cli.output.journal import Known, journals, read_known
+from eplb_cli.output.journal import journals, read_written
 from eplb_cli.output.shard_files import check_space
 from eplb_cli.output.staging import WORK
 from eplb_cli.progress import ProgressBar, silent
@@ -49,8 +49,7 @@ def _try_destination(planned: Planned) -> None:
     _require_writable(path)
     check_space(path, prepared.output, destination)
     if planned.request.resume:
-        known = Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
-        read_known(journals(path / WORK), prepared.digest, known)
+        read_written(journals(path / WORK), prepared.digest, len(prepared.new_places.rank))
 
 
 def _require_writable(path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +55,7 @@ class Job:
     digest: str
     transfer: TransferOptions
     launcher_pid: int
+    progress: str
     tool: str = __version__
 
     @property
@@ -123,25 +126,35 @@ def read_outcomes(work: Path, num_workers: int) -> dict[int, Outcome]:
     found = {}
     for worker in range(num_workers):
         path = work / f"outcome-{worker}.json"
-        if path.exists():
+        with files.calls:
+            is_there = path.exists()
+        if is_there:
             raw = json.loads(files.read_own_file(path))
             activity = raw.pop("activity")
             found[worker] = Outcome(**raw, activity=activity and Activity(**activity))
     return found
 
 
-def progress_counters(
-    work: Path, num_workers: int, *, create: bool = False
-) -> np.memmap[Any, np.dtype[np.int64]]:
-    """Bytes done by each worker, and what it is doing, int64 (W, 2), in a file that all processes map.
+@contextlib.contextmanager
+def shared_memory(num_workers: int) -> Iterator[str]:
+    """Memory for `progress_counters`: a path by which the workers of this process open it.
 
-    What it is doing is a number of `STEPS`, or while it moves bytes the mask of a `Meter`.
+    It is a file of no file system, so that no disk can keep whoever reads or writes it.
     """
-    path = work / "progress"
-    if create:
-        begin = np.array([[0, STARTING]] * num_workers, np.int64)
-        files.write_file(path, begin.tobytes(), durable=False)
-    return np.memmap(path, np.int64, "r+", shape=(num_workers, 2))
+    with files.closing(os.memfd_create("eplb-progress")) as descriptor:
+        begin = np.array([[0, STARTING, 0, 0]] * num_workers, np.int64)
+        os.pwrite(descriptor, begin.tobytes(), 0)
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def progress_counters(path: str) -> NDArray[np.int64]:
+    """How far each worker is, int64 (W, 4), in memory that all processes share.
+
+    Columns are the bytes done; what it is doing, a number of `STEPS` or while it moves bytes the mask of a
+    `Meter`; and its calls to the file system that were begun, and that have come back.
+    """
+    with files.closing(os.open(path, os.O_RDWR | os.O_CLOEXEC)) as descriptor:
+        return np.frombuffer(mmap.mmap(descriptor, 0), np.int64).reshape(-1, 4)
 
 
 def doing_in_words(doing: int) -> str:
@@ -156,16 +169,16 @@ def doing_in_words(doing: int) -> str:
 Side = Literal["old", "new"]
 
 
-def leave_digests(work: Path, side: Side, worker: int, digests: NDArray[np.uint8]) -> None:
-    """Leave a worker's digests of one side for the launcher."""
-    files.write_file(_digest_path(work, side, worker), npy_bytes(digests), durable=False)
+def leave_digests(work: Path, side: Side, process: int | str, digests: NDArray[np.uint8]) -> None:
+    """Leave the digests of one side that a worker, or the launcher, has taken, for the other."""
+    files.write_file(_digest_path(work, side, process), npy_bytes(digests), durable=False)
 
 
-def take_digests(work: Path, side: Side, worker: int) -> NDArray[np.uint8]:
-    """The digests (X, 16) that a worker has left."""
-    content = files.read_own_file(_digest_path(work, side, worker))
+def take_digests(work: Path, side: Side, process: int | str) -> NDArray[np.uint8]:
+    """The digests (X, 16) that a worker, or the launcher, has left."""
+    content = files.read_own_file(_digest_path(work, side, process))
     return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False), np.uint8)
 
 
-def _digest_path(work: Path, side: Side, worker: int) -> Path:
-    return work / f"digests-{side}-{worker}.npy"
+def _digest_path(work: Path, side: Side, process: int | str) -> Path:
+    return work / f"digests-{side}-{process}.npy"

@@ -22,6 +22,8 @@ POLL_S = 0.05
 GRACE_S = 2.0
 """How long the other workers may take to write their outcomes after the first has failed."""
 
+_PROGRESS = (0, 3)
+"""Columns of `progress_counters` that show that a worker goes on."""
 _MAX_QUOTED = 1000
 _MAX_TOLD = 4
 """Workers, and ranks of one, that a message lists."""
@@ -38,7 +40,7 @@ def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int,
     Raises:
         EplbError: the root cause, a worker's own error or EP402, EP403, EP404.
     """
-    counters = progress_counters(job.work, job.transfer.num_workers, create=True)
+    counters = progress_counters(job.progress)
     path = job.write()
     with (job.work / "torchrun.log").open("wb") as log:
         process = subprocess.Popen(
@@ -109,17 +111,21 @@ def _watch(
 ) -> None:
     """Return when torchrun has ended, or all workers are done, or one has failed; raise EP403.
 
+    Progress is bytes that are done, or calls to the file system that have come back.
     Where workers have only seen another one go, torchrun ends soon, and it knows how that one ended.
     """
-    seen = np.array(counters[:, 0])
-    moved_at = np.full(len(seen), time.monotonic())
+    seen = counters.copy()
+    moved_at = time.monotonic()
     failed_at = None
     while process.poll() is None:
         time.sleep(POLL_S)
-        now = np.array(counters[:, 0])
-        moved_at[now != seen] = time.monotonic()
+        now = counters.copy()
+        if (now[:, _PROGRESS] != seen[:, _PROGRESS]).any():
+            moved_at = time.monotonic()
+        elif time.monotonic() - moved_at > timeout_s:
+            raise _stands_still(job, now, timeout_s)
         seen = now
-        show(int(seen.sum()))
+        show(int(seen[:, 0].sum()))
         outcomes = read_outcomes(job.work, len(seen))
         if len(outcomes) == len(seen):
             return
@@ -127,13 +133,12 @@ def _watch(
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
             return
-        if time.monotonic() - moved_at.max() > timeout_s:
-            still = [worker for worker in range(len(seen)) if worker not in outcomes]
-            raise WorkerError("EP403", f"no progress for {timeout_s:g} s: {_standing(job, counters, still)}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> int | None:
     """Let torchrun end by itself for a moment, then kill it; its workers die with it.
+
+    None of them is waited for longer than a moment: what hangs in the kernel dies when its disk answers.
 
     Returns:
         its exit code where it ended by itself, negative for a signal that was not ours.
@@ -143,8 +148,14 @@ def _end(process: subprocess.Popen[bytes]) -> int | None:
         code = process.wait(timeout=POLL_S * 10)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=GRACE_S)
     return code
+
+
+def _stands_still(job: Job, counters: NDArray[np.int64], timeout_s: float) -> WorkerError:
+    """EP403; workers that have ended well only wait, and no disk is asked which these are."""
+    return WorkerError("EP403", f"no progress for {timeout_s:g} s: {_standing(job, counters)}")
 
 
 def _has_own_error(outcome: Outcome) -> bool:
@@ -182,11 +193,11 @@ def _not_started(log: str) -> WorkerError:
     return WorkerError("EP404", f"the workers could not be started: {last or 'torchrun said nothing'}")
 
 
-def _standing(job: Job, counters: NDArray[np.int64], workers: list[int]) -> str:
+def _standing(job: Job, counters: NDArray[np.int64]) -> str:
     """What workers that stand still are doing; of many that do the same, the first few."""
     by_step: dict[str, list[int]] = {}
-    for worker in workers:
-        by_step.setdefault(doing_in_words(int(counters[worker, 1])), []).append(worker)
+    for worker, doing in enumerate(counters[:, 1].tolist()):
+        by_step.setdefault(doing_in_words(doing), []).append(worker)
     told = []
     for step, same in by_step.items():
         names = [f"worker {worker} ({ranks_of(job, worker)})" for worker in same[:_MAX_TOLD]]

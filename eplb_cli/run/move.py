@@ -14,12 +14,12 @@ from eplb_cli.arrays import Digests
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import WorkerError
 from eplb_cli.machine import available_memory_nbytes, default_buffer_nbytes, default_threads
-from eplb_cli.output.journal import Journal, Known, write_known
+from eplb_cli.output.journal import LAUNCHER, Journal, Known, write_written
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.staging import Staging
 from eplb_cli.placements.own_format import placement_to_json
 from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.run.job import Job, Outcome, take_digests
+from eplb_cli.run.job import Job, Outcome, leave_digests, shared_memory, take_digests
 from eplb_cli.run.launch import launch
 from eplb_cli.run.preparing import Planned
 from eplb_cli.transfer.meter import Summary, summarize
@@ -50,14 +50,14 @@ def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) 
     pieces, new = planned.prepared.pieces, planned.prepared.new_places
     total_nbytes = int(pieces.nbytes[~known.written[pieces.destination]].sum())
     if options.digests:
-        write_known(stage.work, known, planned.prepared.digest)
+        write_written(stage.work, known.written, planned.prepared.digest)
     if options.digests and options.verify:
         total_nbytes += int(new.nbytes[~known.written].sum())
     with progress(total_nbytes, planned.backend) as show:
         if planned.backend == "file":
             results = [_move_here(planned.prepared, stage, options, known, show)]
         else:
-            results = _move_in_workers(planned, stage, options, show)
+            results = _move_in_workers(planned, stage, options, known, show)
     return _together(results, options)
 
 
@@ -88,12 +88,23 @@ def _move_here(
 
 
 def _move_in_workers(
-    planned: Planned, stage: Staging, options: TransferOptions, show: Callable[[int], None]
+    planned: Planned, stage: Staging, options: TransferOptions, known: Known, show: Callable[[int], None]
 ) -> list[TransferResult]:
     request, prepared = planned.request, planned.prepared
     num_places = len(prepared.old_places.rank) + len(prepared.new_places.rank)
-    files.require_space(stage.work, num_places * DIGEST_NBYTES * planned.num_workers + WORK_NBYTES)
-    job = Job(
+    num_tables = planned.num_workers + 1
+    files.require_space(stage.work, num_places * DIGEST_NBYTES * num_tables + WORK_NBYTES)
+    if options.digests:
+        leave_digests(stage.work, "old", LAUNCHER, known.digests)
+    with shared_memory(planned.num_workers) as progress:
+        job = _job(planned, stage, options, progress)
+        outcomes = launch(job, request.timeout_s, show)
+    return [_result(stage, outcome) for _, outcome in sorted(outcomes.items())]
+
+
+def _job(planned: Planned, stage: Staging, options: TransferOptions, progress: str) -> Job:
+    request, prepared = planned.request, planned.prepared
+    return Job(
         source=str(request.source.absolute()),
         staging=str(stage.path),
         old=placement_to_json(prepared.plan.old),
@@ -106,9 +117,8 @@ def _move_in_workers(
         digest=prepared.digest,
         transfer=options,
         launcher_pid=os.getpid(),
+        progress=progress,
     )
-    outcomes = launch(job, request.timeout_s, show)
-    return [_result(stage, outcome) for _, outcome in sorted(outcomes.items())]
 
 
 def _result(stage: Staging, outcome: Outcome) -> TransferResult:

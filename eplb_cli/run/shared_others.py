@@ -51,7 +51,7 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
     """Compare the other tensors of all old ranks, where the answer matters.
 
     Raises:
-        CheckpointError: EP213, one differs and R changes.
+        CheckpointError: EP213, one differs and R changes; EP220, SRC changes while it is read.
     """
     places = checkpoint.places
     digests = np.zeros((len(places.rank), DIGEST_NBYTES), np.uint8)

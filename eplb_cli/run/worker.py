@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from eplb_cli import files
 from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange.wire import Schedule
-from eplb_cli.output.journal import LAUNCHER, Journal, Known, journals, read_known
+from eplb_cli.output.journal import LAUNCHER, Journal, Known, journals, read_written
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.run.job import (
     ENDING,
@@ -27,6 +27,7 @@ from eplb_cli.run.job import (
     leave_digests,
     progress_counters,
     read_job,
+    take_digests,
 )
 from eplb_cli.transfer.meter import Meter
 from eplb_cli.transfer.transfer import Link, TransferResult, transfer
@@ -89,7 +90,8 @@ def run(job: Job, worker: int) -> TransferResult:
     torch.set_num_threads(1)
     device = _device(job, int(os.environ["LOCAL_RANK"]))
     num_workers = job.transfer.num_workers
-    progress = progress_counters(job.work, num_workers)[worker]
+    progress = progress_counters(job.progress)[worker]
+    files.count_calls(memoryview(progress)[2:])
     progress[1] = JOINING
     store = dist.FileStore(str(job.work / "store"), num_workers)  # type: ignore[attr-defined]
     dist.init_process_group(job.backend, store=store, rank=worker, world_size=num_workers, timeout=_LIFE)
@@ -125,10 +127,11 @@ def run(job: Job, worker: int) -> TransferResult:
 
 def known_of(prepared: Prepared, job: Job) -> Known:
     """What the launcher has left for the workers."""
-    known = Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
-    return read_known(
-        [path for path in journals(job.work) if path.name.endswith(LAUNCHER)], job.digest, known
-    )
+    if not job.transfer.digests:
+        return Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
+    paths = [path for path in journals(job.work) if path.name.endswith(LAUNCHER)]
+    written = read_written(paths, job.digest, len(prepared.new_places.rank))
+    return Known(take_digests(job.work, "old", LAUNCHER), written)
 
 
 def _prepare(job: Job, device: torch.device) -> tuple[Prepared | None, EplbError | None]:

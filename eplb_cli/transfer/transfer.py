@@ -135,7 +135,7 @@ class _Share:
     def move(self, connect: Callable[[Schedule], Link] | None, journal: Journal | None) -> None:
         """Put every row and every other tensor of the worker's new ranks where it belongs."""
         started, threads = time.perf_counter(), self._options.threads
-        log = WrittenLog(self._prepared.new_places.nbytes, self.old_digests.values)
+        log = WrittenLog(self._prepared.new_places.nbytes)
         keeping = nullcontext() if journal is None else log.kept(journal, self._flush)
         with keeping, ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as exchange_pool:
             ends = self._ends(pool, log)

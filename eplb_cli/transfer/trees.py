@@ -152,6 +152,15 @@ def digest_places(
     places: Places, wanted: Int, tree: Tree, pool: ThreadPoolExecutor, advance: Callable[[int], None]
 ) -> NDArray[np.uint8]:
     """Read places of a tree and hash them: uint8 (X, 16), zero where a place is not wanted."""
+    digests, tasks = start_digests(places, wanted, tree, pool, advance)
+    tasks.wait()
+    return digests
+
+
+def start_digests(
+    places: Places, wanted: Int, tree: Tree, pool: ThreadPoolExecutor, advance: Callable[[int], None]
+) -> tuple[NDArray[np.uint8], Tasks]:
+    """As `digest_places`; the digests are there when the tasks are done."""
     digests = DigestTable.empty(len(places.rank), tree.meter)
     wanted = wanted[np.lexsort((places.offset[wanted], places.file[wanted]))]
     buffers = ThreadBuffers(BLOCK_NBYTES)
@@ -167,8 +176,8 @@ def digest_places(
                 digests.feed(place, view, first=begin == 0, last=begin + len(view) == nbytes)
             advance(nbytes)
 
-    Tasks([pool.submit(digest, task) for task in cut_tasks(places.nbytes[wanted])]).wait()
-    return digests.values
+    tasks = Tasks([pool.submit(digest, task) for task in cut_tasks(places.nbytes[wanted])])
+    return digests.values, tasks
 
 
 def digest_distinct(

@@ -26,6 +26,7 @@ def test_another_version_of_the_launcher_is_refused():
         digest="",
         transfer=options,
         launcher_pid=1,
+        progress="/nowhere",
         tool="0.0.0",
     )
     with pytest.raises(WorkerError, match=f"eplb {__version__}.*eplb 0.0.0") as caught:
