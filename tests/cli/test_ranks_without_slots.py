@@ -170,7 +170,7 @@ def test_validate_warns_of_them(tmp_path, eplb: Run):
 
 
 def test_a_list_of_devices_without_experts(tmp_path, eplb: Run):
-    """vllm-ascend's dialect may have a device with none, and the dialects without uneven ranks refuse them."""
+    """vllm-ascend's dialect has devices with none; dialects without uneven ranks refuse them."""
     devices = [[0], [], [1, 2], []]
     layer = {
         "layer_id": 0,
