@@ -38,6 +38,17 @@ class PlacementOptions:
     old_dialect: str | None = None
     model: Model | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no number of anything. Raises EP001."""
+        for option, count, least in (
+            ("--num-ranks", self.num_ranks, 1),
+            ("--old-num-ranks", self.old_num_ranks, 1),
+            ("--num-logical-experts", self.num_logical_experts, 1),
+            ("--num-redundant-experts", self.num_redundant_experts, 0),
+        ):
+            if count is not None and count < least:
+                raise UsageError("EP001", f"{option} is {count:,}, and {least} is the least", "leave it out")
+
     @property
     def hints(self) -> Hints:
         """What is said of both placements. Raises EP001 where the model has another number of experts."""

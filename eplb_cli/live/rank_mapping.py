@@ -39,8 +39,8 @@ def _map_old_expert_indices_with_rank_mapping(
     """Scale up: OLD over the new ranks, -1 where a rank is new; (L, old P) to (L, new P)."""
     rank_mapping = _as_dict(rank_mapping)
     stays = _injection(rank_mapping, new_ep_size)
-    rows = _rows_per_rank(old_global_expert_indices, len(rank_mapping))
-    return _place_ranks(old_global_expert_indices, list(stays), list(stays.values()), rows, new_ep_size)
+    by_rank = _by_rank(old_global_expert_indices, len(rank_mapping))
+    return _place_ranks(by_rank, list(stays), list(stays.values()), new_ep_size)
 
 
 def _map_new_expert_indices_with_rank_mapping(
@@ -50,8 +50,8 @@ def _map_new_expert_indices_with_rank_mapping(
     rank_mapping = _as_dict(rank_mapping)
     new_ep_size = sum(new_rank != EMPTY for new_rank in rank_mapping.values())
     stays = _injection(rank_mapping, new_ep_size)
-    rows = _rows_per_rank(new_global_expert_indices, new_ep_size)
-    return _place_ranks(new_global_expert_indices, list(stays.values()), list(stays), rows, len(rank_mapping))
+    by_rank = _by_rank(new_global_expert_indices, new_ep_size)
+    return _place_ranks(by_rank, list(stays.values()), list(stays), len(rank_mapping))
 
 
 def _as_dict(rank_mapping: object) -> dict[int, int]:
@@ -63,14 +63,18 @@ def _as_dict(rank_mapping: object) -> dict[int, int]:
     return {int(old): int(new) for old, new in rank_mapping.items()}
 
 
-def _rows_per_rank(indices: torch.Tensor, num_ranks: int) -> int:
-    """S of (L, P) indices. Raises EP109 where they are none, EP108 where the slots do not divide."""
+def _by_rank(indices: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """(L, R, S) of (L, P) indices; S may be 0.
+
+    Raises:
+        PlacementError: EP109, they are no indices; EP108, the slots do not divide.
+    """
     if indices.dim() != 2:  # noqa: PLR2004 - (L, P)
         raise PlacementError("EP109", f"indices {list(indices.shape)} are not those of layers and slots")
-    num_slots = indices.shape[1]
+    num_layers, num_slots = indices.shape
     if num_slots % num_ranks:
         raise PlacementError("EP108", f"{num_slots} slots do not divide over {num_ranks} mapped ranks")
-    return num_slots // num_ranks
+    return indices.reshape(num_layers, num_ranks, num_slots // num_ranks)
 
 
 def _injection(rank_mapping: dict[int, int], num_targets: int) -> dict[int, int]:
@@ -94,10 +98,10 @@ def _injection(rank_mapping: dict[int, int], num_targets: int) -> dict[int, int]
 
 
 def _place_ranks(
-    indices: torch.Tensor, sources: list[int], targets: list[int], rows: int, num_ranks: int
+    by_rank: torch.Tensor, sources: list[int], targets: list[int], num_ranks: int
 ) -> torch.Tensor:
-    """Rank sources[i] of `indices` becomes rank targets[i] of `num_ranks`; all other slots are empty."""
-    num_layers = indices.shape[0]
-    result = indices.new_full((num_layers, num_ranks, rows), EMPTY)
-    result[:, targets] = indices.reshape(num_layers, indices.shape[1] // max(rows, 1), rows)[:, sources]
+    """Rank sources[i] of (L, R, S) becomes rank targets[i] of `num_ranks`; all other slots are empty."""
+    num_layers, _, rows = by_rank.shape
+    result = by_rank.new_full((num_layers, num_ranks, rows), EMPTY)
+    result[:, targets] = by_rank[:, sources]
     return result.flatten(1)

@@ -36,7 +36,10 @@ def serving_notes(placement: Placement, layout_name: str) -> list[str]:
 
 
 def _is_named(name: str, placement: Placement) -> bool:
-    """Whether every layer is the named map, with as many redundant experts as there are."""
+    """Whether every layer is the named map, with as many redundant experts as there are.
+
+    A rank without a slot has stacked tensors of no element, which vLLM neither saves nor loads.
+    """
     redundant = placement.num_slots - placement.num_logical_experts
     hints = Hints(
         num_ranks=placement.num_ranks,
@@ -44,7 +47,7 @@ def _is_named(name: str, placement: Placement) -> bool:
         num_layers=1,
         num_redundant_experts=max(redundant, 0),
     )
-    if name not in NAMED_MAPS or redundant < 0:
+    if name not in NAMED_MAPS or redundant < 0 or not placement.slots_per_rank.all():
         return False
     try:
         same = named_map(name, hints)

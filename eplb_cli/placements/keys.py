@@ -15,6 +15,7 @@ from eplb_cli.errors import PlacementError
 from eplb_cli.formats.json_text import shown
 from eplb_cli.models.model import MAX_EXPERTS
 from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.placement import MAX_RANKS
 
 FORMAT = "eplb-placement/1"
 MAP = "physical_to_logical_map"
@@ -53,7 +54,7 @@ def find_layer_ids(content: Mapping[str, Any], num_layers: int, hints: Hints) ->
 
 
 def find_slots_per_rank(content: Mapping[str, Any], num_slots: int, hints: Hints) -> NDArray[np.int64]:
-    """(R,) S of each rank; `num_slots` in all. Raises EP103 where nothing says it, EP108."""
+    """(R,) S of each rank, which may be 0; `num_slots` in all. Raises EP103 where nothing says it, EP108."""
     num_ranks = _integer(content, "num_ranks")
     if "slots_per_rank" in content:
         slots = _said_slots(content["slots_per_rank"], num_slots)
@@ -64,6 +65,8 @@ def find_slots_per_rank(content: Mapping[str, Any], num_slots: int, hints: Hints
         slots = even_slots(num_slots, num_ranks)
     else:
         slots = _hinted_slots(num_slots, hints)
+    if len(slots) > MAX_RANKS:
+        raise PlacementError("EP108", f"{len(slots):,} ranks are more than {MAX_RANKS:,}")
     compare_slots(slots, hints)
     return slots
 
@@ -136,7 +139,7 @@ def _problem_of_slots(said: list[Any], num_slots: int) -> str:
         return f"has {shown(wrong[0])}, which is no number of slots from 0 to {num_slots:,}"
     if sum(said) != num_slots:
         return f"makes {sum(said):,} slots; the map has {num_slots:,}"
-    return "" if len(said) <= num_slots else f"is of {len(said):,} ranks, more than there are slots"
+    return ""
 
 
 def _hinted_slots(num_slots: int, hints: Hints) -> NDArray[np.int64]:

@@ -5,6 +5,10 @@ Ten experts on four ranks; the first 10 % 4 ranks hold one more::
     linear       [0 1 2] [3 4 5] [6 7] [8 9]
     round_robin  [0 4 8] [1 5 9] [2 6] [3 7]
 
+Where there are more ranks than experts, the last ranks have no slot. Two experts on three ranks::
+
+    linear       [0] [1] []
+
 With redundant experts `linear` goes on from expert 0, and every rank has as many slots as the others. Six
 experts and two redundant ones on four ranks::
 
@@ -20,7 +24,7 @@ from eplb_cli.errors import PlacementError, UsageError
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import compare_slots
-from eplb_cli.placements.placement import MAX_ENTRIES, Placement
+from eplb_cli.placements.placement import MAX_ENTRIES, MAX_RANKS, Placement
 
 NAMED_MAPS = ("linear", "round_robin")
 
@@ -34,7 +38,7 @@ def named_map(name: str, hints: Hints) -> Placement:
         UsageError: EP001 for redundant experts in `round_robin`.
     """
     known_ranks = hints.num_ranks if hints.slots_per_rank is None else len(hints.slots_per_rank)
-    num_ranks = _number(name, "--num-ranks", known_ranks, MAX_EXPERTS)
+    num_ranks = _number(name, "--num-ranks", known_ranks, MAX_RANKS)
     num_experts = _number(name, "--num-logical-experts", hints.num_logical_experts, MAX_EXPERTS)
     row = _experts_in_order(name, num_experts, num_ranks, hints.num_redundant_experts or 0)
     slots = slots_of_linear(len(row), num_ranks)
@@ -70,7 +74,5 @@ def _experts_in_order(name: str, num_experts: int, num_ranks: int, num_redundant
 
 
 def slots_of_linear(num_slots: int, num_ranks: int) -> NDArray[np.int64]:
-    """(R,) S of each rank; the first ranks have one more where P is no multiple of R. Raises EP108."""
-    if num_ranks > num_slots:
-        raise PlacementError("EP108", f"{num_slots:,} slots are too few for {num_ranks:,} ranks")
+    """(R,) S of each rank, 0 for some where R > P; the first have one more where P is no multiple of R."""
     return num_slots // num_ranks + (np.arange(num_ranks) < num_slots % num_ranks)

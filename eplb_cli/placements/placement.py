@@ -14,6 +14,9 @@ EMPTY = -1
 MAX_ENTRIES = 1 << 22
 """L × P of no placement: 61 layers could have 68,000 slots each."""
 
+MAX_RANKS = 1_000_000
+"""R of no placement; ranks may have no slot, so that P does not bound them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Placement:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import PlacementError, UsageError
-from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.placements.placement import EMPTY, MAX_RANKS, Placement
 from eplb_cli.plan.choice import Senders, is_senders
 from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, MoveTable, ReshardPlan
 from eplb_cli.plan.senders import Holders, Requests, balanced_senders, vllm_senders
@@ -35,7 +35,7 @@ def plan_reshard(
 
     Raises:
         PlacementError: EP106, an expert of `new` has no source; EP109, the layers differ in number.
-        UsageError: EP001, there are no such senders.
+        UsageError: EP001, there are no such senders, or a node has no number of ranks.
 
     Examples:
         >>> (old, _), (new, _) = map(eplb_cli.read_placement, ("old.json", "new.json"))
@@ -45,6 +45,9 @@ def plan_reshard(
     """
     if not is_senders(senders):
         raise UsageError("EP001", f"there are no senders {senders!r}", "they are balanced or vllm")
+    if ranks_per_node is not None and not 1 <= ranks_per_node <= MAX_RANKS:
+        problem = f"--ranks-per-node is {ranks_per_node:,}, not from 1 to {MAX_RANKS:,}"
+        raise UsageError("EP001", problem, "leave it out for one node")
     if old.num_layers != new.num_layers:
         raise PlacementError("EP109", f"OLD has {old.num_layers} layers and NEW has {new.num_layers}")
     weights = np.ones(old.num_layers, np.int64) if expert_nbytes is None else expert_nbytes

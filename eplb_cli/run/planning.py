@@ -18,7 +18,7 @@ from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
-from eplb_cli.report.sizes import Rates
+from eplb_cli.report.sizes import MAX_SIZE_NBYTES, Rates
 from eplb_cli.report.tally import plan_report
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ def _plan_placements(
     full: bool,
 ) -> Answer:
     """Plan from two placements alone."""
+    if expert_nbytes is not None and not 1 <= expert_nbytes <= MAX_SIZE_NBYTES:
+        problem = f"--expert-bytes is {expert_nbytes:,}, not from 1 to {MAX_SIZE_NBYTES:,}"
+        raise UsageError("EP001", problem, "leave it out where sizes are not known")
     old, new, warnings = read_pair(*names, options)
     if expert_nbytes is None and options.model is not None:
         expert_nbytes = options.model.expert_nbytes

@@ -16,8 +16,11 @@ from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
 from eplb_cli.report.tally import plan_report
 from eplb_cli.run.clock import Clock
-from eplb_cli.run.request import AnyRequest
+from eplb_cli.run.request import AnyRequest, require_usable
 from eplb_cli.run.shared_others import Alike, find_alike
+
+MAX_IDLE_WORKERS = 8
+"""Workers that may be asked for whatever the number of ranks; each of them takes what torch takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,7 @@ def plan_request(
         EplbError: the inputs cannot be used, or DST is not free.
     """
     clock = Clock()
+    require_usable(request)
     check_destination(request.source, request.destination)
     given = request.read()
     backend, num_workers = choose_backend(request, given.num_ranks)
@@ -113,11 +117,16 @@ def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:
     """The backend and number of workers, found from the machine where they are left open.
 
     Raises:
-        UsageError: EP001, workers for `file`, which has none, or more of them for `nccl` than devices.
+        UsageError: EP001, workers for `file`, which has none, more of them for `nccl` than devices, or many
+            more than there are ranks.
     """
     devices = count_devices()
     wanted = request.num_workers
     backend = request.backend
+    most = max(num_ranks, MAX_IDLE_WORKERS)
+    if wanted is not None and wanted > most:
+        problem = f"--nproc-per-node is {wanted:,}, for {num_ranks:,} ranks"
+        raise UsageError("EP001", problem, f"a worker without a rank has nothing to do: {most:,} are enough")
     if backend == "file":
         if wanted not in (None, 1):
             raise UsageError("EP001", "--backend file has one process", "leave out --nproc-per-node")

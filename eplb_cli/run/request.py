@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
+from eplb_cli.errors import UsageError
 from eplb_cli.inputs.given import Given, follow_plan, read_given
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.plan.choice import Senders
 
+Backend = Literal["auto", "nccl", "gloo", "file"]
+"""What moves bytes."""
+
 DEFAULT_TIMEOUT_S = 600.0
+
+LEAST_BUFFER_NBYTES = 1 << 20
+"""Below this the exchange takes many times as long: it is cut into chunks that are a quarter of it."""
+
+LEAST_TIMEOUT_S = 1.0
+MAX_THREADS = 1024
+MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -55,14 +68,15 @@ class Request(AnyRequest):
             process, or "auto", which is nccl with a CUDA device for each worker, else gloo.
         num_workers: workers of the torchrun job; None for one per CUDA device with nccl, and with gloo for
             one per rank, but no more than cores.
-        buffer_nbytes: bytes of all send and receive buffers of one worker; None for what the machine's
-            memory and the rows suggest, 64 MiB to 1 GiB.
-        threads: threads of one worker for its files; None for its share of the cores, two at least.
+        buffer_nbytes: bytes of all send and receive buffers of one worker, 1 MiB at least; None for what the
+            machine's memory and the rows suggest, 64 MiB to 1 GiB.
+        threads: threads of one worker for its files, 1,024 at most; None for its share of the cores, two at
+            least.
         resume: go on with what a run that was ended has left.
         verify: read the result back and prove it; without it, or without digests, nothing is proved.
         digests: take a digest of every row, for the proof now and for `verify` later.
         durable: wait until the disk has every byte.
-        timeout_s: seconds without any progress after which the run is ended.
+        timeout_s: seconds without any progress after which the run is ended, 1 at least.
 
     Examples:
         >>> request = eplb_cli.Request(Path("src"), Path("dst2"), new="new.json", old="old.json", threads=4)
@@ -95,3 +109,27 @@ class PlanRequest(AnyRequest):
     def read(self) -> Given:
         """Read the plan and the shards. Raises EplbError where they cannot be used, or have changed."""
         return follow_plan(self.source, self.layout, self.plan)
+
+
+def require_usable(request: AnyRequest) -> None:
+    """Refuse what no run can be asked for, before anything is read.
+
+    Raises:
+        UsageError: EP001, a number is out of its range, or there is no such backend.
+    """
+    if request.backend not in get_args(Backend):
+        listed = ", ".join(get_args(Backend))
+        raise UsageError("EP001", f"there is no backend {request.backend!r}", f"backends: {listed}")
+    buffer_nbytes = request.buffer_nbytes
+    if buffer_nbytes is not None and not buffer_nbytes >= LEAST_BUFFER_NBYTES:
+        problem = f"--buffer-size is {buffer_nbytes:,} bytes; the least is {LEAST_BUFFER_NBYTES:,} (1MiB)"
+        raise UsageError("EP001", problem, "leave it out: the default is from the machine and the rows")
+    for option, count, most in (
+        ("--nproc-per-node", request.num_workers, MAX_WORKERS),
+        ("--threads", request.threads, MAX_THREADS),
+    ):
+        if count is not None and not 1 <= count <= most:
+            raise UsageError("EP001", f"{option} is {count:,}, not from 1 to {most:,}", "leave it out")
+    if not LEAST_TIMEOUT_S <= request.timeout_s < math.inf:  # NaN is in no range
+        problem = f"--timeout is {request.timeout_s:g}: it is a number of seconds, 1 at least"
+        raise UsageError("EP001", problem, "a day is 86400")

@@ -111,7 +111,9 @@ def _time_end() -> float:
     with tempfile.TemporaryDirectory() as directory:
         placements = ("--old", DATA / "old.json", "--new", DATA / "new.json")
         workers = ("--backend", "gloo", "--nproc-per-node", 2, "--buffer-size", 1)
-        process = start("reshard", DATA / "src", Path(directory) / "dst", *placements, *workers)
+        process = start(
+            "reshard", DATA / "src", Path(directory) / "dst", *placements, *workers, tiny_buffers=True
+        )
         work = Path(directory) / ".dst.eplb-staging" / ".eplb"
         wait_until((work / "journal-1").exists, process)
         began = time.monotonic()

@@ -11,6 +11,7 @@ from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.cli.app import app
 from eplb_cli.huggingface.engines import engine_names
 from eplb_cli.placements.dialects.registry import NAMES
+from tests.cli.tree import fingerprint
 
 COMMANDS = [str(command.name) for command in app.registered_commands]
 
@@ -54,7 +55,73 @@ def test_a_size_that_is_none(case, size):
 @pytest.mark.parametrize("size", ["65536", "1k", "1KiB", "1.5 MB", "1gb", "1024GiB", "2M"])
 def test_sizes(case, size):
     """Decimal and binary units, in any case."""
+    sides = (case.home / "old.json", case.home / "new.json")
+    assert case.eplb("plan", *sides, "--expert-bytes", size).code == 0
+
+
+@pytest.mark.parametrize("size", ["1048576", "1 MiB", "1.5 MB", "1024GiB"])
+def test_sizes_of_buffers(case, size):
+    """From 1 MiB on."""
     case.reshard("--buffer-size", size)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--buffer-size", "1"], "the least is 1,048,576 (1MiB)"),
+        (["--buffer-size", "1023KiB"], "the least is 1,048,576 (1MiB)"),
+        (["--threads", "0"], "0"),
+        (["--threads", "1000000000"], "1000000000"),
+        (["--nproc-per-node", "0"], "0"),
+        (["--nproc-per-node", "1000000"], "--nproc-per-node is 1,000,000, not from 1 to 1,024"),
+        (["--backend", "gloo", "--nproc-per-node", "9"], "--nproc-per-node is 9, for 2 ranks"),
+        (["--timeout", "0"], "0"),
+        (["--timeout", "-1"], "-1"),
+        (["--timeout", "nan"], "--timeout is nan"),
+        (["--timeout", "inf"], "--timeout is inf"),
+        (["--timeout", "1e999"], "--timeout is inf"),
+        (["--ranks-per-node", "0"], "0"),
+        (["--ranks-per-node", "-2"], "-2"),
+        (["--ranks-per-node", "1000000000000"], "1000000000000"),
+        (["--num-ranks", "0"], "0"),
+        (["--old-num-ranks", "0"], "0"),
+        (["--num-logical-experts", "0"], "0"),
+        (["--num-redundant-experts", "-1"], "-1"),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_numbers_that_no_run_can_have(case, options, says, dry):
+    """Exit code 2 and the range, before anything is written, in a dry run too."""
+    defaults = [] if "--backend" in options else ["--backend", "file"]
+    before = fingerprint(case.home)
+    words = [word for word in case.arguments() if word not in {"--backend", "file"}]
+    result = case.eplb(*words, *defaults, *options, *(["--dry-run"] if dry else []))
+    assert (result.code, result.out) == (2, "")
+    assert says in result.err
+    assert fingerprint(case.home) == before
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *([["--bandwidth", f"disk={rate}"] for rate in ("0", "-1", "nan", "inf", "0.5", "9" * 16)]),
+        *([["--expert-bytes", size] for size in ("-1", "0", "nan", "2000GiB", "9" * 30)]),
+        ["--ranks-per-node", "0"],
+        ["--num-ranks", "0"],
+    ],
+)
+def test_numbers_that_no_plan_can_have(case, option):
+    """The same for `plan`."""
+    result = case.eplb("plan", case.home / "old.json", case.home / "new.json", *option)
+    assert (result.code, result.out) == (2, "")
+
+
+def test_more_ranks_than_anybody_has(case):
+    """Refused for a file and for a named map, however large the number is."""
+    for number in (10**7, 10**12, 10**30):
+        options = ("--num-ranks", number)
+        case.refuse("EP108", options=options)
+        case.refuse("EP114", options=options, new="linear")
 
 
 def test_options_that_exclude_each_other(case):

@@ -24,7 +24,7 @@ def running(tmp_path):
     placements = ("--old", DATA / "old.json", "--new", DATA / "new.json")
     workers = ("--backend", "gloo", "--nproc-per-node", 2, "--buffer-size", 1)
     before = contents(DATA / "src")
-    process = start("reshard", DATA / "src", tmp_path / "dst", *placements, *workers)
+    process = start("reshard", DATA / "src", tmp_path / "dst", *placements, *workers, tiny_buffers=True)
     try:
         wait_until(lambda: all_move(tmp_path), process)
         yield process

@@ -63,7 +63,7 @@ def _command(directory: str, arguments: list[str], faults: dict[str, Fault], int
     from eplb_cli import files
     from eplb_cli.cli import entry
     from eplb_cli.output import journal
-    from eplb_cli.run import shared_others
+    from eplb_cli.run import request, shared_others
 
     for number, name in ((1, "out"), (2, "err")):
         opened = os.open(Path(directory) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -72,6 +72,7 @@ def _command(directory: str, arguments: list[str], faults: dict[str, Fault], int
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     journal.INTERVAL_S = interval_s
     shared_others.LEAST_SHARED_NBYTES = 0
+    request.LEAST_BUFFER_NBYTES = 1
     workers = {name: fault for name, fault in faults.items() if name != LAUNCHER}
     subprocess.Popen = lambda command, **options: Agent(command, workers, options)  # type: ignore[assignment,misc]
     if LAUNCHER in faults:

@@ -55,9 +55,8 @@ def pairs(
 
 
 def _slots(max_ranks: int, max_slots: int) -> st.SearchStrategy[list[int]]:
-    """S of each rank; some may have none, but there are as many slots as ranks."""
-    uneven = st.lists(st.integers(0, max_slots), min_size=1, max_size=max_ranks)
-    uneven = uneven.filter(lambda slots: sum(slots) >= len(slots))
+    """S of each rank; some may have none, and there may be more ranks than slots."""
+    uneven = st.lists(st.integers(0, max_slots), min_size=1, max_size=max_ranks).filter(any)
     return _even_slots(max_ranks, max_slots) | uneven
 
 

@@ -13,21 +13,22 @@ _GIVE_UP_S = 300.0
 """Only ends a test that would hang; no result depends on it."""
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "eplb_cli", *map(str, arguments)]
+def command(*arguments: object, tiny_buffers: bool = False) -> list[str]:
+    """Words to run; with `tiny_buffers` whatever `--buffer-size` there is."""
+    module = "tests.support.tiny_buffers" if tiny_buffers else "eplb_cli"
+    return [sys.executable, "-m", module, *map(str, arguments)]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, tiny_buffers: bool = False) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, check=False, timeout=_GIVE_UP_S
-    )
+    words = command(*arguments, tiny_buffers=tiny_buffers)
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=_GIVE_UP_S)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, tiny_buffers: bool = False) -> subprocess.Popen[str]:
     """Start a command."""
     return subprocess.Popen(
-        command(*arguments),
+        command(*arguments, tiny_buffers=tiny_buffers),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,

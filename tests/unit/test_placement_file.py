@@ -219,7 +219,7 @@ BAD = [
     ({"slots_per_rank": 1}, "EP108", 6, None, None, '"num_ranks" is 2, but "slots_per_rank" is of 4 ranks'),
     ({"slots_per_rank": [2, 1]}, "EP108", 6, None, None, "makes 3 slots; the map has 4"),
     ({"slots_per_rank": [5, -1]}, "EP108", 6, None, None, "has 5, which is no number of slots from 0 to 4"),
-    ({"slots_per_rank": [4, 0, 0, 0, 0], "num_ranks": None}, "EP108", 5, None, None, "is of 5 ranks"),
+    ({"slots_per_rank": [4] + [0] * 10**6, "num_ranks": None}, "EP108", 5, None, None, "1,000,001 ranks are"),
     ({"slots_per_rank": "2"}, "EP103", 6, None, None, "neither a number nor a list"),
     ({"layer_ids": {}}, "EP103", 4, None, None, '"layer_ids" is an object, not a list'),
     ({"layer_ids": [3]}, "EP103", 4, None, None, "has 1 numbers for a map of 2 layers"),

@@ -32,6 +32,8 @@ def ranks_of(name: str, hints: Hints) -> list[list[int]]:
         ("linear", 4, 6, 2, [[0, 1], [2, 3], [4, 5], [0, 1]]),
         ("linear", 2, 2, 6, [[0, 1, 0, 1], [0, 1, 0, 1]]),
         ("linear", 1, 1, None, [[0]]),
+        ("linear", 5, 3, None, [[0], [1], [2], [], []]),
+        ("round_robin", 5, 3, None, [[0], [1], [2], [], []]),
     ],
 )
 def test_named_maps_are_those_of_vllm(name, num_ranks, num_experts, num_redundant, expected):
@@ -66,7 +68,7 @@ def test_known_slots_say_the_number_of_ranks():
         ("linear", Hints(4, None, 4, num_redundant_experts=-4), "EP114", "--num-redundant-experts from 1"),
         ("linear", Hints(1, None, 1_000_000, num_layers=5), "EP114", "a number of layers from 1 to 4, not 5"),
         ("linear", Hints(4, None, 10, num_redundant_experts=1), "EP108", "do not divide over 4 ranks"),
-        ("linear", Hints(8, None, 4), "EP108", "4 slots are too few for 8 ranks"),
+        ("linear", Hints(8, None, 4, num_redundant_experts=2), "EP108", "do not divide over 8 ranks"),
         ("linear", Hints(4, np.array([3, 2]), 5), "EP108", "has 2 ranks; OLD"),
         ("linear", Hints(None, np.array([3, 3, 2, 3]), 10), "EP108", "rank 3 has 2 slots; OLD"),
         ("round_robin", Hints(2, None, 4, num_redundant_experts=2), "EP001", "has no redundant experts"),
@@ -79,11 +81,10 @@ def test_what_a_map_cannot_be_made_of(name, hints, code, message):
     assert caught.value.code == code
 
 
-@given(st.sampled_from(["linear", "round_robin"]), st.integers(1, 40), st.integers(1, 40))
-def test_every_expert_has_one_slot(name, num_ranks, spare):
+@given(st.sampled_from(["linear", "round_robin"]), st.integers(1, 40), st.integers(1, 60))
+def test_every_expert_has_one_slot(name, num_ranks, num_experts):
     """Without redundancy each expert is on one rank, and no rank has two more than another."""
-    num_experts = num_ranks + spare - 1
     placement, _ = read_placement(name, Hints(num_ranks, None, num_experts))
-    assert check_placement(placement) == []
+    assert {finding.code for finding in check_placement(placement)} <= {"EP113"}
     assert sorted(placement.physical_to_logical[0].tolist()) == list(range(num_experts))
     assert np.ptp(placement.slots_per_rank) <= 1

@@ -50,6 +50,12 @@ def test_empty_slots():
     assert notes([[0, 1, 2, -1]], 2) == [f"vLLM: {NO_ENGINE}"]
 
 
+@pytest.mark.parametrize("slots", [[1, 1, 0], [2, 0]])
+def test_ranks_without_slots(slots):
+    """Their stacked tensors have no element, and vLLM knows none of those; SGLang wants even ranks."""
+    assert notes([[0, 1]], None, 2, slots) == [f"vLLM: {NO_ENGINE}"]
+
+
 @pytest.mark.parametrize("layout", ["deepseek", "per-row", "mine"])
 def test_other_layouts(layout):
     """Only who wrote their like knows."""

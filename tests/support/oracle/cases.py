@@ -24,10 +24,6 @@ from tests.support.oracle.truth import (
     write_tree,
 )
 
-MORE_RANKS_THAN_SLOTS = False
-"""Whether placements have more ranks than slots, which is legal and refused with EP108 until it is mended."""
-
-
 Damage = Callable[[Path, Path, Path], object]
 """What is done to the directory, SRC and DST before the last step."""
 
@@ -100,13 +96,12 @@ class Shape:
     def named(self, name: str, num_ranks: int, redundant: int) -> Map | None:
         """`linear` or `round_robin`, where it has what this shape asks for."""
         total = self.experts + redundant
-        if num_ranks > total or (redundant and (name != "linear" or total % num_ranks)):
+        if redundant and (name != "linear" or total % num_ranks):
             return None
         owners = np.arange(total) % num_ranks
         row = np.arange(total) % self.experts if name == "linear" else np.argsort(owners, kind="stable")
-        found = Map(
-            np.tile(row, (len(self.layers), 1)), np.bincount(owners).tolist(), self.layers, self.experts
-        )
+        slots = np.bincount(owners, minlength=num_ranks).tolist()
+        found = Map(np.tile(row, (len(self.layers), 1)), slots, self.layers, self.experts)
         twice = any(len(np.unique(found.of_rank(r)[0])) < s for r, s in enumerate(found.slots))
         complete = all(len(present) == self.experts for present in self.present)
         return found if complete and not (self.once and twice) else None
@@ -118,8 +113,6 @@ def draw_slots(chance: Random, least: int, num_ranks: int | None) -> list[int]:
     ranks = num_ranks or chance.choice([1, 2, 2, 3, 3, 4, 5])
     if chance.random() < 0.4:
         return [-(-total // ranks)] * ranks
-    if not MORE_RANKS_THAN_SLOTS:
-        total = max(total, ranks)
     slots = [0] * ranks
     for _ in range(total):
         slots[chance.randrange(ranks)] += 1

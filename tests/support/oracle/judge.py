@@ -20,6 +20,7 @@ import numpy as np
 
 from tests.support.oracle.cases import Case, Step
 from tests.support.oracle.truth import Map, difference, read_tree, tree_under
+from tests.support.tiny_buffers import tiny_buffers
 
 Run = Callable[[list[str]], "Ended"]
 
@@ -50,7 +51,7 @@ def in_process(arguments: list[str]) -> Ended:
     said, code, descriptors = io.StringIO(), 0, _open_descriptors()
     sys.argv = ["eplb", *arguments]
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), tiny_buffers():
             entry.main()
     except SystemExit as end:
         code = int(end.code or 0)
@@ -73,7 +74,7 @@ def _parsed_once(app: Any) -> Any:
 
 def as_process(arguments: list[str]) -> Ended:
     """The command line as a process."""
-    command = [sys.executable, "-m", "eplb_cli", *arguments]
+    command = [sys.executable, "-m", "tests.support.tiny_buffers", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     return Ended(ended.returncode, ended.stdout + ended.stderr)
 
