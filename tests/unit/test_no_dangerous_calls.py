@@ -115,11 +115,7 @@ OUR_OWN_FILES = {
     "output/journal.py": "journals, which the user's own run wrote, with a checksum for each line",
     "exchange/agree.py": "what another worker of the job told",
     "run/launch.py": "the log of torchrun",
-<<<<<<< HEAD
     "run/torchrun.py": "how each worker ended, which torchrun's own process of the same run wrote",
-=======
-    "run/torchrun.py": "how workers ended, which the torchrun of the same run wrote",
->>>>>>> cb3025f (Coverage is measured by the run with the newest versions; the closing lines of CI are those of the tests)
     "run/worker.py": "/proc",
     "cli/entry.py": "/dev/null, in place of a closed stream",
     "machine.py": "/proc, and the control group",
