@@ -31,15 +31,11 @@ def main(directory: str) -> int:
     with zipfile.ZipFile(wheel) as opened_wheel:
         packed = set(opened_wheel.namelist())
     package = files_of("eplb_cli")
-    missing = [
-        f"{archive.name} lacks {name}"
-        for name in sorted((package | files_of("docs", "tests") | {*TEXTS}) - archived)
-    ]
+    source = package | files_of("docs", "tests") | {*TEXTS}
+    missing = [f"{archive.name} lacks {name}" for name in sorted(source - archived)]
     missing += [f"{wheel.name} lacks {name}" for name in sorted(package - packed)]
-    print(
-        "\n".join(missing)
-        or f"{wheel.name} has all {len(package)} files of eplb_cli, {archive.name} the documents too"
-    )
+    found = f"{wheel.name} has all {len(package)} files of eplb_cli, {archive.name} all {len(source)}"
+    print("\n".join(missing) or found)
     return bool(missing)
 
 
