@@ -25,12 +25,11 @@ Examples:
     EP601 remove it, or choose another DST
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: `python -m eplb_cli` mends the path after this and before anything else.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from eplb_cli.audit.inspection import inspect
     from eplb_cli.audit.verify import verify
     from eplb_cli.errors import (
@@ -140,7 +139,9 @@ _HOMES = {
 """The module of each name, imported when it is first asked for: a command starts with none of them."""
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever has the name
+def __getattr__(name: str) -> "Any":  # noqa: ANN401 - whatever has the name
+    from importlib import import_module
+
     if name not in _HOMES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

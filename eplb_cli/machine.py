@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 MIN_BUFFER_NBYTES = 64 << 20
 MAX_BUFFER_NBYTES = 1 << 30
@@ -49,6 +50,28 @@ def available_memory_nbytes() -> int:
         limit = int((_CGROUP / "memory.max").read_text())
         found = min(found, max(limit - int((_CGROUP / "memory.current").read_text()), 0))
     return found
+
+
+class Process(NamedTuple):
+    """A process as /proc has it: its number, its parent's, and when it began, in ticks since the boot.
+
+    A number is given to another process in time; the number together with the beginning is not.
+    """
+
+    pid: int
+    parent: int
+    start: int
+
+
+def find_process(pid: int | Literal["self"]) -> Process | None:
+    """The process of a number, None where there is none, or where it has ended and was not waited for."""
+    try:
+        before, _, after = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")  # a name may have any byte
+        state, parent, *more = after.split()
+        found = Process(int(before.split()[0]), int(parent), int(more[17]))
+    except (OSError, ValueError, IndexError):
+        return None
+    return None if state in {b"Z", b"X"} else found
 
 
 def _kilobytes(path: Path, name: str) -> int:

@@ -1,4 +1,12 @@
-"""A directory that one run holds. The lock is on the directory itself, and goes along when it is renamed."""
+"""A directory that one run holds: its command, and every process that the command has started.
+
+The command's lock is on the directory itself, and goes along when it is renamed. The processes of a run
+inherit another one, on the file in which the command says who it is, as their standard input (`torchrun`
+closes everything else, and Python wants no directory there). The kernel lets go of it when the last of them
+has ended, so that a command that was killed leaves its directory held for as long as anybody may write there.
+
+Where a file system has no locks, none of this is told from a directory that is free.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +19,16 @@ import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from eplb_cli import files
 from eplb_cli.errors import EplbError, OutputError
-from eplb_cli.formats.reading import read_json
+from eplb_cli.formats.reading import json_value
+from eplb_cli.machine import find_process
 
+OWNER = "owner.json"
+STDIN = 0
+_MAX_OWNER_NBYTES = 1 << 16
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL}
 
 
@@ -33,10 +46,48 @@ def locked(path: Path, owner: Path) -> Iterator[int]:
         yield descriptor
 
 
+class Owner(NamedTuple):
+    """The command that holds a directory: its process as /proc has it; `start` is 0 without /proc."""
+
+    pid: int
+    start: int
+    host: str
+
+    def is_running(self) -> bool:
+        """Whether that very process has not ended, as far as this machine can tell."""
+        found = find_process(self.pid)
+        return found is not None and found.start == self.start
+
+
 def write_owner(owner: Path) -> None:
     """Say who holds the lock. Raises OutputError."""
-    content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+    this = find_process("self")
+    pid, start = (os.getpid(), 0) if this is None else (this.pid, this.start)
+    content = json.dumps(Owner(pid, start, socket.gethostname())._asdict()).encode()
     files.write_file(owner, content, durable=False)
+
+
+@contextlib.contextmanager
+def inheritable(owner: Path) -> Iterator[int]:
+    """The locked file of the owner: whoever has it as standard input holds the directory, until it ends.
+
+    Raises:
+        OutputError: EP603 or EP604.
+    """
+    with files.closing(files.open_output(owner)) as descriptor:
+        _lock(owner, descriptor, owner)
+        yield descriptor
+
+
+def inherited_owner(owner: Path) -> Owner | None:
+    """Who started this process, if its standard input is this file, and locked; else None."""
+    try:
+        if not os.path.samestat(os.fstat(STDIN), owner.lstat()):
+            return None
+        _lock(owner, STDIN, owner)  # changes nothing where it is ours already
+        return _parse_owner(os.pread(STDIN, _MAX_OWNER_NBYTES, 0))
+    except (OSError, ValueError, TypeError, KeyError, EplbError):
+        return None
 
 
 def is_at(path: Path, descriptor: int) -> bool:
@@ -67,6 +118,7 @@ def _try_lock(path: Path, owner: Path) -> int:
             descriptor = files.attempt("open", os.open, path, flags)
         try:
             _lock(path, descriptor, owner)
+            _refuse_workers(path, owner)
         except EplbError:
             os.close(descriptor)
             raise
@@ -94,9 +146,31 @@ def _lock(path: Path, descriptor: int, owner: Path) -> None:
             raise files.output_error(error, path) from error
 
 
+def _refuse_workers(path: Path, owner: Path) -> None:
+    """EP605 where the command that held the directory is gone, and a process that it started is not."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if owner.parent.is_symlink():  # of somebody else; it is removed, and never followed
+        return
+    try:
+        descriptor = files.attempt("open", os.open, owner, flags)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR}:
+            return
+        raise files.output_error(error, owner) from error
+    with files.closing(descriptor):
+        _lock(path, descriptor, owner)
+
+
 def _read_owner(owner: Path) -> str:
     try:
-        said = read_json(owner, 1 << 16, partial(OutputError, "EP605"))
-        return f"process {int(said['pid'])} on {said['host']!s}"
+        said = _parse_owner(files.read_small_file(owner, _MAX_OWNER_NBYTES))
     except Exception:  # noqa: BLE001 - the other run may be at any point of its life
         return "another process"
+    is_gone = said.host == socket.gethostname() and said.start and not said.is_running()
+    left = "a worker, not yet ended, of " if is_gone else ""
+    return f"{left}process {said.pid} on {said.host}"
+
+
+def _parse_owner(content: bytes) -> Owner:
+    said = json_value(content, _MAX_OWNER_NBYTES, partial(OutputError, "EP605"))
+    return Owner(int(said["pid"]), int(said["start"]), str(said["host"]))

@@ -18,12 +18,11 @@ from eplb_cli import files
 from eplb_cli.errors import EplbError, OutputError, WorkerError
 from eplb_cli.output.destination import real_path, require_free, staging_path
 from eplb_cli.output.journal import journals
-from eplb_cli.output.lock import is_at, locked, write_owner
+from eplb_cli.output.lock import OWNER, is_at, locked, write_owner
 from eplb_cli.output.shard_files import check_space, create_files, reopen, whole_files
 from eplb_cli.output.tree import OutputFile, OutputTree
 
 WORK = ".eplb"
-_OWNER = "owner.json"
 
 
 @dataclass(eq=False)
@@ -84,7 +83,7 @@ def staging(destination: Path, *, durable: bool, resume: bool = False) -> Iterat
     destination = real_path(destination)
     path = staging_path(destination)
     work = path / WORK
-    with locked(path, work / _OWNER) as descriptor:
+    with locked(path, work / OWNER) as descriptor:
         is_kept = False
         try:
             resumes = resume and bool(journals(work))
@@ -112,7 +111,7 @@ def _begin(stage: Staging) -> None:
         _clear(stage.path)
     with files.writing(stage.path), contextlib.suppress(FileExistsError):
         files.attempt("mkdir", os.mkdir, stage.work, 0o700)  # nobody else plants a link in it
-    write_owner(stage.work / _OWNER)
+    write_owner(stage.work / OWNER)
 
 
 def _can_be_resumed(error: EplbError) -> bool:

@@ -54,7 +54,6 @@ class Job:
     backend: str
     digest: str
     transfer: TransferOptions
-    launcher_pid: int
     progress: str
     tool: str = __version__
 

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import EplbError, WorkerError, error_of
+from eplb_cli.machine import find_process
+from eplb_cli.output.lock import OWNER, inheritable
 from eplb_cli.run.job import Job, Outcome, doing_in_words, progress_counters, read_outcomes
 from eplb_cli.run.torchrun import read_ends
 
@@ -40,17 +42,19 @@ def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int,
     Raises:
         EplbError: the root cause, a worker's own error or EP402, EP403, EP404.
     """
+    if find_process("self") is None:  # workers could not tell whether this process has ended
+        problem = "the workers could not be started: /proc says nothing of this process"
+        raise WorkerError("EP404", problem, "mount /proc, or use --backend file")
     counters = progress_counters(job.progress)
     path = job.write()
-    with (job.work / "torchrun.log").open("wb") as log:
+    with (job.work / "torchrun.log").open("wb") as log, inheritable(job.work / OWNER) as owner:
         process = subprocess.Popen(
             _command(job, path),
-            stdin=subprocess.DEVNULL,
+            stdin=owner,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=_environment(),
             process_group=0,
-            preexec_fn=_die_with_launcher,  # noqa: PLW1509 - one prctl, before any thread of ours exists
         )
     try:
         _watch(job, process, counters, timeout_s, show)
@@ -65,9 +69,9 @@ def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int,
 
 
 def _command(job: Job, path: Path) -> list[str]:
-    """Torchrun with a rendezvous through a file, so that nothing listens beyond loopback."""
     return [
         sys.executable,
+        "-P",
         "-m",
         "eplb_cli.run.torchrun",
         f"--nproc-per-node={job.transfer.num_workers}",
@@ -75,7 +79,6 @@ def _command(job: Job, path: Path) -> list[str]:
         "--max-restarts=0",
         "--monitor-interval=0.1",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={job.work / 'rendezvous'}",
         "--rdzv-conf=store_type=file",
         "--local-addr=127.0.0.1",
         "-m",
@@ -85,21 +88,17 @@ def _command(job: Job, path: Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
+    """Of this process, where no name is looked up in whatever directory somebody happens to stand in."""
     root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join([root, *filter(os.path.isabs, given)])
     defaults = {
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
-    return {**defaults, **os.environ, "PYTHONPATH": path}
-
-
-def _die_with_launcher() -> None:
-    from eplb_cli.run.worker import die_with_parent
-
-    die_with_parent()
+    return {**defaults, **os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def _watch(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -116,7 +115,6 @@ def _job(planned: Planned, stage: Staging, options: TransferOptions, progress: s
         backend=planned.backend,
         digest=prepared.digest,
         transfer=options,
-        launcher_pid=os.getpid(),
         progress=progress,
     )
 

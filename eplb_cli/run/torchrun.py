@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eplb_cli import files
+from eplb_cli.run.leash import tie
 
 _ENDS = "ends.json"
 
@@ -32,16 +33,21 @@ def read_ends(work: Path) -> dict[int, int]:
 
 
 def main() -> int:
-    """Be torchrun, with its arguments; what a signal ends, ends by that signal."""
+    """Be torchrun, with its arguments; what a signal ends, ends by that signal.
+
+    The rendezvous is through a file, so that nothing listens beyond loopback.
+    """
+    job = Path(sys.argv[-1])
+    work = tie(job, generations=1) / job.parent.name
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     try:
-        torchrun(sys.argv[1:])
+        torchrun([f"--rdzv-endpoint={work / 'rendezvous'}", *sys.argv[1:]])
     except ChildFailedError as error:
         codes = {worker: failure.exitcode for worker, failure in error.failures.items()}
-        leave_ends(Path(sys.argv[-1]).parent, codes)
+        leave_ends(work, codes)
         return 1
     except SignalException as error:  # torchrun has ended its workers
         signal.signal(error.sigval, signal.SIG_DFL)

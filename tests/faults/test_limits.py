@@ -10,13 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from eplb_cli import files
-from eplb_cli.run import worker
+from eplb_cli.run import work
 from eplb_cli.run.job import read_outcomes
 from tests.cli.case import assert_error, forget_kept
 from tests.cli.tree import fingerprint, read_shard, tensor, write_shard
@@ -99,15 +99,16 @@ def test_a_worker_whose_own_files_do_not_fit(monkeypatch, tmp_path):
     def run(job, number):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "digests-old-1.npy")
 
-    monkeypatch.setattr(worker, "read_job", lambda _: SimpleNamespace(work=tmp_path, launcher_pid=0))
-    monkeypatch.setattr(worker, "die_with_parent", lambda: None)
-    monkeypatch.setattr(worker, "grandparent", lambda: 0)
-    monkeypatch.setattr(worker, "run", run)
+    @dataclass(frozen=True)
+    class Stub:
+        staging: str
+        work: Path = tmp_path
+
+    monkeypatch.setattr(work, "read_job", lambda _: Stub(""))
+    monkeypatch.setattr(work, "run", run)
     monkeypatch.setattr(os, "_exit", sys.exit)
-    monkeypatch.setattr(sys, "argv", ["worker", "job.json"])
-    monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as ended:
-        worker.main()
+        work.work(tmp_path, tmp_path / ".eplb" / "job.json", 1)
     error = read_outcomes(tmp_path, 2)[1].error
     assert ended.value.code == 1
     assert error is not None

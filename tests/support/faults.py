@@ -22,6 +22,8 @@ from eplb_cli.cli import entry
 
 Kind = Literal["EIO", "ENOSPC", "EINTR", "short", "kill"]
 
+_DESCRIPTORS = Path("/proc/self/fd")
+
 HARMLESS = ("EINTR", "short")
 """After these a run goes on as if nothing had been."""
 
@@ -83,7 +85,12 @@ def path_of(call: Callable[..., Any], target: object) -> str:
         target = stream.fileno()
     if isinstance(target, int):
         return str(Path(f"/proc/self/fd/{target}").readlink())
-    return str(target) if isinstance(target, str | os.PathLike) else ""
+    if not isinstance(target, str | os.PathLike):
+        return ""
+    path = Path(target)
+    if path.parts[:4] == _DESCRIPTORS.parts:
+        path = (_DESCRIPTORS / path.parts[4]).readlink().joinpath(*path.parts[5:])
+    return str(path)
 
 
 def _half(operation: str, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:

@@ -27,7 +27,7 @@ _PRELOADED = [
     "torch.distributed",
     "eplb_cli.cli",
     "eplb_cli.run.reshard",
-    "eplb_cli.run.worker",
+    "eplb_cli.run.work",
 ]
 _GIVE_UP_S = 60.0
 """Only ends a test that would hang; no result depends on it."""
@@ -98,7 +98,8 @@ class Agent:
         if not self.pid:
             try:
                 os.setpgid(0, 0)
-                options["preexec_fn"]()
+                os.dup2(options["stdin"], 0)
+                _tie(command[-1])
                 _supervise(int(number.partition("=")[2]), command[-1], faults, options)
             finally:
                 os._exit(1)
@@ -122,9 +123,17 @@ class Agent:
         return self._code or 0
 
 
+def _tie(job: str) -> None:
+    """Be a child of the command, as `eplb_cli.run.torchrun` is, without the faults of the command."""
+    from eplb_cli import files
+    from eplb_cli.run.leash import tie
+
+    files.make_call = files_make_call
+    tie(Path(job), generations=1)
+
+
 def _supervise(num_workers: int, job: str, faults: Mapping[str, Fault], options: Mapping[str, Any]) -> None:
     """Be the agent."""
-    from eplb_cli import files
     from eplb_cli.run.torchrun import leave_ends
 
     log = options["stdout"].fileno()
@@ -141,7 +150,6 @@ def _supervise(num_workers: int, job: str, faults: Mapping[str, Fault], options:
             finally:
                 os._exit(1)
         workers[pid] = number
-    files.make_call = files_make_call
     failed = False
     while workers:
         pid, status = os.wait()

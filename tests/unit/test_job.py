@@ -25,7 +25,6 @@ def test_another_version_of_the_launcher_is_refused():
         backend="gloo",
         digest="",
         transfer=options,
-        launcher_pid=1,
         progress="/nowhere",
         tool="0.0.0",
     )

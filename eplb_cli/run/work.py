@@ -1,0 +1,184 @@
+"""The work of one process of the torchrun job."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eplb_cli import files
+from eplb_cli.errors import EplbError, WorkerError
+from eplb_cli.exchange.wire import Schedule
+from eplb_cli.output.journal import LAUNCHER, Journal, Known, journals, read_written
+from eplb_cli.output.prepared import Prepared
+from eplb_cli.run.job import (
+    ENDING,
+    JOINING,
+    PLANNING,
+    Job,
+    Outcome,
+    leave_digests,
+    progress_counters,
+    read_job,
+    take_digests,
+)
+from eplb_cli.transfer.meter import Meter
+from eplb_cli.transfer.transfer import Link, TransferResult, transfer
+
+if TYPE_CHECKING:
+    import torch
+
+
+_LIFE = timedelta(days=1)
+"""No collective waits on storage for its life: the launcher judges progress, not the group."""
+
+
+def work(held: Path, path: Path, worker: int) -> int:
+    """Do a worker's share of a job; the outcome is in a file, and the exit code says whether all is well.
+
+    Args:
+        held: the staging directory, as `leash.tie` gives it: nothing in it is reached by another path.
+        path: the job's file, by its name.
+    """
+    job = replace(read_job(held / path.parent.name / path.name), staging=str(held))
+    try:
+        files.write_file(job.work / f"pid-{worker}", str(os.getpid()).encode(), durable=False)
+        outcome = _outcome_of(worker, run(job, worker))
+    except EplbError as error:
+        outcome = _failed(worker, error)
+    except OSError as error:  # of the files of the run: those of SRC and DST have coded errors
+        outcome = _failed(worker, files.output_error(error, error.filename or job.work))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the launcher has to hear of it
+        outcome = _unexpected(worker, error)
+    _by_name(outcome, held, path.parents[1]).write(job.work)
+    # The group may be broken; interpreter teardown would wait for it, or abort in its threads.
+    sys.stdout.flush()
+    os._exit(0 if outcome.error is None else 1)
+
+
+def _failed(worker: int, error: EplbError) -> Outcome:
+    return Outcome(worker, time.time_ns(), (error.code, error.message, error.hint))
+
+
+def _by_name(outcome: Outcome, held: Path, staging: Path) -> Outcome:
+    """The outcome with paths as a person knows them."""
+    if outcome.error is None:
+        return outcome
+    code, message, hint = (text.replace(str(held), str(staging)) for text in outcome.error)
+    return replace(outcome, error=(code, message, hint))
+
+
+def run(job: Job, worker: int) -> TransferResult:
+    """Join the group, agree on the plan, transfer, and leave the digests for the launcher."""
+    import torch
+    import torch.distributed as dist
+
+    from eplb_cli.exchange.agree import agree
+    from eplb_cli.exchange.transport import DeviceLink, HostLink
+
+    torch.set_num_threads(1)
+    device = _device(job, int(os.environ["LOCAL_RANK"]))
+    num_workers = job.transfer.num_workers
+    progress = progress_counters(job.progress)[worker]
+    files.count_calls(memoryview(progress)[2:])
+    progress[1] = JOINING
+    store = dist.FileStore(str(job.work / "store"), num_workers)  # type: ignore[attr-defined]
+    dist.init_process_group(job.backend, store=store, rank=worker, world_size=num_workers, timeout=_LIFE)
+    group = dist.distributed_c10d._get_default_group()  # noqa: SLF001 - `group.WORLD` may be None to mypy
+    progress[1] = PLANNING
+    prepared, error = _prepare(job, device)
+    agree(job.digest if prepared is None else prepared.digest, group, device, error)
+    if prepared is None:
+        raise WorkerError("EP401", "no plan, and no error")
+
+    def advance(nbytes: int) -> None:
+        progress[0] += nbytes
+
+    def watch(mask: int) -> None:
+        progress[1] = mask
+
+    def connect(schedule: Schedule) -> Link:
+        return HostLink(schedule, group) if device.type == "cpu" else DeviceLink(schedule, group, device)
+
+    known = known_of(prepared, job)
+    journal = Journal(job.work, str(worker), job.digest) if job.transfer.digests else None
+    staging, meter = Path(job.staging), Meter(watch)
+    result = transfer(prepared, staging, job.transfer, worker, connect, advance, known, journal, meter)
+    if journal is not None:
+        journal.close()
+    progress[1] = ENDING
+    leave_digests(job.work, "old", worker, result.old_digests)
+    leave_digests(job.work, "new", worker, result.new_digests)
+    dist.barrier(group=group)
+    dist.destroy_process_group()
+    return result
+
+
+def known_of(prepared: Prepared, job: Job) -> Known:
+    """What the launcher has left for the workers."""
+    if not job.transfer.digests:
+        return Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
+    paths = [path for path in journals(job.work) if path.name.endswith(LAUNCHER)]
+    written = read_written(paths, job.digest, len(prepared.new_places.rank))
+    return Known(take_digests(job.work, "old", LAUNCHER), written)
+
+
+def _prepare(job: Job, device: torch.device) -> tuple[Prepared | None, EplbError | None]:
+    """The plan as this worker sees it, or the error to raise on all workers."""
+    try:
+        _require_memory(job, device)
+        return job.prepare(), None
+    except EplbError as error:
+        return None, error
+
+
+def _require_memory(job: Job, device: torch.device) -> None:
+    """EP406 where a device has no room for the buffers."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < job.transfer.buffer_nbytes:
+        free, needed = torch.cuda.mem_get_info(device)[0] >> 20, job.transfer.buffer_nbytes >> 20
+        raise WorkerError("EP406", f"{device} has {free} MiB free, and the buffers need {needed} MiB")
+
+
+def _device(job: Job, local_rank: int) -> torch.device:
+    import torch
+
+    if job.backend != "nccl":
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _outcome_of(worker: int, result: TransferResult) -> Outcome:
+    return Outcome(
+        worker,
+        time.time_ns(),
+        seconds=result.seconds,
+        activity=result.activity,
+        wire_nbytes=result.wire_nbytes,
+        peak_rss_nbytes=result.peak_rss_nbytes,
+        peak_anonymous_nbytes=result.peak_anonymous_nbytes,
+    )
+
+
+def _unexpected(worker: int, error: BaseException) -> Outcome:
+    text = f"worker {worker}: {type(error).__name__}: {error}".splitlines()[0][:1000]
+    lowered = str(error).lower()
+    # SIGINT comes from torchrun when it is interrupted itself: no terminal reaches this process group.
+    is_victim = isinstance(error, KeyboardInterrupt) or any(
+        sign in lowered
+        for sign in ("connection closed by peer", "connection reset", "broken pipe", "remote process exited")
+    )
+    return Outcome(
+        worker,
+        time.time_ns(),
+        ("EP401", text, "run again with EPLB_DEBUG=1 for its traceback"),
+        is_victim,
+        traceback.format_exc(),
+    )
