@@ -1,5 +1,7 @@
 """`scripts/bench faults`: kill -9 by the thousand, and how soon a command ends after one of its workers.
 
+With `--starting N` also kills at every 20 ms of the start-up of a command, of torchrun and of its workers.
+
 Every kill is at a call to the file system, chosen by a seed; after it SRC is as it was, DST whole or absent,
 and `--resume` makes it whole. One that is not ends the run with what was found.
 
@@ -23,12 +25,14 @@ from scripts.benchmarks import oracle
 from scripts.benchmarks.machine import heading
 from tests.support.faults import Fault
 from tests.support.forked import LAUNCHER, run_forked
-from tests.support.runs import start, wait_until
+from tests.support.orphans import kill_and_run_again
+from tests.support.runs import command, contents, start, wait_until
 from tests.support.scratch import scratch
 from tests.support.small import SmallCase, require_sound, small_case
 
 DATA = Path(__file__).parents[2] / "tests" / "data" / "eplb-replicas"
 GLOO = ("--backend", "gloo", "--nproc-per-node", 2, "--buffer-size", 64)
+STEP_S = 0.02
 WORKER_CALLS = 100
 """A worker makes fewer calls than this; a number beyond the last one is drawn again."""
 
@@ -40,6 +44,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--gloo", type=int, default=200, help="kills of a launcher or of a worker with gloo")
     parser.add_argument(
         "--ends", type=int, default=5, help="workers of a torchrun job killed, with the time taken"
+    )
+    parser.add_argument(
+        "--starting", type=int, default=0, help="kills while workers start, each followed by another command"
     )
     parser.add_argument("--seed", type=int, default=1)
     oracle.add_options(parser)
@@ -55,6 +62,8 @@ def main(arguments: list[str]) -> int:
         case = small_case(path / "work")
         _kill_file(case, options.file, chance)
         _kill_gloo(case, options.gloo, chance)
+    if options.starting:
+        _kill_starting(options.starting)
     if options.ends:
         _time_ends(options.ends)
     return 0
@@ -96,6 +105,28 @@ def _tell(what: str, found: Counter[str]) -> None:
     print(
         f"{what}: {found.total() - found['not reached']:,} kills, all sound; left behind: {left}", flush=True
     )
+
+
+def _kill_starting(count: int) -> None:
+    """Kill commands at every 20 ms until one has ended before, and from the beginning again, `count` times.
+
+    The next command has another NEW: it has the right bytes, or is refused until it has them.
+    """
+    found: Counter[str] = Counter()
+    after_s = 0.0
+    for _ in range(count):
+        with scratch() as path:
+            case = small_case(path)
+            first = command(*case.command(*GLOO, new=path / "old.json"))
+            second = command(*case.command("--backend", "file"))
+            seen = kill_and_run_again(path, first, second, after_s=after_s)
+            is_right = seen.codes[-1] == 0 and contents(case.destination) == case.result
+            if seen.killed and not (is_right and set(seen.codes[:-1]) <= {6}):
+                raise SystemExit(f"killed after {after_s:.2f} s: {seen}")
+        found["refused at first" if len(seen.codes) > 1 else "right at once"] += seen.killed
+        after_s = after_s + STEP_S if seen.killed else 0.0
+    told = ", ".join(f"{name} {times:,}" for name, times in sorted(found.items()))
+    print(f"gloo, the command killed while its workers start, every {STEP_S * 1e3:g} ms: {told}", flush=True)
 
 
 def _time_ends(count: int) -> None:

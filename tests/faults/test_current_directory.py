@@ -29,7 +29,7 @@ class Note:
 file = open(os.path.join(os.environ["NAMES"], str(os.getpid())), "w", buffering=1)
 sys.meta_path.insert(0, Note())
 """
-"""A `sitecustomize` that keeps the names that a process looks for along its path, also of what is not there."""
+"""A `sitecustomize` that keeps the names that a process looks for along its path, found or not."""
 
 PLANT = """
 import os

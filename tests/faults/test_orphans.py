@@ -30,6 +30,8 @@ def killed(case: SmallCase, **how) -> Seen:
     """Kill a run under the other NEW, run again under NEW, and hold the bytes to account."""
     first = command(*case.command(*GLOO, new=case.home / "other.json"))
     seen = kill_and_run_again(case.home, first, command(*case.command(*FILE)), **how)
+    if not seen.killed:  # it was the sooner one, and DST is its own
+        return seen
     assert seen.codes[-1] == 0, seen
     assert set(seen.codes[:-1]) <= {6}, seen
     assert contents(case.destination) == case.result
@@ -58,8 +60,8 @@ def test_a_process_that_wakes_up_when_its_command_is_gone(case, gates, is_refuse
     count("commands killed before their workers", 1)
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", range(4))
 def test_a_kill_at_any_moment(case, step, count):
-    """Six of the moments, of which `scripts/bench faults --starting N` takes every 20 ms."""
-    killed(case, after_s=0.3 + 0.62 * step)
+    """Four of the moments, of which `scripts/bench faults --starting N` takes every 20 ms."""
+    killed(case, after_s=0.3 + 0.9 * step)
     count("commands killed before their workers", 1)
