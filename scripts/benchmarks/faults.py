@@ -117,7 +117,7 @@ def _kill_starting(count: int) -> None:
     for _ in range(count):
         with scratch() as path:
             case = small_case(path)
-            first = command(*case.command(*GLOO, new=path / "old.json"))
+            first = command(*case.command(*GLOO, new=path / "old.json"), tiny_buffers=True)
             second = command(*case.command("--backend", "file"))
             seen = kill_and_run_again(path, first, second, after_s=after_s)
             is_right = seen.codes[-1] == 0 and contents(case.destination) == case.result

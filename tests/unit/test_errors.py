@@ -171,8 +171,13 @@ def test_what_is_exported_exists():
 
 
 def test_every_module_says_what_it_is():
-    """A docstring; and wherever something is annotated, `from __future__ import annotations` below it."""
+    """A docstring; and wherever something is annotated, `from __future__ import annotations` below it.
+
+    Two modules run before `python -m eplb_cli` has left the current directory, and import no file at all.
+    """
     for path, tree in TREES.items():
         assert ast.get_docstring(tree), path
+        if path.parent.name == "eplb_cli" and path.stem in {"__init__", "__main__"}:
+            continue
         if any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AnnAssign) for node in ast.walk(tree)):
             assert ast.unparse(tree.body[1]) == "from __future__ import annotations", path
