@@ -336,6 +336,13 @@ def sync(descriptor: int, path: object) -> None:
         raise OutputError("EP606", f"{path} did not reach the disk: {error.strerror or error}") from error
 
 
+def open_directory(path: Path) -> int:
+    """Open a directory that is no link. Raises OutputError."""
+    with writing(path):
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return attempt("open", os.open, path, flags)
+
+
 def sync_directory(path: Path) -> None:
     """Make the entries of a directory durable, where the file system can."""
     with writing(path):

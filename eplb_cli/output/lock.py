@@ -112,10 +112,8 @@ def _try_lock(path: Path, owner: Path) -> int:
             files.attempt("mkdir", os.mkdir, path)
         except FileExistsError:
             _refuse_foreign(path)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with files.writing(path):
-            descriptor = files.attempt("open", os.open, path, flags)
+        descriptor = files.open_directory(path)
         try:
             _lock(path, descriptor, owner)
             _refuse_workers(path, owner)

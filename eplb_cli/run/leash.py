@@ -14,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+from eplb_cli import files
+from eplb_cli.errors import OutputError
 from eplb_cli.machine import find_process
 from eplb_cli.output.lock import OWNER, Owner, inherited_owner
 
@@ -38,10 +40,9 @@ def tie(job: Path, generations: int) -> Path:
     _die_with_parent()
     parent = os.getppid()
     try:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        held = Path(f"/proc/self/fd/{os.open(job.parents[1], flags)}")
-    except OSError as error:
-        sys.exit(f"{job.parents[1]} cannot be opened: {error.strerror}")
+        held = Path(f"/proc/self/fd/{files.open_directory(job.parents[1])}")
+    except OutputError as error:
+        sys.exit(error.message)
     owner = inherited_owner(held / job.parent.name / OWNER)
     if owner is None:
         sys.exit(f"{job.parents[1]} is not held by what started this process")

@@ -139,6 +139,8 @@ def expected_code(fault: Fault, destination: Path, *, by_worker: bool = False) -
         return {4} if by_worker else {-signal.SIGKILL}
     if fault.kind in HARMLESS or operation == "advise":
         return {0}
+    if by_worker and path.endswith(".eplb-staging"):  # where it would say what is wrong
+        return {4}
     if by_worker and "/.eplb/" in path:  # what a worker has to say, it says in files
         return {3, 4, 6}
     if path.endswith("/src/config.json"):  # it is looked at for what it says of sizes, and carried along
