@@ -116,7 +116,6 @@ OUR_OWN_FILES = {
     "exchange/agree.py": "what another worker of the job told",
     "run/launch.py": "the log of torchrun",
     "run/torchrun.py": "how each worker ended, which torchrun's own process of the same run wrote",
-    "run/worker.py": "/proc",
     "cli/entry.py": "/dev/null, in place of a closed stream",
     "machine.py": "/proc, and the control group",
 }
