@@ -1,8 +1,8 @@
 """Who ends a command whose disk does not answer: its parent, which touches no disk itself.
 
-A thread that waits for a frozen file system cannot be killed, and a process with such a thread does not end,
-whatever it is told. So the command goes on in a child, and what the shell has started only looks on: at how many
-calls to the file system the child has begun, and how many have come back.
+A thread that waits for a frozen file system cannot be killed, and a process with such a thread does not
+end, whatever it is told. So the command goes on in a child, and what the shell has started only looks on: at
+how many calls to the file system the child has begun, and how many have come back.
 
     shell ──► judge ──► command ──► torchrun ──► workers
                 └─ counts ─┘

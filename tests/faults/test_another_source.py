@@ -1,4 +1,4 @@
-"""Another checkpoint in the place of SRC, with the same names, sizes, times and headers: it is what is moved."""
+"""Another checkpoint in the place of SRC, with equal names, sizes, times and headers: it is what is moved."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ MARK = ("write", "eplb.json")
 def test_a_resumed_run_does_only_what_is_left(case: SmallCase):
     """All rows are there and were read again, with their sources; then none is written.
 
-    Read are the empty row of DST, and the rows of SRC that nothing is made from: they are hashed for the proof.
+    Read are the empty row of DST, and the rows of SRC that nothing is made from: the proof wants them.
     """
     leave_unfinished(case)
     ended = run_here(*case.command("--backend", "file", "--resume", "--format", "json"))
