@@ -27,10 +27,12 @@ def sample_digests(shards: Shards) -> dict[str, str]:
         CheckpointError: EP201 or EP220, a file cannot be read, or is not the one whose header was read.
     """
     count = max(MAX_BLOCKS // len(shards.files), 2)
+
+    def digest(file: ShardFile) -> str:
+        return _digest(file, sample_offsets(file, shards.layout, count))
+
     with ThreadPoolExecutor(default_threads(1)) as pool:
-        digests = pool.map(
-            lambda file: _digest(file, sample_offsets(file, shards.layout, count)), shards.files
-        )
+        digests = pool.map(digest, shards.files)
         return {file.path.name: digest for file, digest in zip(shards.files, digests, strict=True)}
 
 
