@@ -462,7 +462,8 @@ def test_names_that_eplb_writes_itself(eplb, home, command, name):
     (home / "hf" / name).write_text("{}")
     engine = ["--engine", "sglang"] if command == "shard" else []
     before = fingerprint(home)
-    result = eplb(command, home / "hf", home / "dst", "--placement", home / "new.json", *engine)
+    linear = ["--placement", "linear", "--num-ranks", 2]
+    result = eplb(command, home / "hf", home / "dst", *linear, *engine)
     code = "EP226" if (command, name) == ("bake", "eplb.json") else "EP229"
     assert_error(result, code, "eplb.json" if code == "EP226" else name)
     assert fingerprint(home) == before
