@@ -53,7 +53,7 @@ def _refuse_bombs(data: bytes) -> None:
 
 
 def _plain(value: Any, allowance: Allowance, depth: int) -> Any:  # noqa: ANN401 - as parse_tensors
-    """Tensors as arrays. What shares bytes, or is the same list again, is counted as often as it is there."""
+    """Tensors as arrays, beside what JSON has; what is there twice, or shares bytes, is counted twice."""
     import torch
 
     allowance.take_values(1)
@@ -67,6 +67,8 @@ def _plain(value: Any, allowance: Allowance, depth: int) -> Any:  # noqa: ANN401
     if isinstance(value, list | tuple):
         allowance.take_memory(LIST_NBYTES)
         return [_plain(item, allowance, depth - 1) for item in value]
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise NotReadableError(f"it holds a {type(value).__name__}")
     allowance.take_memory(WORD_NBYTES)
     return value
 

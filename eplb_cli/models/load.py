@@ -23,6 +23,9 @@ from eplb_cli.formats.reading import read_bytes
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model
 
 RECORD = "eplb_load_stats"
+_NUMBERS = "iuf"
+"""Kinds of arrays that count: no booleans, words, dates or spans of time, and no half of a complex number."""
+
 _MAX_COUNT = 1 << 53
 
 Counts = NDArray[np.float64]
@@ -81,17 +84,32 @@ def _records(value: object) -> list[Any]:
 def _counts(name: str, value: object) -> Counts:
     """(T, L, E) from (L, E) or (T, L, E). Raises EP119 for what counts nothing."""
     try:
-        counts = np.asarray(value, np.float64)
+        found = np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
         raise _no_load(name, "its counts are no rectangle of numbers") from error
-    counts = counts[None] if counts.ndim == 2 else counts  # noqa: PLR2004
-    if counts.ndim != 3 or not counts.size:  # noqa: PLR2004
-        raise _no_load(name, f"its counts have the shape {counts.shape}, not (steps, layers, experts)")
-    if counts.shape[1] > MAX_LAYERS or counts.shape[2] > MAX_EXPERTS:
-        raise _no_load(name, f"it has {counts.shape[1]:,} layers of {counts.shape[2]:,} experts")
+    found = found[None] if found.ndim == 2 else found  # noqa: PLR2004
+    if found.ndim != 3 or not found.size:  # noqa: PLR2004
+        raise _no_load(name, f"its counts have the shape {found.shape}, not (steps, layers, experts)")
+    if found.shape[1] > MAX_LAYERS or found.shape[2] > MAX_EXPERTS:
+        raise _no_load(name, f"it has {found.shape[1]:,} layers of {found.shape[2]:,} experts")
+    if found.dtype.kind not in _NUMBERS or _has_booleans(value):
+        raise _no_load(name, f"its counts are no rectangle of numbers, but of {str(found.dtype)[:80]}")
+    with np.errstate(over="ignore"):  # longer floats than Python's become infinite, and are refused as such
+        counts = found.astype(np.float64)
     if not ((counts >= 0) & (counts <= _MAX_COUNT)).all():  # NaN is neither
         raise _no_load(name, "a count is negative, or no number of tokens")
     return counts
+
+
+def _has_booleans(value: object) -> bool:
+    """Whether a boolean is among the items of lists, where numpy takes it for 0 or 1."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind == "b"
+    if not isinstance(value, list):
+        return False
+    kinds = set(map(type, value))
+    inner = (item for item in value if isinstance(item, list | np.ndarray)) if kinds - {int, float} else ()
+    return bool in kinds or any(map(_has_booleans, inner))
 
 
 def _physical_counts(name: str, records: Sequence[dict[str, Any]], model: Model | None) -> Counts:
@@ -103,7 +121,8 @@ def _physical_counts(name: str, records: Sequence[dict[str, Any]], model: Model 
             experts = np.asarray(record.get("p2l_map"))
         except ValueError as error:
             raise _no_load(name, "a p2l_map is no rectangle") from error
-        if experts.shape != slots.shape or experts.dtype.kind != "i":
+        is_map = experts.dtype.kind == "i" and not _has_booleans(record.get("p2l_map"))
+        if experts.shape != slots.shape or not is_map:
             raise _no_load(name, "a p2l_map does not say the expert of each slot of expert_load")
         steps.append((slots, experts.astype(np.int64)))
     known = None if model is None else model.num_logical_experts

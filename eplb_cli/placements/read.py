@@ -22,8 +22,10 @@ from eplb_cli.placements.named_map import NAMED_MAPS, named_map
 from eplb_cli.placements.own_format import usable
 from eplb_cli.placements.placement import MAX_ENTRIES, Placement
 
-_DEPTH = 3
-"""How deep in objects and lists a map may be an array."""
+_KINDS = "biuf"
+"""Arrays whose items Python has too. A map of booleans or floats is none, and which item is not is told."""
+
+_MOST_ITEM_NBYTES = 8
 
 
 def read_placement(source: str | PathLike[str], hints: Hints = NO_HINTS) -> tuple[Placement, list[Finding]]:
@@ -87,7 +89,8 @@ def draft_of_document(document: Document, hints: Hints) -> Draft:
         notes.append(Finding(code, "warning", message, file=document.name))
 
     try:
-        dialect, content = find_and_read(document.value, hints, note)
+        value = document.value if document.json_text else _as_lists(document.value)
+        dialect, content = find_and_read(value, hints, note)
     except PlacementError as error:
         draft = Draft(hints, Origin(document.name))
         draft.findings.append(Finding(error.code, "error", error.message, error.hint, document.name))
@@ -109,19 +112,26 @@ def find_and_read(value: object, hints: Hints, note: Note) -> tuple[Dialect, Map
         return EPLB, EPLB.read(value, hints, note)
     from eplb_cli.placements.dialects.find import find_dialect
 
-    value = _as_lists(value)
     dialect = find_dialect(value, hints)
     return dialect, dialect.read(value, hints, note)
 
 
-def _as_lists(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever a document holds
-    """Arrays as lists, as JSON has them. Raises EP104 where they are larger than any map."""
+def _as_lists(value: Any) -> Any:  # noqa: ANN401 - whatever a document holds
+    """Arrays as lists, as JSON has them.
+
+    Raises:
+        PlacementError: EP104, an array is larger than any map, or JSON could not say what is in it.
+    """
     if isinstance(value, np.ndarray):
         if value.size > MAX_ENTRIES:
             raise PlacementError("EP104", f"an array of {value.size:,} numbers is no map")
+        if value.dtype.kind not in _KINDS or value.dtype.itemsize > _MOST_ITEM_NBYTES:
+            raise PlacementError(
+                "EP104", f"an array of {str(value.dtype)[:80]} is no map, which is of integers"
+            )
         return value.tolist()
-    if isinstance(value, dict) and depth < _DEPTH:
-        return {key: _as_lists(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list) and depth < _DEPTH and any(isinstance(item, np.ndarray) for item in value):
-        return [_as_lists(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, list | dict | np.ndarray) for item in value):
+        return [_as_lists(item) for item in value]
     return value

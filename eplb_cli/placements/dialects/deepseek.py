@@ -43,8 +43,8 @@ def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN4
     if len(value) == 1:
         return by_moe_index(rows, hints)
     try:
-        table = np.array(rows, np.int64)
-        said = {key: np.array(value[key], np.int64) for key in value.keys() - {"phy2log"}}
+        table = _integers(rows)
+        said = {key: _integers(value[key]) for key in value.keys() - {"phy2log"}}
     except (ValueError, TypeError, OverflowError) as error:
         raise not_this(_NAME, "one of its arrays is none of integers") from error
     num_experts = len(next(iter(said.values()))[0]) if all(array.ndim > 1 for array in said.values()) else 0
@@ -55,6 +55,14 @@ def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN4
         if key in said and not _agree(said[key], expected):
             raise not_this(_NAME, f"{key} is not what follows from phy2log")
     return by_moe_index(rows, hints, num_logical_experts=num_experts)
+
+
+def _integers(value: object) -> NDArray[np.int64]:
+    """Lists of integers as an array. Raises ValueError or TypeError for anything else."""
+    array = np.array(value)
+    if array.dtype.kind != "i":
+        raise TypeError(f"an array of {array.dtype}")
+    return array.astype(np.int64)
 
 
 def _named(value: list[Any]) -> dict[str, Any]:
