@@ -383,22 +383,27 @@ def read_small_file(path: Path | str, limit: int, *, follow_links: bool = False)
         CheckpointError: EP204, EP201 (also where it is larger than `limit`), EP220.
     """
     with opened_source(path, follow_links=follow_links) as descriptor:
-        nbytes = os.fstat(descriptor).st_size
-        if nbytes > limit:
-            raise CheckpointError("EP201", f"{path} has {nbytes:,} bytes; more than {limit:,} are not read")
-        content = bytearray(nbytes)
-        read_into(descriptor, memoryview(content), 0, path)
-        return bytes(content)
+        return _read_all(descriptor, limit, path)
+
+
+def _read_all(descriptor: int, limit: int, path: object) -> bytes:
+    nbytes = os.fstat(descriptor).st_size
+    if nbytes > limit:
+        raise CheckpointError("EP201", f"{path} has {nbytes:,} bytes; more than {limit:,} are not read")
+    content = bytearray(nbytes)
+    read_into(descriptor, memoryview(content), 0, path)
+    return bytes(content)
 
 
 def read_own_file(path: Path) -> bytes:
-    """The content of a file that this run, or the one it goes on from, has written.
+    """The content of a file that this run, or the one it goes on from, has written; it may grow meanwhile.
 
     Raises:
         OutputError: EP604.
     """
     try:
-        return read_small_file(path, MAX_OWN_FILE_NBYTES)
+        with closing(open_source(path)) as descriptor:
+            return _read_all(descriptor, MAX_OWN_FILE_NBYTES, path)
     except CheckpointError as error:
         raise OutputError("EP604", error.message) from error
 

@@ -104,7 +104,7 @@ def _counts(name: str, value: object) -> Counts:
 def _has_booleans(value: object) -> bool:
     """Whether a boolean is among the items of lists, where numpy takes it for 0 or 1."""
     if isinstance(value, np.ndarray):
-        return value.dtype.kind == "b"
+        return bool(value.dtype.kind == "b")
     if not isinstance(value, list):
         return False
     kinds = set(map(type, value))

@@ -161,18 +161,19 @@ def test_the_digests_of_src_are_read_once(case, monkeypatch):
     """Whoever needs them: the comparison of other tensors, the move and the proof."""
     case.reshard()
     case.new(OLD)
-    read = []
-    original = files.read_small_file
+    opened = []
+    original = files.make_call
 
-    def counted(path, limit, **options):
-        read.append(Path(path).name)
-        return original(path, limit, **options)
+    def counted(operation, call, *arguments):
+        if operation == "open":
+            opened.append(Path(arguments[0]))
+        return original(operation, call, *arguments)
 
-    monkeypatch.setattr(files, "read_small_file", counted)
+    monkeypatch.setattr(files, "make_call", counted)
     changes = {"src": case.dst, "dst": case.home / "back", "old": None}
     result = case.eplb(*case.arguments(**changes))
     assert result.code == 0, result.err
-    assert sorted(name for name in read if name.endswith(".npy")) == [
+    assert sorted(path.name for path in opened if path.parent == case.dst and path.suffix == ".npy") == [
         "eplb-digests-rank-0.npy",
         "eplb-digests-rank-1.npy",
     ]

@@ -40,8 +40,9 @@ OPENINGS = {
     "output/shard_files.py: files.open_output",
     "output/shard_files.py: safe_open",  # what was written, for `safetensors` to look at
     "output/lock.py: os.open",  # the staging directory
+    "output/lock.py: files.open_output",  # who holds it
     "run/dry_run.py: os.open",
-    "run/job.py: np.memmap",  # files of the run itself
+    "run/job.py: os.open",  # memory that the processes of a run share
     "run/launch.py: (job.work / 'torchrun.log').open",
     "run/launch.py: (job.work / 'torchrun.log').read_text",
     "placements/read.py: read_bytes",  # files that a user names
@@ -52,7 +53,7 @@ OPENINGS = {
     "machine.py: path.open",
     "machine.py: (_CGROUP / 'memory.max').read_text",
     "machine.py: (_CGROUP / 'memory.current').read_text",
-    "run/worker.py: Path(f'/proc/{os.getppid()}/stat').read_text",
+    "machine.py: Path(f'/proc/{pid}/stat').read_bytes",
 }
 """Where a file is opened otherwise than by `files.opened_source`: none of them is of SRC."""
 
