@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from eplb_cli import files
 from eplb_cli.errors import WorkerError
+from eplb_cli.run.relay import Relay
 
 POLL_S = 0.1
 REAP_S = 1.0
@@ -49,14 +50,17 @@ def go_on_judged(timeout_s: float, hint: str) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [*_RELAYED, signal.SIGCHLD])
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    relay = Relay()
     judge, child = os.getpid(), os.fork()
     if not child:
         _end_with(judge)
+        relay.in_command()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         files.count_calls(counts)
         return
+    relay.in_judge()
     try:
-        _wait(child, counts, timeout_s, hint)
+        _wait(child, relay, counts, timeout_s, hint)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -69,12 +73,12 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _wait(child: int, counts: memoryview, timeout_s: float, hint: str) -> None:
+def _wait(child: int, relay: Relay, counts: memoryview, timeout_s: float, hint: str) -> None:
     """End as the child does, or raise EP403."""
     came_back, idle_s, looked = -1, 0.0, time.monotonic()
     while idle_s <= timeout_s:
         came = signal.sigtimedwait([*_RELAYED, signal.SIGCHLD], POLL_S)
-        _end_like(child)
+        _end_like(child, relay)
         if came is not None and came.si_signo != signal.SIGCHLD:
             os.kill(child, came.si_signo)
         now = time.monotonic()
@@ -87,11 +91,12 @@ def _wait(child: int, counts: memoryview, timeout_s: float, hint: str) -> None:
     raise WorkerError("EP403", f"no progress for {timeout_s:g} s: the file system does not answer", hint)
 
 
-def _end_like(child: int) -> None:
+def _end_like(child: int, relay: Relay) -> None:
     """End this process if the child has ended, with its exit code or by its signal."""
     ended, status = os.waitpid(child, os.WNOHANG)
     if not ended:
         return
+    relay.finish()
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         os._exit(code)  # the child has said all that was to be said

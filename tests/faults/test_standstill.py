@@ -19,7 +19,7 @@ from tests.support.faults import Fault, path_of
 from tests.support.forked import LAUNCHER, run_forked
 from tests.support.mounts import ext4, system
 from tests.support.placements import placement
-from tests.support.runs import contents, run, start, wait_until
+from tests.support.runs import command, contents, run, start, wait_until
 from tests.support.scratch import scratch
 from tests.support.small import SmallCase, small_case
 
@@ -128,6 +128,21 @@ def test_the_judge_ends_as_the_command_does(case: SmallCase):
     wait_until(lambda: not Path(f"/proc/{child}").exists())
 
 
+@pytest.mark.parametrize("is_one", [True, False], ids=["one pipe", "two pipes"])
+def test_what_is_captured_is_all_that_was_said(case: SmallCase, is_one: bool):
+    """In the order in which it was said, where stdout and stderr are one pipe."""
+    ended = subprocess.run(
+        command(*case.command(*FILE)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if is_one else subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert "proved against SRC" in ended.stdout
+    said = ended.stdout if is_one else ended.stderr
+    assert "file: " in said.splitlines()[0]
+
+
 def with_child(case: SmallCase) -> tuple[subprocess.Popen[str], int]:
     """A command that has just become a judge, and its child."""
     started = start(*case.command(*FILE))
@@ -186,12 +201,11 @@ def test_a_frozen_file_system(tmp_path: Path, options):
         started = start(*arguments, "--timeout", 2)
         wait_until(lambda: any(staging.glob("*.safetensors")), started)
         with frozen(disk):
-            assert started.wait(timeout=60) == 4
+            out, err = started.communicate(timeout=60)  # pipes too: whoever captures them goes on
+            assert (started.returncode, out) == (4, ""), err
+            assert "error[EP403]: no progress for 2 s" in err
+            assert "--resume goes on" in err
             assert staging.exists()
-        out, err = started.communicate()  # the child that was killed has let go of the pipes
-        assert out == ""
-        assert "error[EP403]: no progress for 2 s" in err
-        assert "--resume goes on" in err
         done: list[subprocess.CompletedProcess[str]] = []
 
         def completed() -> bool:
