@@ -359,16 +359,39 @@ def write_file(path: Path, content: bytes, *, durable: bool) -> None:
             sync(descriptor, path)
 
 
+def require_replaceable(path: Path, *, replace: bool) -> None:
+    """Refuse to write a single file over what is no regular file, or over anything without `replace`.
+
+    Raises:
+        OutputError: EP601, there is a file; EP604, there is something else, be it a link, or its directory is
+            none that may be written.
+    """
+    with writing(path):
+        mode = path.lstat().st_mode if os.path.lexists(path) else None
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            number = errno.EACCES if path.parent.is_dir() else errno.ENOENT
+            raise OSError(number, os.strerror(number))
+    if mode is not None and not stat.S_ISREG(mode):
+        what = "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
+        hint = "name a file, or the one that the link leads to; `-` is stdout"
+        raise OutputError("EP604", f"{path} is {what}, and is not replaced", hint)
+    if mode is not None and not replace:
+        raise OutputError("EP601", f"{path} exists", "remove it, or choose another OUT")
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a small file beside `path` and rename it there: a reader sees the old one or the whole new one.
 
     Raises:
         OutputError: EP603 or EP604; what was there before is left.
     """
+    require_replaceable(path, replace=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write_file(beside, content, durable=True)
         with writing(path):
+            with contextlib.suppress(FileNotFoundError):
+                attempt("chmod", os.chmod, beside, stat.S_IMODE(path.lstat().st_mode))
             attempt("rename", os.replace, beside, path)
     finally:
         with contextlib.suppress(OSError):
@@ -422,6 +445,5 @@ def remove_tree(path: Path) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """A new file that appears whole or not at all. Raises EP601 where it exists, EP603, EP604."""
-    if os.path.lexists(path):
-        raise OutputError("EP601", f"{path} exists", "remove it, or choose another OUT")
+    require_replaceable(path, replace=False)
     replace_file(path, content)

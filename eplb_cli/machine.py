@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from itertools import takewhile
@@ -15,6 +16,9 @@ MAX_BUFFER_NBYTES = 1 << 30
 """Bounds of the default `--buffer-size`; the lower one is that of gloo's best messages."""
 
 _SAMPLE_S = 0.02
+_MOUNTS = Path("/proc/self/mountinfo")
+_MOUNT_POINT = 4
+"""Which word of a line of `_MOUNTS` is the directory; blanks in it are octal numbers."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -106,3 +110,17 @@ class PeakMemory:
             self.nbytes = max(self.nbytes, _kilobytes(Path("/proc/self/status"), "RssAnon"))
             if self._ended.wait(_SAMPLE_S):
                 return
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether something is mounted there, be it a directory of the same file system."""
+    if os.path.ismount(path):
+        return True
+    with contextlib.suppress(OSError):
+        words = (line.split()[_MOUNT_POINT] for line in _MOUNTS.read_bytes().splitlines())
+        return os.fsencode(path) in {re.sub(rb"\\([0-7]{3})", _character, word) for word in words}
+    return False
+
+
+def _character(octal: re.Match[bytes]) -> bytes:
+    return bytes([int(octal[1], 8)])

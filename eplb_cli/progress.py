@@ -1,4 +1,4 @@
-"""How a step tells of its bytes, whatever shows them."""
+"""How a step tells of its bytes, and of what has become of the output, whatever shows them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 
 ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 """Given a number of bytes and a description: a context that yields what shows the bytes done."""
+
+NOTHING_WRITTEN = "nothing was written"
+
+come_of_it: ContextVar[str] = ContextVar("come_of_it", default=NOTHING_WRITTEN)
+"""What is true of the output by now, in words: set by whoever writes it, for whoever ends the command."""
 
 
 @contextlib.contextmanager

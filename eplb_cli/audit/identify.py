@@ -69,6 +69,8 @@ def identify(
         OutputError: EP601, `output` exists; EP603 or EP604, it cannot be written.
     """
     path, against = Path(path), Path(against)
+    if output is not None:
+        files.require_replaceable(Path(output), replace=False)
     with reading(progress, "identify", path, against) as advance:
         shards = open_shards(path, layout)
         found = identify_rows(bind(shards, unknown_placement(shards)), against, advance)

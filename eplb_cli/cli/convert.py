@@ -18,6 +18,7 @@ from eplb_cli.cli.options import (
     dialect_option,
     named_model,
 )
+from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
 
 SUMMARY = "Write a placement in another engine's dialect."
 EXAMPLES = """\b
@@ -33,7 +34,9 @@ def command(
     ],
     output: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="A new file, with a suffix that the dialect has: mostly .json."),
+        typer.Argument(
+            metavar="OUT", help="A new file, with a suffix that the dialect has: mostly .json; - is stdout."
+        ),
     ],
     to: Annotated[str, dialect_option("--to", "The dialect to write.")],
     dialect: Annotated[
@@ -58,7 +61,7 @@ def command(
     from dataclasses import replace
 
     from eplb_cli.inputs.options import PlacementOptions, model_in
-    from eplb_cli.placements.convert import convert
+    from eplb_cli.placements.convert import convert_text
 
     options = PlacementOptions(
         num_ranks,
@@ -68,10 +71,14 @@ def command(
         dialect,
         model=named_model(model, checkpoint) or model_in(checkpoint),
     )
+    check_outputs([output], output_format, sources=[checkpoint], replace=False)
     hints = replace(options.hints, num_ranks=options.num_ranks, dialect=options.dialect)
-    placement, warnings = convert(source, output, to, hints)
+    placement, warnings, text = convert_text(source, None if output == STDOUT else output, to, hints)
     for warning in warnings:
         render.print_warning(warning.message)
+    write_output(output, text, replace=False)
+    if output == STDOUT:
+        return
     numbers = {
         "num_layers": placement.num_layers,
         "num_slots": placement.num_slots,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from eplb_cli import render
 from eplb_cli.cli.app import app
 from eplb_cli.errors import EXIT_INTERRUPTED, EplbError, WorkerError
+from eplb_cli.progress import NOTHING_WRITTEN, come_of_it
 
 
 class _Interrupted(BaseException):
@@ -32,13 +33,15 @@ def main() -> None:
     """Run the command line; every error is one message and one exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    _outlive_readers()
     _replace_closed_streams()
+    come_of_it.set(NOTHING_WRITTEN)
     try:
         app()
     except EplbError as error:
         _fail(error)
     except _Interrupted:
-        sys.stderr.write("interrupted: nothing was written\n")
+        sys.stderr.write(f"interrupted: {come_of_it.get()}\n")
         sys.exit(EXIT_INTERRUPTED)
     except MemoryError:
         _fail(WorkerError("EP401", "memory is short", "a smaller --buffer-size needs less"))
@@ -60,10 +63,45 @@ def _replace_closed_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the end
 
 
+class _Outliving(io.FileIO):
+    """A pipe into nowhere, once its reader is gone."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - whatever has bytes
+        """Write `data`, or take it for written."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def _outlive_readers() -> None:
+    """Let a reader that goes away, as `head` does, change nothing: not the work, and not the exit code.
+
+    Other commands die of SIGPIPE there. A run must not, nor may its exit code be that of findings or of an
+    output that cannot be written: `eplb plan ... | head -1` ends quietly, with what it would have ended with.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        buffer = getattr(stream, "buffer", None)
+        raw = getattr(buffer, "raw", buffer)  # PYTHONUNBUFFERED leaves no buffer between
+        if isinstance(raw, io.FileIO) and not isinstance(raw, _Outliving):
+            outliving = _Outliving(raw.fileno(), "wb", closefd=False)
+            setattr(
+                sys,
+                name,
+                io.TextIOWrapper(
+                    outliving if raw is buffer else io.BufferedWriter(outliving),
+                    encoding=stream.encoding,
+                    errors=stream.errors,
+                    line_buffering=stream.line_buffering,
+                    write_through=stream.write_through,
+                ),
+            )
+
+
 def _fail(error: EplbError) -> NoReturn:
     """End with the error's message and exit code."""
     if os.environ.get("EPLB_DEBUG") == "1":
         traceback.print_exc()
-    with contextlib.suppress(BrokenPipeError):
-        render.print_error(error)
+    render.print_error(error)
     sys.exit(error.exit_code)

@@ -9,6 +9,7 @@ import typer
 
 from eplb_cli import render
 from eplb_cli.cli.options import Format, FormatOption, LayoutOption, ModelOption, named_model
+from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
 from eplb_cli.cli.show import progress_bar
 from eplb_cli.errors import EXIT_FINDINGS, UsageError
 
@@ -46,7 +47,10 @@ def command(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="With --identify: write the placement there.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="With --identify: write the placement there; - is stdout."
+        ),
     ] = None,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -78,9 +82,18 @@ def _list_models(src: Path | None, models: bool, output_format: Format) -> None:
 
 
 def _identify(src: Path, layout: str, against: Path, out: Path | None, output_format: Format) -> None:
-    from eplb_cli.audit.identify import identify
+    from dataclasses import replace
 
-    found = identify(src, against, layout=layout, output=out, progress=progress_bar)
+    from eplb_cli.audit.identify import identify
+    from eplb_cli.placements.own_format import format_placement
+
+    check_outputs([out], output_format, sources=[src, against], replace=False)
+    found = identify(src, against, layout=layout, progress=progress_bar)
+    if out is not None:
+        write_output(out, format_placement(found.placement), replace=False)
+        found = replace(found, output=out)
+    if out == STDOUT:
+        return
     if output_format is Format.json:
         from eplb_cli.report.identification import identification_json
 

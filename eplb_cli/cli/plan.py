@@ -23,7 +23,8 @@ from eplb_cli.cli.options import (
     SendersOption,
     named_model,
 )
-from eplb_cli.cli.show import print_report, progress_bar
+from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
+from eplb_cli.cli.show import print_report, print_warnings, progress_bar
 from eplb_cli.report.sizes import parse_rates, parse_size
 
 SUMMARY = "Show what would move, without moving it."
@@ -59,13 +60,17 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="Write the plan to FILE, for `reshard --plan FILE`; it is replaced."
+            "--out",
+            metavar="FILE",
+            help="Write the plan to FILE, for `reshard --plan FILE`; it is replaced; - is stdout.",
         ),
     ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", metavar="FILE", help="Write the report as one page for a browser; FILE is replaced."
+            "--html",
+            metavar="FILE",
+            help="Write the report as one page for a browser; FILE is replaced; - is stdout.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -87,13 +92,13 @@ def command(
     """Show what would move from OLD to NEW, rank by rank, without moving it."""
     del dry_run
     from eplb_cli.inputs.options import PlacementOptions
-    from eplb_cli.run.planning import check_outputs, plan_files
+    from eplb_cli.run.planning import plan_files
 
     if html is not None:
         from eplb_cli.render.html_page import require_plotly
 
         require_plotly()
-    check_outputs([path for path in (out, html) if path is not None], [old, new, layout], checkpoint)
+    check_outputs([out, html], output_format, inputs=[old, new, layout], sources=[checkpoint], replace=True)
     rates = None if bandwidth is None else parse_rates(bandwidth)
     options = PlacementOptions(
         num_ranks,
@@ -119,12 +124,17 @@ def command(
     if rates is not None:
         answer = answer.with_estimate(rates)
     if out is not None:
-        from eplb_cli.inputs.saved_plan import save_plan
+        from eplb_cli.inputs.saved_plan import saved_plan
 
         shards = answer.prepared.checkpoint.shards if answer.prepared else None
-        save_plan(out, answer.plan, answer.report, shards, {"old": old, "new": new, "layout": layout})
+        names = {"old": old, "new": new, "layout": layout}
+        saved = saved_plan(answer.plan, answer.report, shards, names)
+        write_output(out, saved.to_bytes().decode(), replace=True)
     if html is not None:
-        from eplb_cli.render.html_page import write_html
+        from eplb_cli.render.html_page import html_page
 
-        write_html(html, answer.plan, answer.report, (old, new))
-    print_report(answer.report, output_format, full=full)
+        write_output(html, html_page(answer.plan, answer.report, (old, new)), replace=True)
+    if STDOUT in (out, html):
+        print_warnings(answer.report)
+    else:
+        print_report(answer.report, output_format, full=full)

@@ -30,14 +30,19 @@ def print_written(what: str, done: Written, output_format: Format) -> None:
 def print_report(report: Report, output_format: Format, *, full: bool) -> None:
     """What a plan moves, or a run has moved."""
     if output_format is Format.json or not sys.stdout.isatty():  # on a terminal the page has them
-        for warning in report.warnings:
-            render.print_warning(warning)
+        print_warnings(report)
     if output_format is Format.json:
         from eplb_cli.report.report import report_json
 
         render.print_json(report_json(report))
     else:
         render.print_report(report, full=full)
+
+
+def print_warnings(report: Report) -> None:
+    """What a report warns of, on stderr."""
+    for warning in report.warnings:
+        render.print_warning(warning)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eplb_cli import __version__, files
+from eplb_cli import __version__
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.layout_file import layout_from_json, read_layout
 from eplb_cli.checkpoint.sharded import with_layers
@@ -81,16 +81,15 @@ class SavedPlan:
         return None if self.layout is None else layout_from_json(self.layout, where)
 
 
-def save_plan(
-    path: Path, plan: ReshardPlan, report: Report, shards: Shards | None, names: Mapping[str, str]
-) -> None:
-    """Write a plan file, in place of an older one; it is there whole or not at all.
+def saved_plan(
+    plan: ReshardPlan, report: Report, shards: Shards | None, names: Mapping[str, str]
+) -> SavedPlan:
+    """What a plan file has to say of a plan.
 
     Args:
         names: what the command line calls "old", "new" and "layout".
 
     Raises:
-        OutputError: EP603 or EP604.
         CheckpointError: EP201 or EP220, a shard cannot be read, or has changed.
     """
     sources = {
@@ -98,7 +97,7 @@ def save_plan(
         for role, name in names.items()
         if name not in NAMED_MAPS and Path(name).is_file()
     }
-    saved = SavedPlan(
+    return SavedPlan(
         tool=f"eplb {__version__}",
         old=placement_to_json(plan.old),
         new=placement_to_json(plan.new),
@@ -111,7 +110,6 @@ def save_plan(
         shards=None if shards is None else _identity(shards),
         samples=None if shards is None else sample_digests(shards),
     )
-    files.replace_file(path, saved.to_bytes())
 
 
 def read_plan(path: Path) -> SavedPlan:

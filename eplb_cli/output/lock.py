@@ -107,22 +107,23 @@ def _lock_directory(path: Path, owner: Path) -> int:
 
 
 def _try_lock(path: Path, owner: Path) -> int:
-    with files.writing(path):
-        try:
-            files.attempt("mkdir", os.mkdir, path)
-        except FileExistsError:
-            _refuse_foreign(path)
     try:
+        with files.writing(path):
+            try:
+                files.attempt("mkdir", os.mkdir, path)
+            except FileExistsError:
+                _refuse_foreign(path)
         descriptor = files.open_directory(path)
         try:
             _lock(path, descriptor, owner)
             _refuse_workers(path, owner)
-        except EplbError:
+        except BaseException:
             os.close(descriptor)
             raise
-    except EplbError:
+    except BaseException:
         with contextlib.suppress(OSError):  # that it is empty says that no run has begun in it
-            path.rmdir()
+            if path.lstat().st_uid == os.geteuid():
+                path.rmdir()
         raise
     return descriptor
 

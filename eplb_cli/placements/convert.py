@@ -38,12 +38,27 @@ def convert(
         >>> placement.num_slots
         20
     """
-    output, dialect = Path(output), dialect_called(to)
-    suffix = output.suffix.lower()
-    if suffix not in dialect.suffixes:
+    placement, warnings, text = convert_text(source, Path(output), to, hints)
+    write_whole(Path(output), text.encode())
+    return placement, warnings
+
+
+def convert_text(
+    source: str | PathLike[str], output: Path | None, to: str, hints: Hints
+) -> tuple[Placement, list[Finding], str]:
+    """What `convert` does, with the text that it writes instead of the file.
+
+    Args:
+        output: the file that the text is for; None where it is for no file, and has the usual form.
+
+    Raises:
+        UsageError, PlacementError: as `convert`.
+    """
+    dialect = dialect_called(to)
+    suffix = dialect.suffixes[0] if output is None else output.suffix.lower()
+    if output is not None and suffix not in dialect.suffixes:
         problem = f"{to} is written to {' or '.join(dialect.suffixes)}, and OUT is {output.name!r}"
         raise UsageError("EP001", problem, "rename OUT")
     placement, warnings = read_placement(source, hints)
     raise_first(check_placement(placement))
-    write_whole(output, dialect.write(placement, hints, suffix).encode())
-    return placement, warnings
+    return placement, warnings, dialect.write(placement, hints, suffix)

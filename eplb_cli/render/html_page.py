@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import re
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eplb_cli import files
 from eplb_cli.errors import UsageError
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.plan.moves import ReshardPlan
@@ -44,14 +42,11 @@ def require_plotly() -> None:
         )
 
 
-def write_html(path: Path, plan: ReshardPlan, report: Report, names: tuple[str, str]) -> None:
-    """Write the page, in place of an older one.
+def html_page(plan: ReshardPlan, report: Report, names: tuple[str, str]) -> str:
+    """The page.
 
     Args:
         names: what OLD and NEW are called.
-
-    Raises:
-        OutputError: EP603 or EP604.
     """
     from plotly.offline import get_plotlyjs
 
@@ -75,8 +70,7 @@ def write_html(path: Path, plan: ReshardPlan, report: Report, names: tuple[str, 
         "figures": drawn.replace("</", "<\\/"),
         "theme": THEME,
     }
-    page = re.sub(r"\[\[(\w+)\]\]", lambda place: parts[place[1]], PAGE)
-    files.replace_file(path, page.encode("utf-8", "backslashreplace"))
+    return re.sub(r"\[\[(\w+)\]\]", lambda place: parts[place[1]], PAGE)
 
 
 def _section(name: str, figure: Figure) -> str:

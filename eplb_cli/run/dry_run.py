@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-from pathlib import Path
-
-from eplb_cli import files
 from eplb_cli.errors import EplbError
 from eplb_cli.output.destination import real_path, staging_path
-from eplb_cli.output.journal import journals, read_written
 from eplb_cli.output.shard_files import check_space
 from eplb_cli.output.staging import WORK
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
 from eplb_cli.run.preparing import Planned, plan_request
 from eplb_cli.run.request import AnyRequest
+from eplb_cli.run.resume import written_before
 
 
 def dry_run(request: AnyRequest, progress: ProgressBar = silent, *, full: bool = False) -> Report:
@@ -38,27 +32,14 @@ def dry_run(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
 
 
 def _try_destination(planned: Planned) -> None:
-    """Whether a run could write DST, and go on with what is there of it.
+    """Whether DST has room, and a run could go on with what is there of it.
 
     Raises:
-        OutputError: EP603, it does not fit; EP604, it cannot be written.
+        OutputError: EP603, it does not fit.
         PlanError: EP305, what an earlier run has left is for other inputs.
     """
     destination, prepared = real_path(planned.request.destination), planned.prepared
     path = staging_path(destination)
-    _require_writable(path)
     check_space(path, prepared.output, destination)
     if planned.request.resume:
-        read_written(journals(path / WORK), prepared.digest, len(prepared.new_places.rank))
-
-
-def _require_writable(path: Path) -> None:
-    """EP604 where a staging directory can neither be made nor used."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with files.writing(path):
-        with contextlib.suppress(FileNotFoundError):
-            os.close(files.attempt("open", os.open, path, flags))
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            is_read_only = os.statvfs(path.parent).f_flag & os.ST_RDONLY
-            number = errno.EROFS if is_read_only else errno.EACCES
-            raise OSError(number, os.strerror(number))
+        written_before(prepared, path / WORK)

@@ -48,7 +48,7 @@ def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) 
     options = _options(planned)
     pieces, new = planned.prepared.pieces, planned.prepared.new_places
     total_nbytes = int(pieces.nbytes[~known.written[pieces.destination]].sum())
-    if options.digests:
+    if options.digests or stage.resumes:
         write_written(stage.work, known.written, planned.prepared.digest)
     if options.digests and options.verify:
         total_nbytes += int(new.nbytes[~known.written].sum())

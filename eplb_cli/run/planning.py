@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb_cli.errors import OutputError, UsageError
+from eplb_cli.errors import UsageError
 from eplb_cli.inputs.old_and_new import read_pair
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.plan.choice import Senders
@@ -130,20 +130,3 @@ def _plan_checkpoint(given: Given, progress: ProgressBar, *, full: bool) -> Answ
     prepared, _ = prepare_given(given, default_threads(1), progress, Clock(), compare=False)
     require_digests(prepared.checkpoint)
     return Answer(prepared.plan, prepared_report(given, prepared, full=full), prepared)
-
-
-def check_outputs(outputs: list[Path], inputs: list[str], checkpoint: Path | None) -> None:
-    """Refuse to write over what is read, or two things to one place, before anything is planned.
-
-    Raises:
-        UsageError: EP001.
-        OutputError: EP602, inside SRC.
-    """
-    places = [path.resolve() for path in outputs]
-    for number, (path, place) in enumerate(zip(outputs, places, strict=True)):
-        if place in [Path(name).resolve() for name in inputs] or place in places[:number]:
-            raise UsageError("EP001", f"{path} would be written over", "name another file")
-        if checkpoint is not None and checkpoint.resolve() in place.parents:
-            raise OutputError(
-                "EP602", f"{path} is inside {checkpoint}, which is only read", "name another place"
-            )

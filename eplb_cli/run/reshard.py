@@ -16,7 +16,7 @@ from eplb_cli.run.clock import Clock
 from eplb_cli.run.move import Moved, move
 from eplb_cli.run.preparing import Planned, plan_request
 from eplb_cli.run.request import AnyRequest
-from eplb_cli.run.resume import known_before
+from eplb_cli.run.resume import known_before, written_before
 
 
 def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
@@ -48,10 +48,11 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
     prepared = planned.prepared
     shards = prepared.checkpoint.shards
     with staging(request.destination, durable=request.durable, resume=request.resume) as stage:
+        told = written_before(prepared, stage.work)
         stage.create(prepared.output)
         carried = carry_files(shards.to_carry(), stage)
         clock.lap("create")
-        known = known_before(prepared, stage, planned.alike.digests, progress)
+        known = known_before(prepared, stage, told, planned.alike.digests, progress)
         if stage.resumes:
             clock.lap("resume")
         moved = move(planned, stage, known, progress)

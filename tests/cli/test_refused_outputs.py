@@ -125,8 +125,6 @@ def test_a_file_system_without_space(case, monkeypatch):
         ("write", errno.ENOSPC, "EP603"),
         ("write", errno.EIO, "EP604"),
         ("sync", errno.EIO, "EP606"),
-        ("rename", errno.ENOTEMPTY, "EP601"),
-        ("rename", errno.EACCES, "EP604"),
         ("lock", errno.EACCES, "EP604"),
     ],
 )

@@ -70,10 +70,10 @@ def test_the_same_plan_is_the_same_file(case, saved):
 
 
 def test_a_plan_that_cannot_be_written(case):
-    """EP604, and no result on stdout that says otherwise."""
+    """EP604, or EP001 for a directory, and no result on stdout that says otherwise."""
     assert_error(plan(case, case.home / "nowhere" / "plan.json"), "EP604", "plan.json", exit_code=6)
     (case.home / "directory").mkdir()
-    assert_error(plan(case, case.home / "directory"), "EP604", "directory", exit_code=6)
+    assert_error(plan(case, case.home / "directory"), "EP001", "directory", exit_code=2)
     assert not [path for path in case.home.iterdir() if path.name.startswith(".")]
 
 

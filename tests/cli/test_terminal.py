@@ -130,3 +130,36 @@ def test_a_traceback_only_where_it_is_asked_for(case, monkeypatch):
     monkeypatch.setenv("EPLB_DEBUG", "1")
     err = case.eplb("plan", "nothing.json", "nothing.json").err
     assert 0 <= err.find("Traceback") < err.find("error[EP101]")
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONUNBUFFERED": ""}, {"PYTHONUNBUFFERED": "1"}])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_away(case, stream, environment):
+    """`| head -1` ends quietly, the work is done, and the exit code is the one that it would have been."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    new = case.new({**NEW, "physical_to_logical_map": [[0, 1, 2, 3, 0, 9]] * 2})
+    expected = [
+        (["--help"], 0),
+        (["plan", case.home / "old.json", case.home / "old.json", "--format", "json"], 0),
+        (["validate", new], 1),
+        (["plan", "x"], 2),
+        (["plan", case.home / "old.json", new], 3),
+        (case.arguments(old="linear"), 3),
+        (case.arguments(new=case.home / "old.json"), 0),
+        (case.arguments(), 6),
+    ]  # fmt: skip
+    try:
+        for arguments, code in expected:
+            result = subprocess.run(
+                [*COMMAND, *map(str, arguments)],
+                env={**os.environ, **environment},
+                check=False,
+                stdout=writing if stream == "stdout" else subprocess.PIPE,
+                stderr=writing if stream == "stderr" else subprocess.PIPE,
+            )
+            assert result.returncode == code, (arguments, result)
+            assert b"Broken pipe" not in (result.stdout or b"") + (result.stderr or b"")
+    finally:
+        os.close(writing)
+    assert case.eplb("verify", case.dst).code == 0

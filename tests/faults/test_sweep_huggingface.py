@@ -65,7 +65,10 @@ def command(home: Path, name: str, output: Path) -> list[object]:
     ("name", "output"), [("shard", "out"), ("merge", "out"), ("bake", "out"), ("convert", "out.yaml")]
 )
 def test_every_call(home: Path, name: str, output: str, first: int, kind: Kind, record_property):
-    """Each in one of the four ways, until a run has no such call; nothing is left beside the output."""
+    """Each in one of the four ways, until a run has no such call; nothing is left beside the output.
+
+    Once all is proved staging is kept, and the message says where.
+    """
     destination = home / output
     assert run_here(*command(home, name, destination)).code == 0
     whole, before = contents(destination), {path.name for path in home.iterdir()} - {output}
@@ -91,6 +94,12 @@ def test_every_call(home: Path, name: str, output: str, first: int, kind: Kind, 
             assert contents(destination).keys() == whole.keys(), where
             assert ended.code == 0 or "is there" in ended.err or name == "convert", where
             remove(destination)
+        kept = home / f".{output}.eplb-staging"
+        assert kept.exists() == (f"all of it is proved and kept in {kept}" in ended.err), where
+        if kept.exists():
+            shutil.rmtree(kept / ".eplb", ignore_errors=True)
+            assert contents(kept) == whole, where
+            shutil.rmtree(kept)
         assert {path.name for path in home.iterdir()} == before, where
     assert num_open() <= open_before
     assert number > (5 if name == "convert" else 100)
