@@ -92,7 +92,8 @@ def command(
         typer.Option(
             "--buffer-size",
             metavar="SIZE",
-            help="All send and receive buffers of one worker; default: from the machine and the rows.",
+            help="All send and receive buffers of one worker, 1MiB at least; default: from the machine "
+            "and the rows.",
         ),
     ] = None,
     threads: Annotated[

@@ -230,6 +230,13 @@ class TestByDefinition:
         case = problem(2, old * 3, new * 3, *layers)
         require_new(case, ranks.run(2, "live.runs.inplace", case))
 
+    def test_ranks_without_rows(self, ranks):
+        """Tensors of (0, ...) are rearranged by a plan of nothing, also where a rank leaves or comes."""
+        need(ranks, 3)
+        for mapping in (None, {0: 0, 1: 1, 2: -1}, {0: 0, 1: 1}):
+            case = problem(3, [[]] * 2, [[]] * 2, [Rows(), Rows("int8", (5,))], rank_mapping=mapping)
+            require_new(case, ranks.run(3, "live.runs.inplace", case))
+
     def test_a_rank_with_nothing_to_do(self, ranks):
         """The first exchange of a group is complete although a rank neither sends nor receives."""
         need(ranks, 3)

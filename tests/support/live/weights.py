@@ -70,7 +70,7 @@ def live(problem: Problem, group: Group, device: torch.device) -> Live:
 
 def tables(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """OLD and NEW as a caller gives them."""
-    return torch.tensor(problem.old), torch.tensor(problem.new)
+    return torch.tensor(problem.old, dtype=torch.int64), torch.tensor(problem.new, dtype=torch.int64)
 
 
 def buffers_of(problem: Problem, group: Group, device: torch.device) -> Live:
