@@ -13,7 +13,6 @@ Workers are judged by the command, which sees their bytes; the judge sees whethe
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import signal
@@ -23,6 +22,7 @@ from typing import NoReturn
 
 from eplb_cli import files
 from eplb_cli.errors import WorkerError
+from eplb_cli.run.leash import die_with_parent
 from eplb_cli.run.relay import Relay
 
 POLL_S = 0.1
@@ -30,7 +30,6 @@ REAP_S = 1.0
 """How long the child may take to die of SIGKILL: one whose disk does not answer dies when that does."""
 
 _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
 
 
 def go_on_judged(timeout_s: float, hint: str) -> None:
@@ -67,8 +66,7 @@ def go_on_judged(timeout_s: float, hint: str) -> None:
 
 def _end_with(parent: int) -> None:
     """Let the kernel kill this process when its parent dies, which it may have done already."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
 

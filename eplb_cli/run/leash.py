@@ -37,7 +37,7 @@ def tie(job: Path, generations: int) -> Path:
         The staging directory, open, as a path through its descriptor: another one that takes its name is
         never reached.
     """
-    _die_with_parent()
+    die_with_parent()
     parent = os.getppid()
     try:
         held = Path(f"/proc/self/fd/{files.open_directory(job.parents[1])}")
@@ -52,7 +52,7 @@ def tie(job: Path, generations: int) -> Path:
     return held
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the kernel to kill this process when the one that started it dies: the quick way."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

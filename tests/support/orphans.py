@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from eplb_cli.machine import find_process
+
 _GIVE_UP_S = 300.0
 """Only ends a test that would hang; no result depends on it."""
 
@@ -131,9 +133,9 @@ class _Reaper:
         says = [(os.POSIX_SPAWN_OPEN, number, str(self.home / name), flags, 0o600) for number in (1, 2)]
         return os.posix_spawn(words[0], words, environment, file_actions=says)
 
-    def wait(self, holds: Callable[[], object], *processes: int) -> None:
-        """Reap until something holds, or nobody but some processes is left."""
-        while not holds() and self.others() - set(processes):
+    def wait(self, holds: Callable[[], object], command: int | None = None) -> None:
+        """Reap until something holds, or nobody but a command and what it has started is left."""
+        while not holds() and not all(_is_of(process, command) for process in self.others()):
             time.sleep(0.001)
 
     def others(self) -> set[int]:
@@ -165,6 +167,16 @@ class _Reaper:
     def open(self, gate: str) -> None:
         """Let whoever is at a gate go on."""
         (self.home / "gates" / f"{gate}.open").touch()
+
+
+def _is_of(pid: int, command: int | None) -> bool:
+    """Whether a process is a command, or was started by it, or has ended."""
+    while pid not in {1, command}:
+        process = find_process(pid)
+        if process is None:
+            return True
+        pid = process.parent
+    return pid == command
 
 
 def main() -> None:
