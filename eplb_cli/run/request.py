@@ -76,7 +76,8 @@ class Request(AnyRequest):
         verify: read the result back and prove it; without it, or without digests, nothing is proved.
         digests: take a digest of every row, for the proof now and for `verify` later.
         durable: wait until the disk has every byte.
-        timeout_s: seconds without any progress after which the run is ended, 1 at least.
+        timeout_s: seconds without any progress of the workers after which the run is ended, 1 at least. What
+            ends the command line where its own disk does not answer, a program does not have.
 
     Examples:
         >>> request = eplb_cli.Request(Path("src"), Path("dst2"), new="new.json", old="old.json", threads=4)
