@@ -21,7 +21,7 @@ from tests.support.checkpoints import (
     write_tree,
 )
 from tests.support.plans import holders, slots
-from tests.support.runs import contents, run
+from tests.support.runs import TINY_BUFFERS, contents, run
 
 DATA = Path(__file__).parents[1] / "data"
 SETS = ("eplb-replicas", "uneven-ranks")
@@ -38,13 +38,13 @@ def real(request, tmp_path_factory) -> tuple[str, Path]:
 
 
 def reshard_real(
-    name: str, destination: Path, *options: object, tiny_buffers: bool = False
+    name: str, destination: Path, *options: object, module: str = "eplb_cli"
 ) -> dict[str, object]:
     """Reshard one of the sets; its report."""
     data = DATA / name
     placements = ("--old", data / "old.json", "--new", data / "new.json")
     arguments = ("reshard", data / "src", destination, *placements, "--format", "json", *options)
-    done = run(*arguments, tiny_buffers=tiny_buffers)
+    done = run(*arguments, module=module)
     assert done.returncode == 0, done.stderr
     report: dict[str, object] = json.loads(done.stdout)
     assert report["verified"] is True
@@ -82,7 +82,7 @@ def test_gloo_writes_the_same_tree(tmp_path, name, num_workers, buffer_size):
     """1 to 4 workers, buffers for everything or a part of a row: all files are as without an exchange."""
     reshard_real(name, tmp_path / "file", "--backend", "file")
     workers = ("--nproc-per-node", num_workers, "--buffer-size", buffer_size)
-    report = reshard_real(name, tmp_path / "gloo", "--backend", "gloo", *workers, tiny_buffers=True)
+    report = reshard_real(name, tmp_path / "gloo", "--backend", "gloo", *workers, module=TINY_BUFFERS)
     assert contents(tmp_path / "gloo") == contents(tmp_path / "file")
     assert report["backend"] == "gloo"
     assert (report["wire_bytes"] == 0) == (num_workers == 1)
@@ -157,7 +157,7 @@ def test_other_numbers_of_ranks_and_slots(tmp_path, model, old, new, num_workers
         done = run(
             *("reshard", tmp_path / "src", tmp_path / backend, *placements, "--backend", backend, *workers),
             *("--buffer-size", 600, "--format", "json"),
-            tiny_buffers=True,
+            module=TINY_BUFFERS,
         )
         assert done.returncode == 0, done.stderr
         reports[backend] = json.loads(done.stdout)

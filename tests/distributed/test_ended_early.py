@@ -11,7 +11,7 @@ import pytest
 
 from eplb_cli.errors import EplbError
 from eplb_cli.run.job import progress_counters, read_job
-from tests.support.runs import contents, processes_about, run, start, wait_until
+from tests.support.runs import TINY_BUFFERS, contents, processes_about, run, start, wait_until
 
 DATA = Path(__file__).parents[1] / "data" / "eplb-replicas"
 
@@ -24,7 +24,7 @@ def running(tmp_path):
     placements = ("--old", DATA / "old.json", "--new", DATA / "new.json")
     workers = ("--backend", "gloo", "--nproc-per-node", 2, "--buffer-size", 1)
     before = contents(DATA / "src")
-    process = start("reshard", DATA / "src", tmp_path / "dst", *placements, *workers, tiny_buffers=True)
+    process = start("reshard", DATA / "src", tmp_path / "dst", *placements, *workers, module=TINY_BUFFERS)
     try:
         wait_until(lambda: all_move(tmp_path), process)
         yield process

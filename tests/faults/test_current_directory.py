@@ -78,7 +78,7 @@ def imported(tmp_path_factory) -> set[str]:
     files = list((home / "names").iterdir())
     assert len(files) == len(commands(case)) + 3  # torchrun, and two workers
     found = set().union(*(file.read_text().split() for file in files))
-    assert {"torch", "numpy", "typer", "json", "ctypes", "typing"} <= found
+    assert {"torch", "numpy", "typer", "json", "ctypes"} <= found
     return found - {"eplb_cli", "__main__", "sitecustomize"} - set(sys.builtin_module_names)
 
 

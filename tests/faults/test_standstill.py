@@ -19,7 +19,7 @@ from tests.support.faults import Fault, path_of
 from tests.support.forked import LAUNCHER, run_forked
 from tests.support.mounts import ext4, system
 from tests.support.placements import placement
-from tests.support.runs import command, contents, run, start, wait_until
+from tests.support.runs import SLOW_WRITES, command, contents, run, start, wait_until
 from tests.support.scratch import scratch
 from tests.support.small import SmallCase, small_case
 
@@ -198,7 +198,7 @@ def test_a_frozen_file_system(tmp_path: Path, options):
         staging = disk / ".dst.eplb-staging"
         arguments = ["reshard", source, disk / "dst", "--old", tmp_path / "old.json"]
         arguments += ["--new", tmp_path / "new.json", *options]
-        started = start(*arguments, "--timeout", 2)
+        started = start(*arguments, "--timeout", 2, module=SLOW_WRITES)
         wait_until(lambda: any(staging.glob("*.safetensors")), started)
         with frozen(disk):
             out, err = started.communicate(timeout=60)  # pipes too: whoever captures them goes on

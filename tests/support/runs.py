@@ -9,26 +9,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+TINY_BUFFERS = "tests.support.tiny_buffers"
+SLOW_WRITES = "tests.support.slow_writes"
 _GIVE_UP_S = 300.0
 """Only ends a test that would hang; no result depends on it."""
 
 
-def command(*arguments: object, tiny_buffers: bool = False) -> list[str]:
-    """Words to run; with `tiny_buffers` whatever `--buffer-size` there is."""
-    module = "tests.support.tiny_buffers" if tiny_buffers else "eplb_cli"
+def command(*arguments: object, module: str = "eplb_cli") -> list[str]:
+    """Words to run; `module` may be `TINY_BUFFERS` or `SLOW_WRITES`, other doors to the same command line."""
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
-def run(*arguments: object, tiny_buffers: bool = False) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, module: str = "eplb_cli") -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    words = command(*arguments, tiny_buffers=tiny_buffers)
+    words = command(*arguments, module=module)
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=_GIVE_UP_S)
 
 
-def start(*arguments: object, tiny_buffers: bool = False) -> subprocess.Popen[str]:
+def start(*arguments: object, module: str = "eplb_cli") -> subprocess.Popen[str]:
     """Start a command."""
     return subprocess.Popen(
-        command(*arguments, tiny_buffers=tiny_buffers),
+        command(*arguments, module=module),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
