@@ -126,9 +126,10 @@ def _watch(
         seen = now
         show(int(seen[:, 0].sum()))
         outcomes = read_outcomes(job.work, len(seen))
-        if len(outcomes) == len(seen):
+        own = any(map(_has_own_error, outcomes.values()))
+        if len(outcomes) == len(seen) and (own or not any(end.is_victim for end in outcomes.values())):
             return
-        if failed_at is None and any(map(_has_own_error, outcomes.values())):
+        if failed_at is None and own:
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
             return

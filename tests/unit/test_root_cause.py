@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eplb_cli.run.job import Outcome
-from eplb_cli.run.launch import _root_cause
+from eplb_cli.run.launch import _root_cause, _watch
 from eplb_cli.run.torchrun import leave_ends, read_ends
 
 VICTIM = ("EP401", "worker 0: RuntimeError: Connection closed by peer", "")
@@ -67,6 +68,18 @@ def test_torchrun_that_a_signal_ended_is_told(tmp_path):
     assert cause(tmp_path, {}, victim, code=-15) == ("EP404", "torchrun was ended by SIGTERM")
     own = Outcome(1, 9, ("EP603", "disk full", ""))
     assert cause(tmp_path, {}, victim, own, code=-11) == ("EP603", "disk full")
+
+
+@pytest.mark.parametrize(("is_victim", "polls_left"), [(True, 0), (False, 3)])
+def test_torchrun_is_waited_for_where_all_workers_are_victims(tmp_path, is_victim, polls_left):
+    """However late it ends, since only it knows why; an error of a worker's own needs no word of it."""
+    for worker in range(2):
+        Outcome(worker, worker, VICTIM, is_victim=is_victim).write(tmp_path)
+    polls: list[int | None] = [None, None, None, -2]
+    job: Any = SimpleNamespace(work=tmp_path)
+    process: Any = SimpleNamespace(poll=lambda: polls.pop(0))
+    _watch(job, process, np.zeros((2, 4), np.int64), 300, lambda _: None)
+    assert len(polls) == polls_left
 
 
 def test_without_workers_torchrun_is_quoted(tmp_path):
