@@ -54,6 +54,8 @@ def main(arguments: list[str]) -> int:
     print(heading("faults", arguments, Path(tempfile.gettempdir())), end="\n\n", flush=True)
     if options.oracle:
         return oracle.run(options)
+    if options.starting:
+        _kill_starting(options.starting)
     shared_others.LEAST_SHARED_NBYTES = 0  # even small tensors are worth a file that ranks share
     chance = random.Random(options.seed)  # noqa: S311 - no secret
     with scratch() as path:
@@ -62,8 +64,6 @@ def main(arguments: list[str]) -> int:
         case = small_case(path / "work")
         _kill_file(case, options.file, chance)
         _kill_gloo(case, options.gloo, chance)
-    if options.starting:
-        _kill_starting(options.starting)
     if options.ends:
         _time_ends(options.ends)
     return 0
