@@ -26,7 +26,7 @@ from scripts.benchmarks.machine import heading
 from tests.support.faults import Fault
 from tests.support.forked import LAUNCHER, run_forked
 from tests.support.orphans import kill_and_run_again
-from tests.support.runs import command, contents, start, wait_until
+from tests.support.runs import TINY_BUFFERS, command, contents, start, wait_until
 from tests.support.scratch import scratch
 from tests.support.small import SmallCase, require_sound, small_case
 
@@ -117,7 +117,7 @@ def _kill_starting(count: int) -> None:
     for _ in range(count):
         with scratch() as path:
             case = small_case(path)
-            first = command(*case.command(*GLOO, new=path / "old.json"), tiny_buffers=True)
+            first = command(*case.command(*GLOO, new=path / "old.json"), module=TINY_BUFFERS)
             second = command(*case.command("--backend", "file"))
             seen = kill_and_run_again(path, first, second, after_s=after_s)
             is_right = seen.codes[-1] == 0 and contents(case.destination) == case.result
@@ -143,7 +143,7 @@ def _time_end() -> float:
         placements = ("--old", DATA / "old.json", "--new", DATA / "new.json")
         workers = ("--backend", "gloo", "--nproc-per-node", 2, "--buffer-size", 1)
         process = start(
-            "reshard", DATA / "src", Path(directory) / "dst", *placements, *workers, tiny_buffers=True
+            "reshard", DATA / "src", Path(directory) / "dst", *placements, *workers, module=TINY_BUFFERS
         )
         work = Path(directory) / ".dst.eplb-staging" / ".eplb"
         wait_until((work / "journal-1").exists, process)
