@@ -41,7 +41,6 @@ OPENINGS = {
     "output/shard_files.py: safe_open",  # what was written, for `safetensors` to look at
     "output/lock.py: os.open",  # the staging directory
     "output/lock.py: files.open_output",  # who holds it
-    "run/dry_run.py: os.open",
     "run/job.py: os.open",  # memory that the processes of a run share
     "run/launch.py: (job.work / 'torchrun.log').open",
     "run/launch.py: (job.work / 'torchrun.log').read_text",
@@ -51,6 +50,7 @@ OPENINGS = {
     "formats/tensor_file.py: torch.load",  # of bytes that were read
     "cli/entry.py: Path(os.devnull).open",  # the system's
     "machine.py: path.open",
+    "machine.py: _MOUNTS.read_bytes",
     "machine.py: (_CGROUP / 'memory.max').read_text",
     "machine.py: (_CGROUP / 'memory.current').read_text",
     "machine.py: Path(f'/proc/{pid}/stat').read_bytes",
