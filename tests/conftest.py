@@ -14,11 +14,12 @@ settings.register_profile(
 settings.load_profile("eplb")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _unjudged():
     """A command that a test runs in its own process goes on in it; one in a process of its own is judged.
 
-    A test that undoes what it has patched does not undo this: it would go on in a child of itself.
+    It holds for fixtures of modules too, and a test that undoes what it has patched does not undo this:
+    either would go on in a child of itself.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("eplb_cli.run.judge.go_on_judged", lambda *_: None)
