@@ -17,6 +17,7 @@ import mmap
 import os
 import signal
 import sys
+import threading
 import time
 from typing import NoReturn
 
@@ -35,7 +36,8 @@ _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def go_on_judged(timeout_s: float, hint: str) -> None:
     """Go on in a child of this process, which waits for it and ends as it does; only the child returns.
 
-    It has to be called before there are threads.
+    Where there are threads already, as in a program that calls the command line, it does nothing: a child
+    would have none of them, and their locks for good.
 
     Args:
         timeout_s: seconds after which a call to the file system counts as one that does not come back, if
@@ -45,6 +47,8 @@ def go_on_judged(timeout_s: float, hint: str) -> None:
     Raises:
         WorkerError: EP403, in the parent. The child is killed, and not waited for if it cannot die.
     """
+    if threading.active_count() > 1:
+        return
     counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [*_RELAYED, signal.SIGCHLD])
     for stream in (sys.stdout, sys.stderr):
