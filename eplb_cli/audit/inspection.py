@@ -15,7 +15,8 @@ from eplb_cli.audit.unknown import unknown_placement
 from eplb_cli.checkpoint.manifest import Manifest
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import open_shards
-from eplb_cli.errors import BytesError
+from eplb_cli.checkpoint.slices import slices_in
+from eplb_cli.errors import HINTS, BytesError
 from eplb_cli.output.prove import differing_replicas, row_view
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import EMPTY
@@ -53,6 +54,8 @@ def inspect(
     placement = unknown_placement(shards) if manifest is None else manifest.read_placement(path)
     checkpoint = bind(shards, placement)
     distinct, findings = _read(checkpoint, progress) if deep else (None, ())
+    if problem := slices_in(shards):
+        findings = (*findings, Finding("EP232", "error", problem, HINTS["EP232"]))
     others = [at.entry.nbytes for tensors in checkpoint.others for at in tensors.values()]
     return Inspection(
         path=path,

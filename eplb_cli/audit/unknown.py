@@ -19,37 +19,31 @@ def unknown_placement(shards: Shards) -> Placement:
             more rows than any placement has.
     """
     slots = shards.slots_per_rank
-    if len(shards.moe_layers) * int(slots.sum()) > MAX_ENTRIES:
-        rows = f"{len(shards.moe_layers):,} layers of {int(slots.sum()):,} rows"
+    layers = _alike_layers(shards)
+    if len(layers) * int(slots.sum()) > MAX_ENTRIES:
+        rows = f"{len(layers):,} layers of {int(slots.sum()):,} rows"
         raise CheckpointError("EP208", f"{shards.path} has {rows}; more than {MAX_ENTRIES:,} are too many")
     first_slot = np.concatenate([[0], np.cumsum(slots)])
-    layer_ids = np.array(shards.moe_layers, np.int64)
-    row = np.arange(int(first_slot[-1]))
-    if shards.layout.numbering != "expert":
+    layer_ids = np.array(layers, np.int64)
+    if not shards.layout.names_experts:
+        row = np.arange(int(first_slot[-1]))
         return Placement(np.tile(row, (len(layer_ids), 1)), first_slot, len(row), layer_ids)
-    named = _named_experts(shards)
-    for layer, ranks in zip(shards.moe_layers, named, strict=True):
+    named = {layer: shards.named_experts(layer) for layer in layers}
+    for layer, ranks in named.items():
         for rank, experts in enumerate(ranks):
             if len(experts) != slots[rank]:
                 raise CheckpointError(
                     "EP217",
                     f"rank {rank} has {len(experts)} experts in layer {layer}, and {slots[rank]} in layer "
-                    f"{shards.moe_layers[0]}",
+                    f"{layers[0]}",
                     "are all files of the rank there?",
                 )
-    table = np.array([[expert for rank in ranks for expert in rank] for ranks in named], np.int64)
+    table = np.array([[expert for rank in ranks for expert in rank] for ranks in named.values()], np.int64)
     return Placement(table, first_slot, int(table.max()) + 1, layer_ids)
 
 
-def _named_experts(shards: Shards) -> list[list[list[int]]]:
-    """Per layer and rank, the experts that the keys name, ascending."""
-    found: dict[tuple[int, int], set[int]] = {}
-    for rank, tensors in enumerate(shards.tensors):
-        for key in tensors:
-            expert = shards.layout.match_key(key)
-            if expert is not None and expert.number is not None:
-                found.setdefault((expert.layer, rank), set()).add(expert.number)
-    return [
-        [sorted(found.get((layer, rank), set())) for rank in range(shards.num_ranks)]
-        for layer in shards.moe_layers
-    ]
+def _alike_layers(shards: Shards) -> list[int]:
+    """The layers that placements speak of, and of the others those with as many rows on each rank."""
+    slots = shards.slots_per_rank
+    beside = [layer for layer in shards.layers.beside if np.array_equal(shards.rows_of(layer), slots)]
+    return sorted({*shards.layers.placed, *beside} or {*shards.moe_layers})

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from eplb_cli.arrays import Digests
 from eplb_cli.audit.identify import is_huggingface, prove_placement
@@ -100,7 +101,10 @@ def _prove_against(
     """Derive the plan anew from SRC and both placements, and prove what it says of every place."""
     source = manifest.read_source_placement(checkpoint.shards.path)
     senders, nodes = manifest.read_senders(checkpoint.shards.path), manifest.ranks_per_node
-    prepared = prepare(open_shards(against, layout), source, checkpoint.placement, senders, nodes)
+    rule = manifest.read_rank_scalars(checkpoint.shards.path)
+    shards = open_shards(against, layout)
+    prepared = prepare(shards, source, checkpoint.placement, senders, nodes, rank_scalars=rule)
+    _require_made(prepared, checkpoint, digests)
     old_digests = digest_tree(prepared.checkpoint, advance)
     require_as_in_manifest(prepared.checkpoint, old_digests)
     new_digests = _as_new_places(prepared, checkpoint, digests)
@@ -114,6 +118,17 @@ def _prove_against(
         hint = f"is {against} what it was made from? if so, one of the two was changed or damaged since"
         raise BytesError(error.code, error.message, hint) from error
     return proof.warnings
+
+
+def _require_made(prepared: Prepared, checkpoint: ShardedCheckpoint, digests: Digests) -> None:
+    """EP504 where a tensor that follows from the placement alone is not that."""
+    numbers, num_rows = other_numbers(checkpoint.others), checkpoint.extents.file.size
+    for made in prepared.output.made:
+        number = numbers.get((made.dst_rank, made.key))
+        wanted = xxhash.xxh3_128_digest(made.content)
+        if number is None or digests[num_rows + number].tobytes() != wanted:
+            problem = f"rank {made.dst_rank}: {made.key!r} is not what the placement says"
+            raise BytesError("EP504", problem, DAMAGED)
 
 
 def place_in_words(checkpoint: ShardedCheckpoint, prepared: Prepared, place: int) -> str:

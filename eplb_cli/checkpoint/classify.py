@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from eplb_cli.checkpoint.layout import ExpertKey, Layout
+from eplb_cli.checkpoint.complete import Group, is_scale, is_weight
+from eplb_cli.checkpoint.layout import numbering
 from eplb_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from eplb_cli.checkpoint.shards import TensorAt
+    from eplb_cli.checkpoint.shards import PlacedKey, Shards, TensorAt
 
 
 Cell = tuple[int, str, str]
@@ -22,44 +23,49 @@ Experts = Mapping[Cell, Mapping[int, Mapping[int | None, "TensorAt"]]]
 
 
 class SplitTensors(NamedTuple):
-    """Expert tensors, and per rank the other tensors."""
+    """What the tensors of all ranks are.
+
+    Attributes:
+        experts: those with rows.
+        others: per rank, all the rest by key.
+        rank_numbers: keys of others under a module of placed experts that have no row for each: a rank may
+            have computed them from its own experts.
+    """
 
     experts: Experts
     others: tuple[dict[str, TensorAt], ...]
+    rank_numbers: frozenset[str]
 
 
-def split_tensors(
-    layout: Layout,
-    tensors: Sequence[Mapping[str, TensorAt]],
-    layer_ids: Sequence[int],
-    slots_per_rank: Sequence[int],
-) -> SplitTensors:
+def split_tensors(shards: Shards, layer_ids: Sequence[int], slots_per_rank: Sequence[int]) -> SplitTensors:
     """Tell expert tensors of the placed layers from the others.
 
     Raises:
         CheckpointError: EP207, EP208, EP209 or EP211, naming the tensor and the rank.
     """
     experts: dict[Cell, dict[int, dict[int | None, TensorAt]]] = defaultdict(lambda: defaultdict(dict))
-    others: tuple[dict[str, TensorAt], ...] = tuple({} for _ in tensors)
+    others: tuple[dict[str, TensorAt], ...] = tuple({} for _ in shards.tensors)
     placed = set(layer_ids)
-    for rank, of_rank in enumerate(tensors):
+    rank_numbers: set[str] = set()
+    for rank, of_rank in enumerate(shards.tensors):
         for key, at in of_rank.items():
-            found = _expert_key(layout, key, at, rank)
-            if found is not None and found.layer in placed and _has_rows(layout, found, at, rank):
+            found = _expert_key(shards, key, at, rank)
+            is_placed = found is not None and found.layer in placed
+            if found is not None and is_placed and _has_rows(shards, found, key, at, rank):
                 experts[found.layer, found.template, found.tensor][rank][found.number] = at
-            else:
-                others[rank][key] = at
-    _check_ranks(layout, experts, others, slots_per_rank)
-    if layout.numbering == "stacked":
-        _check_rows(layout, experts, slots_per_rank)
-    return SplitTensors(experts, others)
+                continue
+            others[rank][key] = at
+            if is_placed or (found is None and not shards.layout.is_known_other(key)):
+                rank_numbers.add(key)
+    _check_ranks(experts, others, slots_per_rank)
+    _check_rows(shards, experts, slots_per_rank)
+    return SplitTensors(experts, others, frozenset(rank_numbers))
 
 
-def _expert_key(layout: Layout, key: str, at: TensorAt, rank: int) -> ExpertKey | None:
+def _expert_key(shards: Shards, key: str, at: TensorAt, rank: int) -> PlacedKey | None:
     """What the key says; None for another tensor."""
-    found = layout.match_key(key)
-    is_number = not at.entry.shape and layout.numbering == "stacked"
-    if found is None and not is_number and not layout.is_known_other(key):
+    found, layout = shards.expert_keys.get(key), shards.layout
+    if found is None and not layout.is_known_other(key) and (at.entry.shape or not layout.experts):
         raise CheckpointError(
             "EP207",
             f"{key!r} on rank {rank} looks like an expert's, and layout {layout.name} does not know it",
@@ -67,61 +73,69 @@ def _expert_key(layout: Layout, key: str, at: TensorAt, rank: int) -> ExpertKey 
     return found
 
 
-def _has_rows(layout: Layout, key: ExpertKey, at: TensorAt, rank: int) -> bool:
-    """Whether a known tensor of an expert has a dimension for rows; EP208 where it has none and must."""
-    if layout.numbering != "stacked" or at.entry.shape:
+def _has_rows(shards: Shards, found: PlacedKey, key: str, at: TensorAt, rank: int) -> bool:
+    """Whether a tensor of an expert has a dimension for rows; EP208 where it has none and must."""
+    if found.number is not None or at.entry.shape not in ((), (1,)):
         return True
-    if key.tensor in layout.tensors:
-        name = key.template.replace("{layer}", str(key.layer))
-        raise CheckpointError("EP208", f"{name!r} on rank {rank} has no dimension, and so no rows")
+    if at.entry.shape and shards.rows_of(found.layer)[rank] == 1:
+        return True
+    if is_weight(found.tensor) or found.tensor in shards.layout.tensors:
+        raise CheckpointError("EP208", f"{key!r} on rank {rank} has no dimension, and so no rows")
     return False
 
 
 def _check_ranks(
-    layout: Layout,
-    experts: Experts,
-    others: Sequence[Mapping[str, TensorAt]],
-    slots_per_rank: Sequence[int],
+    experts: Experts, others: Sequence[Mapping[str, TensorAt]], slots_per_rank: Sequence[int]
 ) -> None:
     """An expert tensor that one rank has, every rank with slots has."""
     for (layer, template, tensor), ranks in experts.items():
         absent = [rank for rank, slots in enumerate(slots_per_rank) if slots and rank not in ranks]
-        if not absent or layout.numbering == "expert":
+        if not absent or numbering(template) == "expert":
             continue
         key = template.replace("{layer}", str(layer))
-        if tensor in layout.input_scales and any(key in others[rank] for rank in absent):
-            raise _input_scale(key, absent[0])
-        code = "EP210" if tensor in layout.scales else "EP209"
+        if any(key in others[rank] for rank in absent):
+            raise _uneven(key, absent[0])
+        code = "EP210" if is_scale(tensor) else "EP209"
         raise CheckpointError(code, f"{key!r} is missing on rank {absent[0]}, and rank {min(ranks)} has it")
 
 
-def _check_rows(
-    layout: Layout,
-    experts: Experts,
-    slots_per_rank: Sequence[int],
-) -> None:
+def _check_rows(shards: Shards, experts: Experts, slots_per_rank: Sequence[int]) -> None:
     """Dim 0 of a stacked expert tensor is the rank's row count."""
     for (layer, template, tensor), ranks in experts.items():
         for rank, numbered in ranks.items():
-            entry = numbered[None].entry
-            if rank < len(slots_per_rank) and entry.shape[0] != slots_per_rank[rank]:
-                key = template.replace("{layer}", str(layer))
-                if tensor in layout.input_scales:
-                    raise _input_scale(key, rank)
-                raise CheckpointError(
-                    "EP208",
-                    f"{key!r} on rank {rank} is {list(entry.shape)}: "
-                    f"{entry.shape[0]} rows where OLD has {slots_per_rank[rank]}",
-                )
+            if None not in numbered or rank >= len(slots_per_rank):
+                continue
+            shape, slots = numbered[None].entry.shape, slots_per_rank[rank]
+            if shape[0] == slots:
+                continue
+            key, rows = template.replace("{layer}", str(layer)), shards.rows_of(layer)[rank]
+            if shape[0] == rows:
+                problem = f"{shape[0]} rows where OLD has {slots}"
+                raise CheckpointError("EP208", f"{key!r} on rank {rank} is {list(shape)}: {problem}")
+            if "input" in tensor:
+                raise _uneven(key, rank)
+            problem = f"is {list(shape)}, and the rank has {rows} rows of experts: nothing says what it is"
+            raise CheckpointError("EP207", f"{key!r} on rank {rank} {problem}")
 
 
-def _input_scale(key: str, rank: int) -> CheckpointError:
+def _uneven(key: str, rank: int) -> CheckpointError:
     return CheckpointError(
         "EP211", f"{key!r} on rank {rank} has neither one value nor one per row on every rank"
     )
 
 
-def check_scales(layout: Layout, experts: Experts) -> None:
+def groups_of(shards: Shards) -> list[Group]:
+    """The tensors of every module of experts, of layers that no placement names too."""
+    dtypes: dict[tuple[int, str], dict[str, str]] = defaultdict(dict)
+    for tensors in shards.tensors:
+        for key, at in tensors.items():
+            found = shards.expert_keys.get(key)
+            if found is not None and (at.entry.shape or found.number is not None):
+                dtypes[found.layer, found.home].setdefault(found.tensor, at.entry.dtype)
+    return [Group(layer, home, found) for (layer, home), found in sorted(dtypes.items())]
+
+
+def check_scales(shards: Shards) -> None:
     """Refuse a layer that has a scale without its weight, or lacks a scale its like have.
 
     A weight has like: the same tensor in another layer, or another weight of the layer, of the same
@@ -130,10 +144,8 @@ def check_scales(layout: Layout, experts: Experts) -> None:
     Raises:
         CheckpointError: EP210, naming the layer and the tensor.
     """
-    present: dict[tuple[int, str], dict[str, str]] = defaultdict(dict)
-    for cell in experts:
-        layer, template, tensor = cell
-        present[layer, layout.family(template, tensor)][tensor] = _dtype(experts[cell])
+    layout = shards.layout
+    present = {(group.layer, group.home): group.dtypes for group in groups_of(shards)}
     kinds = {
         (weight_dtype, _kind(scale, weight))
         for tensors in present.values()
@@ -141,27 +153,18 @@ def check_scales(layout: Layout, experts: Experts) -> None:
         for weight in weights.split()
         if scale in tensors and (weight_dtype := tensors.get(weight))
     }
-    for (layer, family), tensors in sorted(present.items()):
+    for (layer, home), tensors in sorted(present.items()):
         for scale, weights in layout.scales.items():
             owners = [weight for weight in weights.split() if weight in tensors]
-            where = f"layer {layer}: {family.replace('{layer}', str(layer))}"
+            where = f"layer {layer}: {home.replace('{tensor}', '')}"
             if scale in tensors and not owners:
-                found = where.replace("{tensor}", scale)
-                raise CheckpointError("EP210", f"{found} is there without {weights.split()[0]}")
+                raise CheckpointError("EP210", f"{where}{scale} is there without {weights.split()[0]}")
             lacks = [weight for weight in owners if (tensors[weight], _kind(scale, weight)) in kinds]
             if lacks and scale not in tensors:
-                raise CheckpointError(
-                    "EP210",
-                    f"{where.replace('{tensor}', lacks[0])} is there without {scale}",
-                )
+                raise CheckpointError("EP210", f"{where}{lacks[0]} is there without {scale}")
 
 
 def _kind(scale: str, weight: str) -> str:
     """What a scale adds to the name of its weight: "_scale_inv", say."""
     shared = len([1 for a, b in zip(scale, weight, strict=False) if a == b])
     return scale[shared:]
-
-
-def _dtype(ranks: Mapping[int, Mapping[int | None, TensorAt]]) -> str:
-    numbered = next(iter(ranks.values()))
-    return next(iter(numbered.values())).entry.dtype

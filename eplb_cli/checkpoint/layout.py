@@ -1,22 +1,28 @@
 """Which tensors of a shard are rows of experts, and what their names mean.
 
-A layout is a small TOML file: patterns for the names of files and of expert tensors, and the exact
-names an expert consists of. Patterns are literal text with placeholders, never regular expressions,
-so a hostile layout file cannot make matching slow: the time to match a key grows as its length.
-Where an expert lies follows from the placeholders: `{row}` is the row on its rank, `{expert}` the
-number in the whole model, and with neither the tensor is stacked, its dim 0 being the row.
+A layout is a small TOML file: patterns for the names of files, and how expert tensors are found. The presets
+find them by shape (`models/names`): whatever is under a module of experts, but for the others that are known.
+A layout for names without that shape has patterns of keys instead, and the exact names an expert consists of.
+Patterns are literal text with placeholders, never regular expressions, so a hostile layout file cannot make
+matching slow: the time to match a key grows as its length.
+A number in a key is the row on its rank, `{row}`, or the number in the whole model, `{expert}`; without one
+the tensor is stacked, its dim 0 being the row.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from eplb_cli.models.names import LayerPlace, looks_like_experts, names_experts, split_expert_key
+
 FORMAT = "eplb-layout/1"
-_EXPERT_COMPONENTS = {"experts", "routed_experts"}
+_STACKED = ("w13_", "w2_")
+"""What engines call the tensors of all experts of a rank, wherever they are."""
+
 _NUMBER = "0|[1-9][0-9]{0,8}"
 
 
@@ -36,16 +42,18 @@ class ExpertKey(NamedTuple):
     """What the key of an expert tensor says.
 
     Attributes:
-        template: the key with `{layer}`, `{row}` and `{expert}` left open; the tensor's identity.
+        place: its layer.
         tensor: the name of the tensor inside its expert.
-        layer: the model's own layer number.
         number: the row or the expert in the key; None for a stacked tensor.
+        template: the key with `{row}` or `{expert}` left open.
+        of_layers: the same with `{layer}` left open too.
     """
 
-    template: str
+    place: LayerPlace
     tensor: str
-    layer: int
     number: int | None
+    template: str
+    of_layers: str
 
 
 class _KeyPattern(NamedTuple):
@@ -80,28 +88,34 @@ class Layout:
 
     Attributes:
         files: patterns of shard names, with `{rank}` and perhaps `{part}`, `{stage}`, `{world}`.
-        experts: patterns of expert tensors, matched at the end of a key.
-        tensors: the values of `{tensor}` that are rows of experts.
-        input_scales: values of `{tensor}` that are rows where dim 0 says so.
-        others: values of `{tensor}` that are not rows; `*` stands for anything at the end.
-        scales: a scale and the weights, divided by spaces, one of which it belongs to.
+        experts: patterns of expert tensors, matched at the end of a key; none to find them by shape.
+        tensors: with patterns, the values of `{tensor}` that are rows of experts. By shape, what tells shards
+            of this layout from those of another with the same file names.
+        input_scales: with patterns, values of `{tensor}` that are rows where dim 0 says so.
+        others: what is under a module of experts, or fits a pattern, and is no row; `*` stands for anything
+            at the end.
+        scales: with patterns, a scale and the weights, divided by spaces, one of which it belongs to.
+        numbers: by shape, what a number in a key is: "row", "expert", or "" where keys have none.
+        maps: tensors under a module of experts that say which experts a rank has.
+        main: the module whose layers placements speak of, where it is not to be found out.
     """
 
     name: str
     files: tuple[str, ...]
-    experts: tuple[str, ...]
-    tensors: tuple[str, ...]
-    input_scales: tuple[str, ...]
-    others: tuple[str, ...]
-    scales: Mapping[str, str]
+    experts: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    input_scales: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    scales: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
+    numbers: Literal["", "row", "expert"] = ""
+    maps: tuple[str, ...] = ()
+    main: str = ""
 
-    @cached_property
-    def numbering(self) -> Literal["stacked", "row", "expert"]:
-        """What the number in a key means; "stacked" where there is none."""
-        if "{row}" in self.experts[0]:
-            return "row"
-        return "expert" if "{expert}" in self.experts[0] else "stacked"
+    @property
+    def names_experts(self) -> bool:
+        """Whether a number in a key is that of an expert in the whole model."""
+        return self.numbers == "expert" or any("{expert}" in pattern for pattern in self.experts)
 
     @cached_property
     def _file_patterns(self) -> list[re.Pattern[str]]:
@@ -143,20 +157,36 @@ class Layout:
         A key whose template would not give it back, because a placeholder stands in the key itself, is
         none: it could not be written again.
         """
+        if not self.experts:
+            return self._by_shape(key)
         for pattern, found in self._matches(key):
             if found["tensor"] in self._known and (expert := _expert_key(pattern, found, key)):
                 return expert
         return None
 
-    def family(self, template: str, tensor: str) -> str:
-        """The template of a tensor with `{tensor}` left open too: the same for all tensors of an expert."""
-        ends = ((pattern, pattern.replace("{tensor}", tensor)) for pattern in self.experts)
-        pattern, end = next(found for found in ends if template.endswith(found[1]))
-        return template.removesuffix(end) + pattern
+    def _by_shape(self, key: str) -> ExpertKey | None:
+        name = split_expert_key(key)
+        if name is None or self.is_map(key) or is_any(name.rest, self.others):
+            return None
+        if name.number is not None and not self.numbers:
+            return None
+        numbered = f"{{{self.numbers}}}"
+        return ExpertKey(
+            name.place,
+            name.tensor,
+            name.number,
+            name.template(numbered, open_layer=False),
+            name.template(numbered, open_layer=True),
+        )
+
+    def is_map(self, key: str) -> bool:
+        """Whether a tensor says which experts a rank has."""
+        name = split_expert_key(key)
+        return name is not None and name.rest in self.maps
 
     def _matches(self, key: str) -> Iterator[tuple[str, dict[str, str]]]:
         """Every pattern that a key fits, and the values of its placeholders."""
-        if self._any_beginning.match(key):
+        if self.experts and self._any_beginning.match(key):
             for pattern, compiled in zip(self.experts, self._key_patterns, strict=True):
                 yield from ((pattern, found) for found in compiled.matches(key))
 
@@ -167,32 +197,41 @@ class Layout:
         """
         ends = [found["tensor"] for _, found in self._matches(key)]
         parts = key.split(".")
-        looks = [place for place, part in enumerate(parts) if part in _EXPERT_COMPONENTS]
-        if looks:
-            ends.append(".".join(parts[looks[-1] + 1 :]))
+        if looks_like_experts(key):
+            behind = max(at for at, part in enumerate(parts) if names_experts(part)) + 1
+            ends.append(".".join(parts[behind:]))
         if not ends:
-            return parts[-1] not in self._known
-        return any(self._is_other(end) for end in ends)
-
-    def _is_other(self, end: str) -> bool:
-        return any(
-            end.startswith(pattern[:-1]) if pattern.endswith("*") else end == pattern
-            for pattern in self.others
-        )
+            return parts[-1] not in self._known and not parts[-1].startswith(_STACKED)
+        return self.is_map(key) or any(is_any(end, self.others) for end in ends)
 
     def as_json(self) -> dict[str, Any]:
         """The layout as a manifest or a job file holds it."""
         return {"format": FORMAT, **asdict(self)}
 
 
+def is_any(end: str, names: Iterable[str]) -> bool:
+    """Whether it is one of some names, of which a `*` at the end stands for anything."""
+    return any(end.startswith(name[:-1]) if name.endswith("*") else end == name for name in names)
+
+
 def _expert_key(pattern: str, found: Mapping[str, str], key: str) -> ExpertKey | None:
     """What a key says that fits a pattern; None where its template would not give it back."""
-    template = found["prefix"] + pattern.replace("{tensor}", found["tensor"])
+    of_layers = found["prefix"] + pattern.replace("{tensor}", found["tensor"])
     digits = found.get("row", found.get("expert"))
     layer, number = int(found["layer"]), None if digits is None else int(digits)
-    if key_name(template, layer, number) != key:
+    template = of_layers.replace("{layer}", str(layer))
+    if key_name(template, layer, number) != key or key_name(of_layers, layer, number) != key:
         return None
-    return ExpertKey(template, found["tensor"], layer, number)
+    before, _, home = pattern.partition("{layer}")
+    place = LayerPlace((found["prefix"] + before).rstrip("."), layer, home.lstrip("."))
+    return ExpertKey(place, found["tensor"], number, template, of_layers)
+
+
+def numbering(template: str) -> Literal["stacked", "row", "expert"]:
+    """What the number in the keys of a template means; "stacked" where there is none."""
+    if "{row}" in template:
+        return "row"
+    return "expert" if "{expert}" in template else "stacked"
 
 
 def _compile(pattern: str, before: str, after: str = "") -> re.Pattern[str]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eplb_cli.checkpoint.layout import FORMAT, Layout
+from eplb_cli.checkpoint.layout import FORMAT, Layout, is_any
 from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.reading import read_toml
@@ -21,7 +21,18 @@ MAX_NAMES = 1000
 """Tensors, input scales, others and scales of a layout."""
 
 _HUGGING_FACE = re.compile(r"(?:model|pytorch_model)(?:-[0-9]+-of-[0-9]+)?\.safetensors")
-_LISTS = ("files", "experts", "tensors", "input_scales", "others")
+_LISTS = ("files", "experts", "tensors", "input_scales", "others", "maps")
+_NUMBERS = ("", "row", "expert")
+_MAPS = {"expert_map", "_expert_map"}
+"""What vLLM calls the buffer that says which experts a rank has."""
+
+_OPTIONAL: Mapping[str, Any] = {
+    **{key: [] for key in _LISTS if key != "files"},
+    "scales": {},
+    "description": "",
+    "numbers": "",
+    "main": "",
+}
 
 
 def presets() -> list[Layout]:
@@ -49,13 +60,20 @@ def find_layout(name: str, shard_names: Iterable[str], keys: Iterable[str]) -> L
         return read_layout(Path(name))
     names, all_keys, known = list(shard_names), list(keys), presets()
     fitting = [layout for layout in known if _fits(layout, names, all_keys)]
-    if len(fitting) == 1:
-        return fitting[0]
-    raise _unfit(fitting, known, names, all_keys)
+    telling = [layout for layout in fitting if layout.tensors] or fitting
+    if len(telling) == 1:
+        return telling[0]
+    raise _unfit(telling, known, names, all_keys)
 
 
 def _fits(layout: Layout, names: list[str], keys: list[str]) -> bool:
-    return all(layout.match_file(name) for name in names) and any(layout.match_key(key) for key in keys)
+    """Whether all files, and the tensors under modules of experts, may be of a layout."""
+    if not all(layout.match_file(name) for name in names):
+        return False
+    found = [expert for key in keys if (expert := layout.match_key(key))]
+    is_numbered = any(expert.number is not None for expert in found)
+    has_marks = not layout.tensors or any(is_any(expert.tensor, layout.tensors) for expert in found)
+    return bool(found) and is_numbered == bool(layout.numbers) and has_marks
 
 
 def _unfit(fitting: list[Layout], known: list[Layout], names: list[str], keys: list[str]) -> CheckpointError:
@@ -83,7 +101,7 @@ def layout_from_json(raw: object, where: object) -> Layout:
     fields: dict[str, Any] = {key: value for key, value in raw.items() if key != "format"}
     if unknown := fields.keys() - Layout.__dataclass_fields__.keys():
         raise malformed_layout(where, f"unknown key {min(unknown)!r}")
-    fields = {"input_scales": [], "others": [], "scales": {}, "description": "", **fields}
+    fields = {**_OPTIONAL, **fields}
     for key in _LISTS:
         value = fields.get(key)
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
@@ -94,10 +112,12 @@ def layout_from_json(raw: object, where: object) -> Layout:
         raise malformed_layout(where, "scales does not map scales to weights")
     if max(len(fields["files"]), len(fields["experts"])) > MAX_PATTERNS:
         raise malformed_layout(where, f"more than {MAX_PATTERNS} patterns of files or of experts")
-    if sum(len(fields[key]) for key in ("tensors", "input_scales", "others", "scales")) > MAX_NAMES:
+    if sum(len(fields[key]) for key in ("tensors", "input_scales", "others", "scales", "maps")) > MAX_NAMES:
         raise malformed_layout(where, f"more than {MAX_NAMES:,} names")
-    if not isinstance(fields.get("name"), str) or not isinstance(fields["description"], str):
-        raise malformed_layout(where, "name or description is not a string")
+    if not all(isinstance(fields.get(key), str) for key in ("name", "description", "main")):
+        raise malformed_layout(where, "name, description or main is not a string")
+    if fields["numbers"] not in _NUMBERS or (fields["numbers"] and fields["experts"]):
+        raise malformed_layout(where, 'numbers is not "row" or "expert", or experts say it')
     _check_tensors(fields, where)
     _check_patterns(fields, where)
     return Layout(**fields)
@@ -105,13 +125,18 @@ def layout_from_json(raw: object, where: object) -> Layout:
 
 def _check_tensors(fields: Mapping[str, Any], where: object) -> None:
     """Every name says one thing, and scales are only of tensors that there are."""
-    if not fields["tensors"]:
+    if fields["experts"] and not fields["tensors"]:
         raise malformed_layout(where, "tensors is empty")
-    names = [*fields["tensors"], *fields["input_scales"], *fields["others"]]
+    if not fields["experts"] and (fields["input_scales"] or fields["scales"]):
+        raise malformed_layout(where, "input_scales and scales are of tensors that experts have patterns for")
+    names = [name for key in ("tensors", "input_scales", "others", "maps") for name in fields[key]]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise malformed_layout(
-            where, f"{repeated[0]!r} is named more than once in tensors, input_scales and others"
+            where, f"{repeated[0]!r} is named more than once in tensors, input_scales, others and maps"
         )
+    if maps := _MAPS & {*fields["others"], *fields["tensors"]}:
+        problem = f"{min(maps)!r} says which experts a rank has, and would go on saying it of OLD"
+        raise malformed_layout(where, problem, f'name it in maps = ["{min(maps)}"]: it is written anew')
     scaled = {name for scale, weights in fields["scales"].items() for name in (scale, *weights.split())}
     if unknown := scaled - set(fields["tensors"]):
         raise malformed_layout(where, f"{min(unknown)!r} in scales is not one of the tensors")
@@ -131,19 +156,17 @@ def _check_patterns(fields: Mapping[str, Any], where: object) -> None:
         if not _once(found, {"layer", "tensor"}, {"layer", "tensor", "row", "expert"}) or len(found) > 3:  # noqa: PLR2004
             raise malformed_layout(where, f"{pattern!r} is no pattern of a key with {{layer}} and {{tensor}}")
         numberings.add(frozenset(found))
-    if len(numberings) != 1 or not fields["files"]:
-        raise malformed_layout(where, "files or experts is empty, or the experts are numbered in two ways")
-    if any(
-        pattern.count("*") > 1 or pattern.find("*") not in (-1, len(pattern) - 1)
-        for pattern in fields["others"]
-    ):
-        raise malformed_layout(where, "in others, * stands only at the end")
+    if len(numberings) > 1 or not fields["files"]:
+        raise malformed_layout(where, "files is empty, or the experts are numbered in two ways")
+    starred = [*fields["others"], *(() if fields["experts"] else fields["tensors"])]
+    if any(name.count("*") > 1 or name.find("*") not in (-1, len(name) - 1) for name in starred):
+        raise malformed_layout(where, "in names, * stands only at the end")
 
 
 def _once(found: list[str], needed: set[str], allowed: set[str]) -> bool:
     return needed <= set(found) <= allowed and len(set(found)) == len(found)
 
 
-def malformed_layout(where: object, reason: str) -> CheckpointError:
+def malformed_layout(where: object, reason: str, hint: str = "see docs/layouts.md") -> CheckpointError:
     """EP206."""
-    return CheckpointError("EP206", f"{where} is not a layout: {reason[:300]}", "see docs/layouts.md")
+    return CheckpointError("EP206", f"{where} is not a layout: {reason[:300]}", hint)

@@ -10,7 +10,7 @@ import os
 import re
 import string
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -28,7 +28,7 @@ from eplb_cli.formats.reading import json_value, npy_value
 from eplb_cli.models.model import MAX_EXPERTS
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.placements.placement import Placement
-from eplb_cli.plan.choice import Senders, is_senders
+from eplb_cli.plan.choice import RankScalars, Senders, is_rank_scalars, is_senders
 
 FORMAT = "eplb-checkpoint/1"
 MANIFEST_NAME = "eplb.json"
@@ -37,6 +37,8 @@ BAKED_FORMAT = "eplb-baked/1"
 
 MAX_MANIFEST_NBYTES = 1 << 28
 _NPY_HEADER_LIMIT = 4096
+_LATER = {"decisions"}
+"""Objects that manifests of older versions lack."""
 _ENCODER = json.JSONEncoder(indent=1, sort_keys=True)
 
 
@@ -55,6 +57,7 @@ class Manifest:
         digests: per file of row digests, likewise; empty without them.
         options: what was switched off: digests, verify, fsync.
         serving: how each engine loads the tree.
+        decisions: what had to be decided, because neither SRC nor the placements say it.
     """
 
     tool: str
@@ -70,6 +73,7 @@ class Manifest:
     digests: Mapping[str, Mapping[str, Any]]
     options: Mapping[str, bool]
     serving: list[str]
+    decisions: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """The manifest as a file holds it, with a digest of everything else in it."""
@@ -83,6 +87,13 @@ class Manifest:
     def read_source_placement(self, where: Path) -> Placement:
         """The placement of the tree it was made from. Raises PlacementError."""
         return placement_from_json(dict(self.source_placement), str(where / MANIFEST_NAME))
+
+    def read_rank_scalars(self, where: Path) -> RankScalars | None:
+        """What was done with numbers of ranks. Raises EP214 for what this version does not know."""
+        rule = self.decisions.get("rank_scalars")
+        if rule is not None and not is_rank_scalars(rule):
+            raise _malformed(where / MANIFEST_NAME, f"there is no rule {rule!r} for rank_scalars")
+        return rule
 
     def read_senders(self, where: Path) -> Senders:
         """Who sent what several ranks held. Raises EP214 for a word that this version does not know."""
@@ -128,7 +139,7 @@ def read_manifest(path: Path, *, exact: bool = False) -> Manifest | None:
     is_as_written = not exact or hashlib.sha256(text).hexdigest() == _digest(raw, b"\n")
     if raw.get("digest") != digest or not is_as_written:
         raise _malformed(where, "it was changed or damaged after it was written")
-    return Manifest(**{field.name: raw[field.name] for field in fields(Manifest)})
+    return Manifest(**{each.name: raw[each.name] for each in fields(Manifest) if each.name in raw})
 
 
 def file_beside(tree: Path, name: str, manifest: Manifest | None) -> FileBeside:
@@ -164,10 +175,11 @@ def _check(raw: Mapping[str, Any], where: Path) -> None:
         **dict.fromkeys(("expert_tensors", "serving"), (list, "a list")),
         "ranks_per_node": (int | None, "a number"),
     }
-    for field in fields(Manifest):
-        kind, name = kinds.get(field.name, (dict, "an object"))
-        if field.name not in raw or not isinstance(raw[field.name], kind):
-            raise _malformed(where, f'"{field.name}" is not there, or not {name}')
+    for each in fields(Manifest):
+        kind, name = kinds.get(each.name, (dict, "an object"))
+        is_there = each.name in raw or each.name in _LATER
+        if not is_there or not isinstance(raw.get(each.name, {} if each.name in _LATER else None), kind):
+            raise _malformed(where, f'"{each.name}" is not there, or not {name}')
     if not all(isinstance(name, str) for name in raw["expert_tensors"]):
         raise _malformed(where, "expert_tensors is not a list of strings")
     nodes = raw["ranks_per_node"]

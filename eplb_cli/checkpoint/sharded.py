@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.arrays import Digests
-from eplb_cli.checkpoint.classify import check_scales, split_tensors
+from eplb_cli.checkpoint.classify import check_scales, groups_of, split_tensors
+from eplb_cli.checkpoint.complete import check_complete, is_scale
+from eplb_cli.checkpoint.expert_maps import map_keys
 from eplb_cli.checkpoint.known import known_digests
-from eplb_cli.checkpoint.layout import has_parts
+from eplb_cli.checkpoint.layout import has_parts, numbering
 from eplb_cli.checkpoint.others import lacking_others, looks_sharded
 from eplb_cli.checkpoint.places import Extents, Places, old_places
 from eplb_cli.checkpoint.shards import Shards, TensorAt
@@ -44,6 +46,10 @@ class ShardedCheckpoint:
         series: (L, K) objects, the file series the tensor is in.
         extents: where each row lies.
         others: per rank, the other tensors by key.
+        rank_numbers: keys of others that a rank may have computed from its own experts.
+        chosen_rank: keys of others of which all new ranks get what one old rank has.
+        decisions: what had to be decided for a plan, as `eplb.json` holds it.
+        odd: what is odd about its tensors, and yet no reason to refuse them.
     """
 
     shards: Shards
@@ -55,17 +61,25 @@ class ShardedCheckpoint:
     series: NDArray[np.object_]
     extents: Extents
     others: tuple[Mapping[str, TensorAt], ...]
+    rank_numbers: frozenset[str] = frozenset()
+    chosen_rank: Mapping[str, int] = field(default_factory=dict)
+    decisions: Mapping[str, object] = field(default_factory=dict)
+    odd: tuple[str, ...] = ()
 
     @property
     def expert_nbytes(self) -> NDArray[np.int64]:
         """(L,) bytes of one expert with all its tensors."""
         return np.asarray(self.row_nbytes.sum(axis=1), np.int64)
 
+    @cached_property
+    def maps(self) -> Mapping[str, int]:
+        """Keys of others that say where experts are, and the layer of each."""
+        return dict(map_keys(self.shards))
+
     @property
-    def unplaced_layers(self) -> list[int]:
-        """MoE layers of the checkpoint that the placement does not name."""
-        placed = set() if self.placement.layer_ids is None else set(self.placement.layer_ids.tolist())
-        return [layer for layer in self.shards.moe_layers if layer not in placed]
+    def settled(self) -> frozenset[str]:
+        """Keys of others that new ranks do not have from the old rank of their number."""
+        return frozenset({*self.maps, *self.chosen_rank})
 
     @cached_property
     def sharded_others(self) -> list[str]:
@@ -94,22 +108,22 @@ class ShardedCheckpoint:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """What is odd, and yet no reason to refuse: other tensors that some rank lacks."""
-        return lacking_others(self.others)
+        """What is odd, and yet no reason to refuse: tensors that some layer or rank lacks."""
+        return [*self.odd, *lacking_others(self.others)]
 
 
 def with_layers(placement: Placement, shards: Shards) -> Placement:
     """`placement` with layer_ids, taken from the shards where it has none. Raises EP212."""
-    if placement.layer_ids is None and placement.num_layers == len(shards.moe_layers):
-        layer_ids = np.array(shards.moe_layers, np.int64)
-        return Placement(
-            placement.physical_to_logical, placement.first_slot, placement.num_logical_experts, layer_ids
-        )
+    layers = shards.layers
     if placement.layer_ids is None:
+        for known in (layers.placed, shards.moe_layers):
+            if placement.num_layers == len(known):
+                return replace(placement, layer_ids=np.array(known, np.int64))
+        beside = f" ({len(layers.beside)} of them of MTP or another module)" if layers.beside else ""
         raise CheckpointError(
             "EP212",
             f"the placement has {placement.num_layers} of the {len(shards.moe_layers)} MoE layers in "
-            f"{shards.path}, and does not say which",
+            f"{shards.path}{beside}, and does not say which",
             "add layer_ids to the placement: `eplb inspect SRC` lists the numbers",
         )
     missing = sorted(set(placement.layer_ids.tolist()) - set(shards.moe_layers))
@@ -122,7 +136,7 @@ def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:
     """Lay OLD over the shards and check that it fits them.
 
     Raises:
-        CheckpointError: EP202, EP207 to EP212, EP217, naming the tensor, layer and rank.
+        CheckpointError: EP202, EP207 to EP212, EP217, EP230, naming the tensor, layer and rank.
     """
     old = with_layers(old, shards)
     if old.num_ranks != shards.num_ranks:
@@ -130,8 +144,8 @@ def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:
             "EP202", f"OLD has {old.num_ranks} ranks, and {shards.path} has files of {shards.num_ranks}"
         )
     layer_ids = [] if old.layer_ids is None else old.layer_ids.tolist()
-    split = split_tensors(shards.layout, shards.tensors, layer_ids, old.slots_per_rank.tolist())
-    check_scales(shards.layout, split.experts)
+    split = split_tensors(shards, layer_ids, old.slots_per_rank.tolist())
+    odd = _check_tensors(shards)
     templates = sorted({(template, tensor) for _, template, tensor in split.experts})
     tensors = tuple(ExpertTensor(*template) for template in templates)
     shape = (old.num_layers, len(tensors))
@@ -150,6 +164,8 @@ def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:
         np.full(shape, None, object),
         Extents(np.full((*shape, old.num_slots), -1, np.int32), np.zeros((*shape, old.num_slots), np.int64)),
         split.others,
+        split.rank_numbers,
+        odd=tuple(odd),
     )
     layer_index = {layer: index for index, layer in enumerate(layer_ids)}
     tensor_index = {tensor.template: index for index, tensor in enumerate(tensors)}
@@ -158,6 +174,15 @@ def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:
     for array in (found.row_nbytes, found.extents.file, found.extents.offset):
         array.setflags(write=False)
     return found
+
+
+def _check_tensors(shards: Shards) -> list[str]:
+    """Refuse layers that lack tensors, EP210 and EP230; sentences on what they may lack."""
+    if shards.layout.experts:
+        check_scales(shards)
+        return []
+    names = {layer: shards.layers.name(layer) for layer in shards.moe_layers}
+    return check_complete(groups_of(shards), names)
 
 
 def _place(
@@ -193,7 +218,7 @@ def _require_all(checkpoint: ShardedCheckpoint, layer: int, tensor: int) -> None
     lost = (checkpoint.extents.file[layer, tensor] < 0) & (old.physical_to_logical[layer] != EMPTY)
     if lost.any():
         slot = int(lost.argmax())
-        code = "EP210" if found.tensor in checkpoint.shards.layout.scales else "EP209"
+        code = "EP210" if is_scale(found.tensor) else "EP209"
         raise CheckpointError(
             code,
             f"{found.template!r}, layer {old.layer_number(layer)}: missing on rank {old.rank_of_slot[slot]}, "
@@ -211,11 +236,12 @@ def _rows(
     """Slot, tensor, row shape and row inside the tensor, for each tensor of a rank (a slice if stacked)."""
     old = checkpoint.placement
     first, last = int(old.first_slot[rank]), int(old.first_slot[rank + 1])
-    if checkpoint.shards.layout.numbering == "stacked":
+    by_expert = numbering(template) == "expert"
+    if numbering(template) == "stacked":
         at = numbered[None]
         yield slice(first, last), at, at.entry.shape[1:], np.arange(last - first)
         return
-    if checkpoint.shards.layout.numbering == "row":
+    if not by_expert:
         slots = {number: first + number for number in range(last - first)}
     else:
         experts = old.physical_to_logical[layer, first:last]
@@ -224,7 +250,6 @@ def _rows(
     if slots.keys() != numbered.keys():
         wrong = min(number for number in slots.keys() ^ numbered.keys() if number is not None)
         only = "in the shard and not in OLD" if wrong in numbered else "in OLD and not in the shard"
-        by_expert = checkpoint.shards.layout.numbering == "expert"
         raise CheckpointError(
             "EP217" if by_expert else "EP208",
             f"rank {rank}, layer {old.layer_number(layer)}: {'expert' if by_expert else 'row'} {wrong} of "

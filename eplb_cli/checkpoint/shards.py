@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.checkpoint.beside import FileBeside
-from eplb_cli.checkpoint.layout import Layout, ShardName
+from eplb_cli.checkpoint.complete import is_weight
+from eplb_cli.checkpoint.layout import ExpertKey, Layout, ShardName
 from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, file_beside, is_digest_file, read_manifest
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.files import Stamp, not_regular, reading
 from eplb_cli.formats.safetensors_header import Header, TensorEntry, read_header
 from eplb_cli.models.config import ModelConfig, config_beside
+from eplb_cli.models.names import LayerNames, number_layers
 from eplb_cli.placements.placement import MAX_ENTRIES
 
 
@@ -45,6 +48,22 @@ class TensorAt(NamedTuple):
     file: int
     offset: int
     entry: TensorEntry
+
+
+class PlacedKey(NamedTuple):
+    """What the key of an expert's tensor says, its layer numbered as all of the checkpoint are.
+
+    Attributes:
+        template: the key with `{row}` or `{expert}` left open, and `{layer}` for layers of the main module.
+        number: the row or the expert in the key; None for a stacked tensor.
+        home: the module of experts, as its layer calls it.
+    """
+
+    layer: int
+    template: str
+    tensor: str
+    number: int | None
+    home: str
 
 
 @dataclass(frozen=True)
@@ -96,31 +115,79 @@ class Shards:
         return config_beside(self.path, lambda path, limit: self.beside(path.name).read(limit))
 
     @cached_property
+    def layers(self) -> LayerNames:
+        """The layers that have rows of experts, each with a number of its own.
+
+        Raises:
+            BytesError: EP506, config.json is not what the manifest says.
+            CheckpointError: EP212, the layers that placements speak of cannot be told.
+        """
+        hidden = None if self.config is None else self.config.num_hidden_layers
+        places = (
+            found.place
+            for tensors in self.tensors
+            for key, at in tensors.items()
+            if (found := self._matched[key]) is not None and (found.number is not None or at.entry.shape)
+        )
+        return number_layers(places, hidden, self.layout.main)
+
+    @cached_property
+    def expert_keys(self) -> dict[str, PlacedKey]:
+        """What the key of each tensor of an expert says; other tensors are not there."""
+        layers, found = self.layers, {}
+        for key, expert in self._matched.items():
+            if expert is not None and expert.place in layers.numbers:
+                template = expert.of_layers if layers.is_open(expert.place) else expert.template
+                layer, home = layers.numbers[expert.place], expert.place.home
+                found[key] = PlacedKey(layer, template, expert.tensor, expert.number, home)
+        return found
+
+    @cached_property
+    def _matched(self) -> dict[str, ExpertKey | None]:
+        return {key: self.layout.match_key(key) for key in dict.fromkeys(chain.from_iterable(self.tensors))}
+
+    @cached_property
     def moe_layers(self) -> list[int]:
-        """The model's own numbers of the layers that have expert tensors, ascending."""
+        """The numbers of all layers that have expert tensors, ascending."""
         return sorted(self._rows_by_layer)
 
     @cached_property
     def slots_per_rank(self) -> NDArray[np.int64]:
-        """(R,) rows of each rank, as its first MoE layer has them."""
-        first = self._rows_by_layer[self.moe_layers[0]]
-        return np.array([first.get(rank, 0) for rank in range(self.num_ranks)], np.int64)
+        """(R,) rows of each rank, as the first MoE layer that placements speak of has them."""
+        return self.rows_of((self.layers.placed or self.moe_layers)[0])
+
+    def rows_of(self, layer: int) -> NDArray[np.int64]:
+        """(R,) rows of each rank in a layer."""
+        rows = self._rows_by_layer[layer]
+        return np.array([rows.get(rank, 0) for rank in range(self.num_ranks)], np.int64)
+
+    def named_experts(self, layer: int) -> list[list[int]]:
+        """By rank, the numbers in the keys of a layer, ascending."""
+        found: list[set[int]] = [set() for _ in self.tensors]
+        for numbers, tensors in zip(found, self.tensors, strict=True):
+            for key in tensors:
+                expert = self.expert_keys.get(key)
+                if expert is not None and expert.layer == layer and expert.number is not None:
+                    numbers.add(expert.number)
+        return [sorted(numbers) for numbers in found]
 
     @cached_property
     def _rows_by_layer(self) -> dict[int, dict[int, int]]:
-        rows: dict[int, dict[int, int]] = defaultdict(dict)
+        """By layer and rank, the numbers in keys, or dim 0 of most weights, or else of most tensors."""
+        numbers: dict[tuple[int, int], set[int]] = defaultdict(set)
+        dims: dict[tuple[int, int], Counter[tuple[bool, int]]] = defaultdict(Counter)
         for rank, tensors in enumerate(self.tensors):
-            numbers: dict[int, set[int]] = defaultdict(set)
-            for key, tensor in tensors.items():
-                found = self.layout.match_key(key)
-                if found is None or found.tensor in self.layout.input_scales:
-                    continue
-                if found.number is not None:
-                    numbers[found.layer].add(found.number)
-                elif tensor.entry.shape:
-                    rows[found.layer].setdefault(rank, tensor.entry.shape[0])
-            for layer, found_numbers in numbers.items():
-                rows[layer][rank] = len(found_numbers)
+            for key, at in tensors.items():
+                found = self.expert_keys.get(key)
+                if found is not None and found.number is not None:
+                    numbers[found.layer, rank].add(found.number)
+                elif found is not None and at.entry.shape:
+                    dims[found.layer, rank][is_weight(found.tensor), at.entry.shape[0]] += 1
+        rows: dict[int, dict[int, int]] = defaultdict(dict)
+        for (layer, rank), counted in dims.items():
+            rows[layer][rank] = max(counted, key=lambda kind: (kind[0], counted[kind], -kind[1]))[1]
+        for (layer, rank), found_numbers in numbers.items():
+            rows[layer][rank] = len(found_numbers)
         return rows
 
 

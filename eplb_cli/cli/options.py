@@ -11,7 +11,7 @@ import typer
 from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import UsageError
 from eplb_cli.placements.dialects.registry import NAMES
-from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.choice import RankScalars, Senders
 
 if TYPE_CHECKING:
     from eplb_cli.models.model import Model
@@ -58,6 +58,14 @@ SendersOption = Annotated[
     typer.Option(
         "--senders",
         help="Who sends an expert that several ranks hold: the busiest least, or as vLLM chooses.",
+    ),
+]
+RankScalarsOption = Annotated[
+    RankScalars | None,
+    typer.Option(
+        "--rank-scalars",
+        help="Of a number that each rank computed from its own experts, as their largest activation scale, "
+        "give every rank the largest. Such numbers are refused without it.",
     ),
 ]
 RanksPerNode = Annotated[

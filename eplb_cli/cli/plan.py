@@ -19,6 +19,7 @@ from eplb_cli.cli.options import (
     NumRedundant,
     OldFromOption,
     OldNumRanks,
+    RankScalarsOption,
     RanksPerNode,
     SendersOption,
     named_model,
@@ -79,6 +80,7 @@ def command(
     ] = False,
     senders: SendersOption = "balanced",
     ranks_per_node: RanksPerNode = None,
+    rank_scalars: RankScalarsOption = None,
     num_ranks: NumRanks = None,
     old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
@@ -118,6 +120,7 @@ def command(
         expert_nbytes=None if expert_bytes is None else parse_size(expert_bytes),
         senders=senders,
         ranks_per_node=ranks_per_node,
+        rank_scalars=rank_scalars,
         full=full,
         progress=progress_bar,
     )
@@ -128,7 +131,7 @@ def command(
 
         shards = answer.prepared.checkpoint.shards if answer.prepared else None
         names = {"old": old, "new": new, "layout": layout}
-        saved = saved_plan(answer.plan, answer.report, shards, names)
+        saved = saved_plan(answer.plan, answer.report, shards, names, rank_scalars)
         write_output(out, saved.to_bytes().decode(), replace=True)
     if html is not None:
         from eplb_cli.render.html_page import html_page

@@ -19,6 +19,7 @@ from eplb_cli.cli.options import (
     NumRedundant,
     OldFromOption,
     OldNumRanks,
+    RankScalarsOption,
     RanksPerNode,
 )
 from eplb_cli.cli.show import print_report, progress_bar
@@ -87,6 +88,7 @@ def command(
         ),
     ] = None,
     ranks_per_node: RanksPerNode = None,
+    rank_scalars: RankScalarsOption = None,
     buffer_size: Annotated[
         str | None,
         typer.Option(
@@ -146,6 +148,7 @@ def command(
         old,
         senders,
         ranks_per_node,
+        rank_scalars,
         num_ranks,
         old_num_ranks,
         num_logical_experts,
@@ -191,6 +194,7 @@ def command(
             old,
             senders=senders or "balanced",
             ranks_per_node=ranks_per_node,
+            rank_scalars=rank_scalars,
             placements=placements,
             **common,
         )

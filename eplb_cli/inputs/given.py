@@ -11,7 +11,7 @@ from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.inputs.saved_plan import SavedPlan, read_plan, require_same_moves, require_unchanged
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import Placement
-from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.plan.moves import ReshardPlan
 
 
@@ -21,6 +21,7 @@ class Given:
 
     Attributes:
         warnings: what is odd about OLD or NEW.
+        rank_scalars: what to do with numbers that ranks computed from their own experts; None to refuse them.
         saved: the plan that has to come of it, and its file; None where any will do.
     """
 
@@ -30,6 +31,7 @@ class Given:
     senders: Senders
     ranks_per_node: int | None
     warnings: tuple[Finding, ...] = ()
+    rank_scalars: RankScalars | None = None
     saved: tuple[SavedPlan, Path] | None = None
 
     @property
@@ -50,6 +52,7 @@ def read_given(
     options: PlacementOptions,
     senders: Senders,
     ranks_per_node: int | None,
+    rank_scalars: RankScalars | None = None,
 ) -> Given:
     """What a command line says.
 
@@ -64,7 +67,7 @@ def read_given(
     options = options.beside(shards)
     old, old_warnings = read_old(shards, *names, options)
     new, new_warnings = read_new(names[1], old, options)
-    return Given(shards, old, new, senders, ranks_per_node, (*old_warnings, *new_warnings))
+    return Given(shards, old, new, senders, ranks_per_node, (*old_warnings, *new_warnings), rank_scalars)
 
 
 def follow_plan(source: Path, layout: str, file: Path) -> Given:
@@ -80,4 +83,12 @@ def follow_plan(source: Path, layout: str, file: Path) -> Given:
     shards = open_shards(source, planned_layout or layout)
     require_unchanged(saved, file, shards)
     old, new = saved.read_old(file), saved.read_new(file)
-    return Given(shards, old, new, saved.senders, saved.ranks_per_node, saved=(saved, file))
+    return Given(
+        shards,
+        old,
+        new,
+        saved.senders,
+        saved.ranks_per_node,
+        rank_scalars=saved.read_rank_scalars(file),
+        saved=(saved, file),
+    )

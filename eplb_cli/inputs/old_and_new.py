@@ -79,14 +79,10 @@ def read_old(
     if old in NAMED_MAPS and new in NAMED_MAPS and options.num_logical_experts is None:
         _refuse_unclear(options)
     manifest = shards.manifest
-    if old is None and manifest is None:
-        raise CheckpointError(
-            "EP216",
-            f"{shards.path} has no eplb.json, so nothing says what its rows are",
-        )
     known = None if manifest is None else manifest.read_placement(shards.path)
+    inside = _placement_inside(shards, known, options)
     if old is None:
-        return _require(known), []
+        return _require(known or inside, shards), []
     hints = _old_hints(old, shards, options)
     given, warnings = read_placement(old, hints)
     given = with_layers(given, shards)
@@ -97,7 +93,33 @@ def read_old(
             "EP215",
             f"{old} is not the placement in {shards.path / 'eplb.json'}",
         )
+    require_as_inside(given, inside, old)
     return given, warnings
+
+
+def _placement_inside(shards: Shards, known: Placement | None, options: PlacementOptions) -> Placement | None:
+    """What maps inside shards say; None without any. Raises EP215 where eplb.json says another placement."""
+    from eplb_cli.checkpoint.expert_maps import placement_inside
+
+    said = options.num_logical_experts or (shards.config and shards.config.num_logical_experts)
+    inside = placement_inside(shards, known.num_logical_experts if known else said)
+    if known is not None:
+        require_as_inside(known, inside, str(shards.path / "eplb.json"))
+    return inside
+
+
+def require_as_inside(given: Placement, inside: Placement | None, name: str) -> None:
+    """EP215 where a map in the shards says that a slot holds another expert than a placement."""
+    if inside is None or inside.layer_ids is None or given.layer_ids is None:
+        return
+    rows = dict(zip(given.layer_ids.tolist(), given.physical_to_logical, strict=True))
+    for layer, row in zip(inside.layer_ids.tolist(), inside.physical_to_logical, strict=True):
+        if layer in rows and not np.array_equal(rows[layer], row):
+            at = np.flatnonzero(rows[layer] != row)[0] if len(row) == len(rows[layer]) else None
+            what = f"{len(rows[layer]):,} slots" if at is None else f"expert {rows[layer][at]} in slot {at}"
+            has = f"{len(row):,}" if at is None else f"expert {row[at]}"
+            problem = f"layer {layer}: {name} has {what}, and the map inside the shards {has}"
+            raise CheckpointError("EP215", problem, "leave out --old: the shards say it themselves")
 
 
 def _refuse_unclear(options: PlacementOptions) -> None:
@@ -114,9 +136,13 @@ def _guessed(old: str, given: Placement, shards: Shards, options: PlacementOptio
     """EP111 where only the slots of the shards say how many experts a named OLD has.
 
     Raises:
+        CheckpointError: EP232, every rank has a slice of each expert.
         PlacementError: EP109, the config.json beside the shards says another number.
     """
     experts = given.num_logical_experts
+    from eplb_cli.checkpoint.slices import require_no_slices
+
+    require_no_slices(shards)
     config = shards.config
     said = None if config is None else config.num_logical_experts
     if said not in (None, experts):
@@ -132,9 +158,9 @@ def _guessed(old: str, given: Placement, shards: Shards, options: PlacementOptio
     return [Finding("EP111", "warning", message, "say it: --num-logical-experts E")]
 
 
-def _require(placement: Placement | None) -> Placement:
+def _require(placement: Placement | None, shards: Shards) -> Placement:
     if placement is None:
-        raise CheckpointError("EP216", "nothing says what OLD is")
+        raise CheckpointError("EP216", f"{shards.path} has no eplb.json, so nothing says what its rows are")
     return placement
 
 

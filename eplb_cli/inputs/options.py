@@ -77,11 +77,8 @@ NO_OPTIONS = PlacementOptions()
 
 def model_of(shards: Shards) -> Model:
     """What shards show of their model: MoE layers, and beyond the hidden ones those of MTP."""
-    config = shards.config
-    hidden = None if config is None else config.num_hidden_layers
-    layers = shards.moe_layers
-    counted = tuple(layer for layer in layers if hidden is None or layer < hidden)
-    return Model(str(shards.path), hidden, counted, tuple(layers[len(counted) :]))
+    layers = shards.layers
+    return Model(str(shards.path), layers.hidden, tuple(layers.placed), tuple(layers.beside))
 
 
 def model_in(checkpoint: Path | None) -> Model | None:

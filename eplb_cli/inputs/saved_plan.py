@@ -28,7 +28,7 @@ from eplb_cli.placements.named_map import NAMED_MAPS
 from eplb_cli.placements.own_format import placement_from_json, placement_to_json
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import read_placement
-from eplb_cli.plan.choice import Senders, is_senders
+from eplb_cli.plan.choice import RankScalars, Senders, is_rank_scalars, is_senders
 from eplb_cli.plan.moves import MoveTable, ReshardPlan
 from eplb_cli.report.report import Report, report_json
 
@@ -49,6 +49,7 @@ class SavedPlan:
         layout: as `Layout.as_json` gives it; None where the plan was made without a checkpoint.
         shards: per file of the checkpoint its bytes and a digest of its header; likewise.
         samples: per file a digest of some of its blocks; None also where an older eplb made the plan.
+        rank_scalars: what to do with numbers of ranks.
     """
 
     tool: str
@@ -62,6 +63,7 @@ class SavedPlan:
     layout: Mapping[str, Any] | None
     shards: Mapping[str, Mapping[str, Any]] | None
     samples: Mapping[str, str] | None = None
+    rank_scalars: str | None = None
 
     def to_bytes(self) -> bytes:
         """The plan as its file holds it, with a digest of everything else in it."""
@@ -76,13 +78,23 @@ class SavedPlan:
         """NEW. Raises PlacementError."""
         return placement_from_json(dict(self.new), f"NEW in {where}")
 
+    def read_rank_scalars(self, where: Path) -> RankScalars | None:
+        """What to do with numbers of ranks. Raises EP303 for what this version does not know."""
+        if self.rank_scalars is None or is_rank_scalars(self.rank_scalars):
+            return self.rank_scalars
+        raise _unusable(where, f"there is no rule {self.rank_scalars!r} for rank_scalars")
+
     def read_layout(self, where: Path) -> Layout | None:
         """The layout, None where there was no checkpoint. Raises EP206."""
         return None if self.layout is None else layout_from_json(self.layout, where)
 
 
 def saved_plan(
-    plan: ReshardPlan, report: Report, shards: Shards | None, names: Mapping[str, str]
+    plan: ReshardPlan,
+    report: Report,
+    shards: Shards | None,
+    names: Mapping[str, str],
+    rank_scalars: RankScalars | None = None,
 ) -> SavedPlan:
     """What a plan file has to say of a plan.
 
@@ -109,6 +121,7 @@ def saved_plan(
         layout=None if shards is None else shards.layout.as_json(),
         shards=None if shards is None else _identity(shards),
         samples=None if shards is None else sample_digests(shards),
+        rank_scalars=rank_scalars,
     )
 
 
@@ -126,7 +139,7 @@ def read_plan(path: Path) -> SavedPlan:
     if raw.get("digest") != _digest(content):
         raise _unusable(path, "it was changed or damaged after it was written")
     names = {field.name for field in fields(SavedPlan)}
-    if missing := names - content.keys() - {"samples"}:
+    if missing := names - content.keys() - {"samples", "rank_scalars"}:
         raise _unusable(path, f'"{min(missing)}" is missing')
     if not is_senders(content["senders"]):
         raise _unusable(path, f"there are no senders {content['senders']!r}")

@@ -56,6 +56,11 @@ class ModelConfig:
         return self._number(*_EXPERTS)
 
     @property
+    def intermediate_size(self) -> int | None:
+        """The width of an expert, where it is said."""
+        return self._number("moe_intermediate_size", "intermediate_size")
+
+    @property
     def vocab_size(self) -> int | None:
         """Rows of the embedding, where it is said."""
         return self._number("vocab_size")

@@ -60,12 +60,18 @@ class ExpertName(NamedTuple):
 
     @property
     def place(self) -> LayerPlace:
-        """Which experts of which layer."""
+        """Which experts of which layer; modules inside that of the experts are the same place."""
+        begin = next(at for at in range(self.layer_at, self.home_end) if names_experts(self.parts[at]))
         return LayerPlace(
             ".".join(self.parts[: self.layer_at]),
             int(self.parts[self.layer_at]),
-            ".".join(self.parts[self.layer_at + 1 : self.home_end]),
+            ".".join(self.parts[self.layer_at + 1 : begin + 1]),
         )
+
+    @property
+    def rest(self) -> str:
+        """Everything behind the module of experts."""
+        return ".".join(self.parts[self.home_end :])
 
     @property
     def number(self) -> int | None:

@@ -85,11 +85,13 @@ def write_manifest(
     *,
     verified: bool,
     serving: Sequence[str],
+    decisions: Mapping[str, object] | None = None,
 ) -> None:
     """Row digests beside the shards, and `eplb.json` last.
 
     Args:
         new_digests: (X, 16) of new places; None where none were taken.
+        decisions: what was decided besides what `prepared` says.
     """
     plan, checkpoint, outputs = prepared.plan, prepared.checkpoint, prepared.output.files
     new = plan.new
@@ -105,6 +107,9 @@ def write_manifest(
     for number, copy in enumerate(prepared.output.others):
         digest = "" if new_digests is None else new_digests[num_rows + number].tobytes().hex()
         others.setdefault(copy.dst_file, {})[copy.key] = digest
+    for made in prepared.output.made:
+        digest = "" if new_digests is None else xxhash.xxh3_128_hexdigest(made.content)
+        others.setdefault(made.dst_file, {})[made.key] = digest
     number_of = [number if file.same_as is None else file.same_as for number, file in enumerate(outputs)]
     manifest = Manifest(
         tool=f"eplb {__version__}",
@@ -127,5 +132,6 @@ def write_manifest(
         digests=digests,
         options={"digests": new_digests is not None, "verified": verified, "fsync": stage.durable},
         serving=list(serving),
+        decisions={**prepared.decisions, **(decisions or {})},
     )
     stage.write(MANIFEST_NAME, manifest.to_bytes())

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from eplb_cli.checkpoint.places import Places, other_numbers, places_of
+from eplb_cli.checkpoint.rank_numbers import choose_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind, with_layers
 from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.checkpoint.unnamed import with_unnamed_layers
 from eplb_cli.output.serving import serving_notes
 from eplb_cli.output.tree import OutputTree, plan_output
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.check import verify_plan
-from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.pieces import Pieces, row_pieces
 from eplb_cli.plan.plan import plan_reshard
@@ -95,7 +98,14 @@ class Prepared:
             )
         for file in self.output.files:
             sha.update(f"{file.name} {file.nbytes} {file.header_digest}\n".encode())
+        for key, rank in sorted(self.checkpoint.chosen_rank.items()):
+            sha.update(f"{key} {rank}\n".encode())
         return sha.hexdigest()
+
+    @property
+    def decisions(self) -> Mapping[str, object]:
+        """What had to be decided for the plan, as `eplb.json` holds it."""
+        return self.checkpoint.decisions
 
     @cached_property
     def serving(self) -> list[str]:
@@ -119,22 +129,43 @@ class Prepared:
 
 
 def bind_and_plan(
-    shards: Shards, old: Placement, new: Placement, senders: Senders, ranks_per_node: int | None
+    shards: Shards,
+    old: Placement,
+    new: Placement,
+    senders: Senders,
+    ranks_per_node: int | None,
+    rank_scalars: RankScalars | None = None,
 ) -> tuple[ShardedCheckpoint, ReshardPlan]:
-    """Lay OLD over the shards, and plan the way to NEW; no data is read.
+    """Lay OLD over the shards, and plan the way to NEW; of the data only numbers of ranks are read.
+
+    Args:
+        rank_scalars: what to do with numbers that ranks computed from their own experts; None to refuse
+            them where they would stay behind.
 
     Raises:
         PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
     """
-    new = with_layers(new, shards)
+    old, new = with_layers(old, shards), with_layers(new, shards)
+    old, new, added = with_unnamed_layers(shards, old, new)
     checkpoint = bind(shards, old)
-    old = checkpoint.placement
     raise_first(check_pair(old, new))
     plan = plan_reshard(
         old, new, senders, expert_nbytes=checkpoint.expert_nbytes, ranks_per_node=ranks_per_node
     )
     verify_plan(plan)
-    return checkpoint, plan
+    chosen = choose_numbers(checkpoint, _changing_layers(plan), rank_scalars)
+    decisions = {
+        **({"layers_in_order": sorted(added)} if added else {}),
+        **({"rank_scalars": rank_scalars, "numbers_of_rank": dict(chosen)} if chosen else {}),
+    }
+    odd = (*checkpoint.odd, *added.values())
+    return replace(checkpoint, chosen_rank=chosen, decisions=decisions, odd=odd), plan
+
+
+def _changing_layers(plan: ReshardPlan) -> frozenset[int]:
+    """The model's own numbers of the layers of which an expert comes to another rank."""
+    layers = np.unique(plan.moves.layer[plan.src_rank != plan.dst_rank])
+    return frozenset(plan.new.layer_number(int(layer)) for layer in layers)
 
 
 def prepare(
@@ -144,14 +175,16 @@ def prepare(
     senders: Senders,
     ranks_per_node: int | None,
     shared: frozenset[str] = frozenset(),
+    rank_scalars: RankScalars | None = None,
 ) -> Prepared:
-    """Plan a reshard down to the last byte, without reading any data.
+    """Plan a reshard down to the last byte; of the data only numbers of ranks are read.
 
     Args:
         shared: other tensors that are known to be alike on all ranks.
+        rank_scalars: as for `bind_and_plan`.
 
     Raises:
         PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
     """
-    checkpoint, plan = bind_and_plan(shards, old, new, senders, ranks_per_node)
+    checkpoint, plan = bind_and_plan(shards, old, new, senders, ranks_per_node, rank_scalars)
     return Prepared(checkpoint, plan, plan_output(checkpoint, plan.new, shared))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from eplb_cli import files
 from eplb_cli.errors import BytesError, OutputError
-from eplb_cli.output.tree import OutputFile, OutputTree
+from eplb_cli.output.tree import Made, OutputFile, OutputTree
 
 
 def check_space(directory: Path, output: OutputTree, destination: Path) -> None:
@@ -45,7 +46,7 @@ def _is_whole(path: Path, file: OutputFile) -> bool:
 
 
 def create_files(directory: Path, output: OutputTree, there: Collection[Path] = ()) -> list[int]:
-    """Create every shard with its header and all its space, or link it.
+    """Create every shard with its header, what is made for it and all its space, or link it.
 
     Args:
         there: those that need not be created again, as `whole_files` gives them.
@@ -57,6 +58,9 @@ def create_files(directory: Path, output: OutputTree, there: Collection[Path] = 
         OutputError: EP603 or EP604.
     """
     unlinked = []
+    made: dict[int, list[Made]] = defaultdict(list)
+    for tensor in output.made:
+        made[tensor.dst_file].append(tensor)
     for number, file in enumerate(output.files):
         path = directory / file.name
         if file.same_as is not None:
@@ -66,7 +70,20 @@ def create_files(directory: Path, output: OutputTree, there: Collection[Path] = 
         opened = files.open_output(path) if path in there else files.create(path, file.nbytes)
         with files.closing(opened) as descriptor:
             files.write_from(descriptor, memoryview(file.header), 0, path)
+            for tensor in made[number]:
+                files.write_from(descriptor, memoryview(tensor.content), tensor.dst_offset, path)
     return unlinked
+
+
+def require_made(directory: Path, output: OutputTree) -> None:
+    """Read what was made for the files again. Raises EP504 where it is not there."""
+    for tensor in output.made:
+        path = directory / output.files[tensor.dst_file].name
+        content = bytearray(len(tensor.content))
+        with files.opened_output(path) as descriptor:
+            files.read_into(descriptor, memoryview(content), tensor.dst_offset, path)
+        if content != tensor.content:
+            raise BytesError("EP504", f"{path.name}: {tensor.key!r} is not what was written")
 
 
 def reopen(directory: Path, outputs: Sequence[OutputFile]) -> None:

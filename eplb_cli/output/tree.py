@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eplb_cli.checkpoint.layout import file_name, has_parts, key_name
+from eplb_cli.checkpoint.expert_maps import map_for
+from eplb_cli.checkpoint.layout import file_name, has_parts, key_name, numbering
 from eplb_cli.checkpoint.places import Extents
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, refuse_twice
 from eplb_cli.checkpoint.shards import TensorAt
@@ -28,7 +29,8 @@ class OutputTensor(NamedTuple):
     Attributes:
         row_nbytes: bytes that move as one; all of them for another tensor.
         cell: (layer, tensor, slots): which rows it holds, in order; None for another tensor.
-        source: where another tensor comes from.
+        source: where another tensor comes from, and src_rank the old rank; None for one that is made.
+        content: of a tensor that is made.
     """
 
     key: str
@@ -36,8 +38,10 @@ class OutputTensor(NamedTuple):
     shape: tuple[int, ...]
     nbytes: int
     row_nbytes: int
-    cell: tuple[int, int, range] | None
-    source: TensorAt | None
+    cell: tuple[int, int, range] | None = None
+    source: TensorAt | None = None
+    src_rank: int = 0
+    content: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,30 @@ class OtherCopy(NamedTuple):
     dst_offset: int
 
 
+class Made(NamedTuple):
+    """Another tensor of the output whose content follows from NEW."""
+
+    key: str
+    dst_rank: int
+    dst_file: int
+    dst_offset: int
+    content: bytes
+
+
 @dataclass(frozen=True, eq=False)
 class OutputTree:
-    """All files of the output; `extents` says where each (layer, tensor, slot) of NEW lies."""
+    """All files of the output.
+
+    Attributes:
+        extents: where each (layer, tensor, slot) of NEW lies.
+        others: other tensors that come from SRC.
+        made: other tensors that do not.
+    """
 
     files: tuple[OutputFile, ...]
     extents: Extents
     others: tuple[OtherCopy, ...]
+    made: tuple[Made, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -119,6 +140,7 @@ def plan_output(
     extents = Extents(np.full(shape, -1, np.int32), np.zeros(shape, np.int64))
     files: list[OutputFile] = []
     others: list[OtherCopy] = []
+    made: list[Made] = []
     shareable = _shareable(checkpoint, shared) if new.num_ranks > 1 else frozenset()
     common: dict[tuple[str, int], int] = {}
     for rank in range(new.num_ranks):
@@ -128,7 +150,7 @@ def plan_output(
             for part, members in enumerate(parts):
                 name = file_name(series, rank, part, new.num_ranks)
                 metadata = {"eplb.rank": str(rank), "eplb.placement_digest": new.digest}
-                _add_file(checkpoint, rank, name, metadata, members, files, extents, others)
+                _add_file(checkpoint, rank, name, metadata, members, files, extents, others, made)
             in_common = [tensor for tensor in tensors if tensor.key in shareable]
             for number, members in enumerate(_parts(in_common, series) if in_common else []):
                 name = file_name(series, rank, len(parts) + number, new.num_ranks)
@@ -137,10 +159,10 @@ def plan_output(
                     files.append(replace(files[first], name=name, rank=rank, same_as=first))
                     continue
                 metadata = {"eplb.rank": "all", "eplb.placement_digest": new.digest}
-                _add_file(checkpoint, rank, name, metadata, members, files, extents, others)
+                _add_file(checkpoint, rank, name, metadata, members, files, extents, others, made)
     for array in (extents.file, extents.offset):
         array.setflags(write=False)
-    return OutputTree(tuple(files), extents, tuple(others))
+    return OutputTree(tuple(files), extents, tuple(others), tuple(made))
 
 
 def _shareable(checkpoint: ShardedCheckpoint, shared: frozenset[str]) -> frozenset[str]:
@@ -158,10 +180,10 @@ def check_output(checkpoint: ShardedCheckpoint, new: Placement) -> None:
 
     Raises:
         CheckpointError: EP213, another tensor is sharded by its shape and R changes; EP218, the layout
-            cannot hold an expert twice on a rank; EP219, MoE layers outside the placement cannot follow.
+            cannot hold an expert twice on a rank.
     """
     _check_others(checkpoint, new)
-    if checkpoint.shards.layout.numbering != "expert":
+    if not checkpoint.shards.layout.names_experts:
         return
     for rank, layer in np.ndindex(new.num_ranks, new.num_layers):
         slots = slice(int(new.first_slot[rank]), int(new.first_slot[rank + 1]))
@@ -171,14 +193,6 @@ def check_output(checkpoint: ShardedCheckpoint, new: Placement) -> None:
 def _check_others(checkpoint: ShardedCheckpoint, new: Placement) -> None:
     old = checkpoint.placement
     same_ranks = old.num_ranks == new.num_ranks
-    if checkpoint.unplaced_layers and not (
-        same_ranks and np.array_equal(old.slots_per_rank, new.slots_per_rank)
-    ):
-        raise CheckpointError(
-            "EP219",
-            f"layer {checkpoint.unplaced_layers[0]} has experts, the placement does not name it, "
-            "and its ranks or slots change",
-        )
     if not same_ranks and checkpoint.sharded_others:
         raise sharded_error(checkpoint.sharded_others, old.num_ranks, new.num_ranks)
 
@@ -200,16 +214,34 @@ def _tensors_by_series(
         series = checkpoint.series[layer, tensor]
         if series is not None:
             grouped[series].extend(_expert_tensors(checkpoint, new, rank, int(layer), int(tensor)))
-    origin = source_rank(rank, checkpoint.placement.num_ranks)
-    for key, at in checkpoint.others[origin].items():
-        entry = at.entry
-        series = checkpoint.shards.files[at.file].name.series
-        grouped[series].append(
-            OutputTensor(key, entry.dtype, entry.shape, entry.nbytes, entry.nbytes, None, at)
-        )
+    for series, tensor in _other_tensors(checkpoint, new, rank):
+        grouped[series].append(tensor)
     if not grouped:  # a rank without a tensor has a file all the same, or ranks could not be counted
         grouped[checkpoint.shards.files[0].name.series] = []
     return grouped
+
+
+def _other_tensors(
+    checkpoint: ShardedCheckpoint, new: Placement, rank: int
+) -> Iterator[tuple[str, OutputTensor]]:
+    """Series and other tensors of a new rank: as its old rank has them, but for what is settled otherwise."""
+    origin = source_rank(rank, checkpoint.placement.num_ranks)
+    maps = checkpoint.maps
+    layers = [new.layer_number(layer) for layer in range(new.num_layers)]
+    for key, own in checkpoint.others[origin].items():
+        src_rank = checkpoint.chosen_rank.get(key, origin)
+        at = own if src_rank == origin else checkpoint.others[src_rank][key]
+        tensor = OutputTensor(key, at.entry.dtype, at.entry.shape, at.entry.nbytes, at.entry.nbytes)
+        if key in maps and maps[key] in layers:
+            layer, length = layers.index(maps[key]), at.entry.shape[0]
+            content = map_for(checkpoint.placement, new, length, layer, rank)
+            kind = "<i4" if at.entry.dtype == "I32" else "<i8"
+            data = content.astype(kind).tobytes()
+            tensor = tensor._replace(
+                shape=content.shape, nbytes=len(data), row_nbytes=len(data), content=data
+            )
+        series = checkpoint.shards.files[at.file].name.series
+        yield series, tensor._replace(source=at, src_rank=src_rank)
 
 
 def _expert_tensors(
@@ -221,22 +253,20 @@ def _expert_tensors(
     row_nbytes = int(checkpoint.row_nbytes[layer, tensor])
     first, last = int(new.first_slot[rank]), int(new.first_slot[rank + 1])
     layer_id = new.layer_number(layer)
-    numbering = checkpoint.shards.layout.numbering
-    if numbering == "stacked":
+    numbered = numbering(template)
+    if numbered == "stacked":
         key = key_name(template, layer_id, None)
         slots = range(first, last)
         shape = (last - first, *row_shape)
-        yield OutputTensor(
-            key, dtype, shape, row_nbytes * len(slots), row_nbytes, (layer, tensor, slots), None
-        )
+        yield OutputTensor(key, dtype, shape, row_nbytes * len(slots), row_nbytes, (layer, tensor, slots))
         return
     experts = new.physical_to_logical[layer, first:last]
     for row, expert in enumerate(experts.tolist()):
-        if numbering == "expert" and expert == EMPTY:
+        if numbered == "expert" and expert == EMPTY:
             continue
-        key = key_name(template, layer_id, expert if numbering == "expert" else row)
+        key = key_name(template, layer_id, expert if numbered == "expert" else row)
         slots = range(first + row, first + row + 1)
-        yield OutputTensor(key, dtype, row_shape, row_nbytes, row_nbytes, (layer, tensor, slots), None)
+        yield OutputTensor(key, dtype, row_shape, row_nbytes, row_nbytes, (layer, tensor, slots))
 
 
 def _parts(tensors: list[OutputTensor], series: str) -> list[list[OutputTensor]]:
@@ -264,6 +294,7 @@ def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
     files: list[OutputFile],
     extents: Extents,
     others: list[OtherCopy],
+    made: list[Made],
 ) -> None:
     """Append one file, and say where its rows and other tensors lie."""
     origin = source_rank(rank, checkpoint.placement.num_ranks)
@@ -281,9 +312,12 @@ def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
             extents.offset[layer, which, slots.start : slots.stop] = (
                 offset + np.arange(len(slots)) * tensor.row_nbytes
             )
-        if tensor.source is not None:
-            other_extents[tensor.key] = (offset, tensor.nbytes)
-            others.append(OtherCopy(tensor.key, origin, tensor.source, rank, number, offset))
+            continue
+        other_extents[tensor.key] = (offset, tensor.nbytes)
+        if tensor.content is not None:
+            made.append(Made(tensor.key, rank, number, offset, tensor.content))
+        elif tensor.source is not None:
+            others.append(OtherCopy(tensor.key, tensor.src_rank, tensor.source, rank, number, offset))
     nbytes = len(header) + sum(tensor.nbytes for tensor in tensors)
     files.append(OutputFile(name, rank, header, nbytes, other_extents))
 

@@ -1,4 +1,4 @@
-"""Layers that no engine's map names: those of MTP, and of a second tower. Engines place their experts in order."""
+"""Layers that no map of an engine names, those of MTP and of other modules: engines place them in order."""
 
 from __future__ import annotations
 

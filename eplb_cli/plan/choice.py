@@ -8,6 +8,15 @@ Senders = Literal["balanced", "vllm"]
 """The busiest sends least; or as vLLM's rearrangement chooses."""
 
 
+RankScalars = Literal["max"]
+"""What can be done with numbers that ranks computed from their own experts: all get the largest."""
+
+
 def is_senders(word: object) -> TypeGuard[Senders]:
     """Whether a word from outside is one of them."""
     return word in get_args(Senders)
+
+
+def is_rank_scalars(word: object) -> TypeGuard[RankScalars]:
+    """Whether a word that comes from elsewhere names a rule for numbers of ranks."""
+    return word in get_args(RankScalars)

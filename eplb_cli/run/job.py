@@ -23,7 +23,7 @@ from eplb_cli.errors import WorkerError
 from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.output.staging import WORK
 from eplb_cli.placements.own_format import placement_from_json
-from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.transfer.meter import STAGES, Activity
 from eplb_cli.transfer.traffic import TransferOptions
 
@@ -50,6 +50,7 @@ class Job:
     layout: Mapping[str, Any]
     senders: Senders
     ranks_per_node: int | None
+    rank_scalars: RankScalars | None
     shared: list[str]
     backend: str
     digest: str
@@ -74,7 +75,8 @@ class Job:
         shards = open_shards(Path(self.source), layout_from_json(self.layout, JOB))
         old = placement_from_json(dict(self.old), "OLD")
         new = placement_from_json(dict(self.new), "NEW")
-        return prepare(shards, old, new, self.senders, self.ranks_per_node, frozenset(self.shared))
+        shared = frozenset(self.shared)
+        return prepare(shards, old, new, self.senders, self.ranks_per_node, shared, self.rank_scalars)
 
     def write(self) -> Path:
         """Write the job file."""

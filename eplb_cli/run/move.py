@@ -111,6 +111,7 @@ def _job(planned: Planned, stage: Staging, options: TransferOptions, progress: s
         layout=prepared.checkpoint.shards.layout.as_json(),
         senders=prepared.plan.senders,
         ranks_per_node=prepared.plan.ranks_per_node,
+        rank_scalars=planned.rank_scalars,
         shared=sorted(planned.alike.keys),
         backend=planned.backend,
         digest=prepared.digest,

@@ -13,7 +13,7 @@ import numpy as np
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs.old_and_new import read_pair
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
-from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.progress import ProgressBar, silent
@@ -59,6 +59,7 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
     expert_nbytes: int | None = None,
     senders: Senders = "balanced",
     ranks_per_node: int | None = None,
+    rank_scalars: RankScalars | None = None,
     full: bool = False,
     progress: ProgressBar = silent,
 ) -> Answer:
@@ -72,6 +73,7 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
         options: what OLD and NEW leave out.
         expert_nbytes: bytes of an expert, without shards; None where the model says it, or nothing does.
         senders: "balanced" evens out bytes sent, "vllm" gives the senders of vLLM's rearrangement.
+        rank_scalars: "max" for what `Request.rank_scalars` says.
         ranks_per_node: G; with it "balanced" prefers a sender on the receiver's node.
         full: list traffic by rank however many ranks there are.
         progress: what shows the bytes read, where other tensors have to be compared.
@@ -94,7 +96,7 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
     from eplb_cli.inputs.given import read_given
 
-    given = read_given(Path(checkpoint), layout, names, options, senders, ranks_per_node)
+    given = read_given(Path(checkpoint), layout, names, options, senders, ranks_per_node, rank_scalars)
     return _plan_checkpoint(given, progress, full=full)
 
 

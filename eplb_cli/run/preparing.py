@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from eplb_cli import files
 from eplb_cli.checkpoint.recorded import require_digests
+from eplb_cli.checkpoint.slices import require_replicas
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs.given import Given
 from eplb_cli.machine import count_cores, count_devices, default_threads
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared, bind_and_plan
 from eplb_cli.output.tree import check_output, plan_output
+from eplb_cli.plan.choice import RankScalars
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
 from eplb_cli.report.tally import plan_report
@@ -30,6 +32,7 @@ class Planned:
     Attributes:
         alike: other tensors that are written once.
         seconds: wall-clock, by stage.
+        rank_scalars: what is done with numbers of ranks.
     """
 
     request: AnyRequest
@@ -39,6 +42,7 @@ class Planned:
     backend: str
     num_workers: int
     seconds: dict[str, float]
+    rank_scalars: RankScalars | None
 
 
 def plan_request(
@@ -63,7 +67,7 @@ def plan_request(
     if request.digests:
         require_digests(prepared.checkpoint)
     report = prepared_report(given, prepared, full=full)
-    return Planned(request, prepared, alike, report, backend, num_workers, clock.seconds)
+    return Planned(request, prepared, alike, report, backend, num_workers, clock.seconds, given.rank_scalars)
 
 
 def prepare_given(
@@ -81,7 +85,10 @@ def prepare_given(
         PlacementError, CheckpointError, PlanError: the inputs cannot be used together.
         WorkerError: EP405, the system does not allow so many open files.
     """
-    checkpoint, plan = bind_and_plan(given.shards, given.old, given.new, given.senders, given.ranks_per_node)
+    checkpoint, plan = bind_and_plan(
+        given.shards, given.old, given.new, given.senders, given.ranks_per_node, given.rank_scalars
+    )
+    require_replicas(checkpoint)
     given.require_plan(plan)
     check_output(checkpoint, plan.new)
     num_files = len(given.shards.files)

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs.given import Given, follow_plan, read_given
 from eplb_cli.inputs.options import PlacementOptions
-from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.choice import RankScalars, Senders
 
 Backend = Literal["auto", "nccl", "gloo", "file"]
 """What moves bytes."""
@@ -61,6 +61,9 @@ class Request(AnyRequest):
         senders: who sends an expert that several ranks hold: "balanced", so that the busiest sends least,
             or "vllm", as vLLM chooses.
         ranks_per_node: ranks of a node, so that no more than must be crosses nodes; None for one node.
+        rank_scalars: what to do with one number a rank that a rank computed from its own experts: "max", so
+            that every rank gets the largest, which is right for a maximum; None to refuse it where experts
+            of its layer change rank.
         placements: what OLD and NEW leave out.
         layout: how tensors are named: the name of a layout, the name of a TOML file that describes one, or
             "auto", which is that of `eplb.json` or else found from the names.
@@ -88,12 +91,16 @@ class Request(AnyRequest):
     _: KW_ONLY
     senders: Senders = "balanced"
     ranks_per_node: int | None = None
+    rank_scalars: RankScalars | None = None
     placements: PlacementOptions = field(default_factory=PlacementOptions)
 
     def read(self) -> Given:
         """Read the shards, OLD and NEW. Raises EplbError where they cannot be used."""
         names = (self.old, self.new)
-        return read_given(self.source, self.layout, names, self.placements, self.senders, self.ranks_per_node)
+        options = self.placements
+        return read_given(
+            self.source, self.layout, names, options, self.senders, self.ranks_per_node, self.rank_scalars
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from itertools import takewhile
 from eplb_cli.checkpoint.recorded import require_as_in_manifest
 from eplb_cli.output.commit import carry_files, destination_digests, fill_unlinked, write_manifest
 from eplb_cli.output.prove import Proof, prove
+from eplb_cli.output.shard_files import require_made
 from eplb_cli.output.staging import staging
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report, RunReport
@@ -57,6 +58,7 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
             clock.lap("resume")
         moved = move(planned, stage, known, progress)
         fill_unlinked(stage)
+        require_made(stage.path, prepared.output)
         clock.lap("move")
         proof = _check(planned, moved)
         clock.lap("prove")

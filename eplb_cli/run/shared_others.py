@@ -102,7 +102,9 @@ def _candidates(checkpoint: ShardedCheckpoint, new: Placement) -> dict[str, Int]
     candidates = {
         key: np.array(numbers, np.int64)
         for key, numbers in found.items()
-        if len(numbers) == old.num_ranks and len({_form(tensors[key]) for tensors in checkpoint.others}) == 1
+        if key not in checkpoint.settled
+        and len(numbers) == old.num_ranks
+        and len({_form(tensors[key]) for tensors in checkpoint.others}) == 1
     }
     is_worth = sum(checkpoint.others[0][key].entry.nbytes for key in candidates) >= LEAST_SHARED_NBYTES
     if new.num_ranks == old.num_ranks and not (checkpoint.can_share and is_worth):
@@ -112,7 +114,7 @@ def _candidates(checkpoint: ShardedCheckpoint, new: Placement) -> dict[str, Int]
 
 def _refuse_sharded(checkpoint: ShardedCheckpoint, new: Placement, alike: set[str]) -> None:
     """EP213 where R changes and another tensor is not the same on all old ranks."""
-    different = {key for tensors in checkpoint.others for key in tensors} - alike
+    different = {key for tensors in checkpoint.others for key in tensors} - alike - checkpoint.settled
     if different and new.num_ranks != checkpoint.placement.num_ranks:
         raise sharded_error(sorted(different), checkpoint.placement.num_ranks, new.num_ranks)
 

@@ -1,0 +1,117 @@
+"""Maps inside the shards: vLLM's buffer of a layer says where each expert, or slot, is on its rank.
+
+`expert_map` (N,) has for each of N ids the row on this rank, or -1. The ids are experts where N is E, and
+slots where the layer has redundant experts. It is of the placement: read as OLD, and written anew for NEW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_cli import files
+from eplb_cli.checkpoint.shards import Shards, TensorAt
+from eplb_cli.errors import CheckpointError
+from eplb_cli.models.names import split_expert_key
+from eplb_cli.placements.placement import EMPTY, Placement
+
+_DTYPES = {"I32": "<i4", "I64": "<i8"}
+_MAX_NBYTES = 1 << 23
+_HINT = "are the files of all ranks there, and from one run?"
+
+
+class MapKey(NamedTuple):
+    """A map in the shards, of one layer."""
+
+    key: str
+    layer: int
+
+
+def map_keys(shards: Shards) -> list[MapKey]:
+    """The maps of all layers, by layer."""
+    found = set()
+    for tensors in shards.tensors:
+        for key in tensors:
+            if shards.layout.is_map(key) and (name := split_expert_key(key)) is not None:
+                number = shards.layers.numbers.get(name.place)
+                found |= set() if number is None else {MapKey(key, number)}
+    return sorted(found, key=lambda each: (each.layer, each.key))
+
+
+def placement_inside(shards: Shards, num_logical_experts: int | None = None) -> Placement | None:
+    """The placement that the maps in the shards say, of the layers that have one; None without any.
+
+    Args:
+        num_logical_experts: E, where it is known.
+
+    Returns:
+        The placement; None also where the maps are by slot, and so do not say it.
+
+    Raises:
+        CheckpointError: EP215, the maps contradict the shards; EP201 or EP220, these cannot be read.
+    """
+    rows: dict[int, NDArray[np.int64]] = {}
+    first_slot = np.concatenate([[0], np.cumsum(shards.slots_per_rank)])
+    num_ids = set()
+    for key, layer in map_keys(shards):
+        table = np.full(int(first_slot[-1]), EMPTY)
+        for rank, ids in _read(shards, key):
+            num_ids.add(len(ids))
+            held = np.flatnonzero(ids != EMPTY)
+            slots = int(first_slot[rank + 1] - first_slot[rank])
+            if sorted(ids[held].tolist()) != list(range(slots)):
+                problem = f"{key!r} on rank {rank} does not give each of its {slots} rows one id"
+                raise CheckpointError("EP215", problem, _HINT)
+            table[first_slot[rank] + ids[held]] = held
+        if layer in rows and not np.array_equal(rows[layer], table):
+            raise CheckpointError("EP215", f"{key!r} and another map of layer {layer} differ", _HINT)
+        rows[layer] = table
+    if not rows:
+        return None
+    if len(num_ids) > 1:
+        raise CheckpointError("EP215", f"the maps in {shards.path} are of several lengths", _HINT)
+    experts, layers = num_ids.pop(), sorted(rows)
+    table = np.stack([rows[layer] for layer in layers])
+    if num_logical_experts not in (None, experts):
+        if (table != np.arange(table.shape[1])).any():
+            raise CheckpointError("EP215", f"the maps in {shards.path} give slots to other ranks", _HINT)
+        return None
+    return Placement(table, first_slot, experts, np.array(layers, np.int64))
+
+
+def _read(shards: Shards, key: str) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Rank and content of a map on every rank that has it. Raises EP215."""
+    for rank, tensors in enumerate(shards.tensors):
+        if key not in tensors:
+            raise CheckpointError("EP215", f"{key!r} is missing on rank {rank}", _HINT)
+        yield rank, _content(shards, key, rank, tensors[key])
+
+
+def _content(shards: Shards, key: str, rank: int, at: TensorAt) -> NDArray[np.int64]:
+    entry, file = at.entry, shards.files[at.file]
+    kind = _DTYPES.get(entry.dtype)
+    if kind is None or len(entry.shape) != 1 or not 0 < entry.nbytes <= _MAX_NBYTES:
+        problem = f"{key!r} on rank {rank} is {entry.dtype} {list(entry.shape)}, and no list of rows"
+        raise CheckpointError("EP215", problem, _HINT)
+    content = bytearray(entry.nbytes)
+    with files.opened_source(file.path, file.stamp) as descriptor:
+        files.read_into(descriptor, memoryview(content), at.offset, file.path)
+    return np.frombuffer(bytes(content), kind).astype(np.int64)
+
+
+def map_for(old: Placement, new: Placement, num_ids: int, layer: int, rank: int) -> NDArray[np.int64]:
+    """What the map of a layer (index) and rank of NEW says: by expert, or by slot where it has replicas.
+
+    Args:
+        num_ids: length of the map in SRC.
+    """
+    first, last = int(new.first_slot[rank]), int(new.first_slot[rank + 1])
+    by_expert = new.num_slots == new.num_logical_experts or num_ids == old.num_logical_experts < old.num_slots
+    ids = new.physical_to_logical[layer, first:last] if by_expert else np.arange(first, last)
+    result = np.full(new.num_logical_experts if by_expert else new.num_slots, EMPTY)
+    rows = np.flatnonzero(ids != EMPTY)[::-1]
+    result[ids[rows]] = rows
+    return result

@@ -1,0 +1,88 @@
+"""Slices of experts, as plain tensor parallelism leaves them: every rank has all experts, and none of them whole.
+
+To a placement they look like replicas, and all but one of the slices would be dropped.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eplb_cli import files
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint
+from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.errors import CheckpointError
+from eplb_cli.placements.placement import EMPTY
+
+_SAMPLE_NBYTES = 4096
+_WIDTHS = {"w13_weight": 2, "w2_weight": 1, "gate_up_proj": 2, "down_proj": 1}
+"""Stacked weights that have a dimension of so many times the width of an expert."""
+
+
+def slices_in(shards: Shards) -> str | None:
+    """A sentence where the shapes of shards, with config.json beside them, say that these have slices."""
+    config, num_ranks = shards.config, shards.num_ranks
+    if config is None or num_ranks == 1 or not shards.layers.placed:
+        return None
+    experts, width = config.num_logical_experts, config.intermediate_size
+    layer = shards.layers.placed[0]
+    if width is None or experts is None or (shards.rows_of(layer) != experts).any():
+        return None
+    for key, at in shards.tensors[0].items():
+        found = shards.expert_keys.get(key)
+        times = None if found is None or found.layer != layer else _WIDTHS.get(found.tensor)
+        if times is None:
+            continue
+        whole, shape = times * width, at.entry.shape[1:]
+        if whole not in shape and whole % num_ranks == 0 and whole // num_ranks in shape:
+            return (
+                f"{shards.path}: each of the {num_ranks} ranks has rows of all {experts:,} experts, and {key!r} "
+                f"{list(at.entry.shape)} has {whole // num_ranks:,} of their {whole:,} columns or rows: slices "
+                "of tensor parallelism"
+            )
+    return None
+
+
+def require_no_slices(shards: Shards) -> None:
+    """EP232 where the shapes say that every rank has a slice of each expert."""
+    if problem := slices_in(shards):
+        raise CheckpointError("EP232", problem)
+
+
+def require_replicas(checkpoint: ShardedCheckpoint) -> None:
+    """EP232 where all ranks hold all experts and no rank has the bytes of another: these are no replicas.
+
+    A sample of one tensor of one layer is read.
+
+    Raises:
+        CheckpointError: EP201 or EP220, a shard cannot be read, or has changed.
+    """
+    require_no_slices(checkpoint.shards)
+    old, sizes = checkpoint.placement, checkpoint.row_nbytes
+    if old.num_ranks == 1 or not sizes.any():
+        return
+    table = old.physical_to_logical[0]
+    held = [set(table[first:last].tolist()) for first, last in zip(old.first_slot, old.first_slot[1:])]
+    if EMPTY in table or any(experts != held[0] for experts in held) or len(held[0]) == 1:
+        return
+    tensor = int(sizes[0].argmax())
+    samples = [_sample(checkpoint, tensor, slot) for slot in range(old.num_slots)]
+    for expert in held[0]:
+        slots = np.flatnonzero(table == expert)
+        if len({samples[slot] for slot in slots}) < len(slots):
+            return
+    template = checkpoint.expert_tensors[tensor].template
+    problem = (
+        f"each of the {old.num_ranks} ranks has all {len(held[0]):,} experts, and no two of them the same"
+    )
+    raise CheckpointError("EP232", f"{checkpoint.shards.path}: {problem} bytes of {template!r}")
+
+
+def _sample(checkpoint: ShardedCheckpoint, tensor: int, slot: int) -> bytes:
+    """The first bytes of a row of the first layer."""
+    file = checkpoint.shards.files[int(checkpoint.extents.file[0, tensor, slot])]
+    block = bytearray(min(_SAMPLE_NBYTES, int(checkpoint.row_nbytes[0, tensor])))
+    with files.opened_source(file.path, file.stamp) as descriptor:
+        files.read_into(
+            descriptor, memoryview(block), int(checkpoint.extents.offset[0, tensor, slot]), file.path
+        )
+    return bytes(block)
