@@ -74,12 +74,12 @@ def placement_inside(shards: Shards, num_logical_experts: int | None = None) -> 
     if len(num_ids) > 1:
         raise CheckpointError("EP215", f"the maps in {shards.path} are of several lengths", _HINT)
     experts, layers = num_ids.pop(), sorted(rows)
-    table = np.stack([rows[layer] for layer in layers])
+    tables = np.array([rows[layer] for layer in layers], np.int64)
     if num_logical_experts not in (None, experts):
-        if (table != np.arange(table.shape[1])).any():
+        if (tables != np.arange(tables.shape[1])).any():
             raise CheckpointError("EP215", f"the maps in {shards.path} give slots to other ranks", _HINT)
         return None
-    return Placement(table, first_slot, experts, np.array(layers, np.int64))
+    return Placement(tables, first_slot, experts, np.array(layers, np.int64))
 
 
 def _read(shards: Shards, key: str) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -1,9 +1,11 @@
-"""Slices of experts, as plain tensor parallelism leaves them: every rank has all experts, and none of them whole.
+"""Slices of experts, as plain tensor parallelism leaves them: every rank has all experts, and none whole.
 
 To a placement they look like replicas, and all but one of the slices would be dropped.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 
@@ -35,9 +37,9 @@ def slices_in(shards: Shards) -> str | None:
         whole, shape = times * width, at.entry.shape[1:]
         if whole not in shape and whole % num_ranks == 0 and whole // num_ranks in shape:
             return (
-                f"{shards.path}: each of the {num_ranks} ranks has rows of all {experts:,} experts, and {key!r} "
-                f"{list(at.entry.shape)} has {whole // num_ranks:,} of their {whole:,} columns or rows: slices "
-                "of tensor parallelism"
+                f"{shards.path}: each of the {num_ranks} ranks has rows of all {experts:,} experts, and in "
+                f"{key!r} {list(at.entry.shape)} they are {whole // num_ranks:,} wide instead of {whole:,}: "
+                "slices of tensor parallelism"
             )
     return None
 
@@ -61,7 +63,7 @@ def require_replicas(checkpoint: ShardedCheckpoint) -> None:
     if old.num_ranks == 1 or not sizes.any():
         return
     table = old.physical_to_logical[0]
-    held = [set(table[first:last].tolist()) for first, last in zip(old.first_slot, old.first_slot[1:])]
+    held = [set(table[first:last].tolist()) for first, last in pairwise(old.first_slot)]
     if EMPTY in table or any(experts != held[0] for experts in held) or len(held[0]) == 1:
         return
     tensor = int(sizes[0].argmax())
@@ -81,8 +83,7 @@ def _sample(checkpoint: ShardedCheckpoint, tensor: int, slot: int) -> bytes:
     """The first bytes of a row of the first layer."""
     file = checkpoint.shards.files[int(checkpoint.extents.file[0, tensor, slot])]
     block = bytearray(min(_SAMPLE_NBYTES, int(checkpoint.row_nbytes[0, tensor])))
+    offset = int(checkpoint.extents.offset[0, tensor, slot])
     with files.opened_source(file.path, file.stamp) as descriptor:
-        files.read_into(
-            descriptor, memoryview(block), int(checkpoint.extents.offset[0, tensor, slot]), file.path
-        )
+        files.read_into(descriptor, memoryview(block), offset, file.path)
     return bytes(block)

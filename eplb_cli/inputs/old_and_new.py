@@ -101,8 +101,10 @@ def _placement_inside(shards: Shards, known: Placement | None, options: Placemen
     """What maps inside shards say; None without any. Raises EP215 where eplb.json says another placement."""
     from eplb_cli.checkpoint.expert_maps import placement_inside
 
-    said = options.num_logical_experts or (shards.config and shards.config.num_logical_experts)
-    inside = placement_inside(shards, known.num_logical_experts if known else said)
+    experts = options.num_logical_experts
+    if experts is None and shards.config is not None:
+        experts = shards.config.num_logical_experts
+    inside = placement_inside(shards, experts if known is None else known.num_logical_experts)
     if known is not None:
         require_as_inside(known, inside, str(shards.path / "eplb.json"))
     return inside
