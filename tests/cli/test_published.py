@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 import eplb_cli
-from eplb_cli.huggingface.engine import find_names
-from tests.cli.test_shard import assert_same
-from tests.cli.tree import Rank, write_json
+from tests.cli.test_shard import DATA, assert_same
+from tests.cli.tree import Rank, read_tree, write_json
 from tests.support.published import EXPERTS, GATED, PUBLISHED, Published, read_rank, write_published
 
 FIRST = [[3, 0, 0, 1, 2, 2], [0, 1, 2, 3, 3, 1], [1, 3, 0, 2, 1, 0], [2, 2, 3, 1, 0, 3]]
@@ -124,12 +123,18 @@ def test_what_is_left_out_is_refused(tmp_path, engine):
         assert not (tmp_path / "dst").exists()
 
 
-def test_a_family_that_is_like_another():
-    """It has all names of that one, and its own."""
-    like, base = find_names("sglang", "deepseek_v32", []), find_names("sglang", "deepseek_v3", [])
-    assert (like.experts, like.fused) == (base.experts, base.fused)
-    assert set(base.kept) < set(like.kept)
-    assert find_names("sglang", "kimi_k2", []).goals == base.goals
+def test_the_names_of_glm_are_those_that_vllm_wrote(tmp_path):
+    """Real shards of its family have them, but for biases that their model lacks; and the same constants."""
+    real = next(iter(read_tree(DATA / "eplb-replicas" / "src").values()))
+    hf = write_published(tmp_path / "hf", PUBLISHED["glm-4.6"]())
+    eplb_cli.shard(hf, tmp_path / "dst", "linear", "vllm", eplb_cli.PlacementOptions(num_ranks=2))
+    found = read_rank(tmp_path / "dst", 1)
+    for layer in range(3):
+        names = {key for key in found if f"layers.{layer}." in key and not key.endswith("qkv_proj.bias")}
+        assert names == {key for key in real if f"layers.{layer}." in key}
+    scales = {key: at for key, at in found.items() if not at.shape and "layers.3." not in key}
+    assert scales == {key: real[key] for key in scales}
+    assert len(scales) == 12
 
 
 def test_all_layers_of_maps_are_told_apart():
