@@ -120,14 +120,25 @@ def find_names(engine: str, family: str, keys: Iterable[str]) -> Names:
         problem = f"no names of {engine} are known for models of type {family!r}"
         hint = f"known are {', '.join(families)}; --engine {AS_THEY_ARE} keeps all names"
         raise CheckpointError("EP224", problem, hint)
-    table = raw[family]
+    table = _with_like(raw, raw[family])
     full = {
         field: {_full(target): list(map(_full, sources)) for target, sources in table[field].items()}
         for field in ("experts", "fused")
     }
     words = {"engine": engine, "family": family, "layout": raw["layout"], "serving": raw["serving"]}
-    constants = {_full(target): value for target, value in table.get("constants", {}).items()}
+    constants = {_full(target): value for target, value in table["constants"].items()}
     return names_from_json({**words, **full, "kept": map(_full, table["kept"]), "constants": constants})
+
+
+def _with_like(raw: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """What a family's table says, after all that the family says which it is `like`."""
+    said = [raw[table["like"]], table] if "like" in table else [table]
+    kept = [name for part in said for name in part.get("kept", ())]
+    joined = ("experts", "fused", "constants")
+    return {"kept": kept} | {
+        field: {target: value for part in said for target, value in part.get(field, {}).items()}
+        for field in joined
+    }
 
 
 def _full(name: str) -> str:

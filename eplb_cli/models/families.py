@@ -85,6 +85,7 @@ _GROUPED = Family(
 FAMILIES = {
     "deepseek_v2": Family(_after_first, "moe_intermediate_size", _MLP),
     "deepseek_v3": _GROUPED,
+    "deepseek_v32": Family(_after_first, "moe_intermediate_size", _MLP),
     "kimi_k2": _GROUPED,
     "glm4_moe": _GROUPED,
     "qwen3_moe": Family(_sparse, "moe_intermediate_size", _MLP, router=_GATE),

@@ -18,7 +18,18 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-BITS = {"F4": 4, "F6_E2M3": 6, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "BF16": 16, "F32": 32, "I64": 64}
+BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "U8": 8,
+    "I8": 8,
+    "BOOL": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "BF16": 16,
+    "F32": 32,
+    "I64": 64,
+}
 
 Kinds = dict[str, tuple[str, tuple[int, ...]]]
 
