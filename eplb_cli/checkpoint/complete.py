@@ -147,12 +147,10 @@ def _check_like(groups: list[Group], name_of: Mapping[int, str]) -> list[str]:
     weights = [weight for group in groups for weight in _weights(group)]
     scaled: set[tuple[str, str]] = set()
     of_projection: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    of_home: dict[str, set[str]] = defaultdict(set)
     for weight in weights:
         form = weight.tensor.removeprefix(weight.projection), weight.dtype
         scaled |= {form} if _scales(weight) else set()
         of_projection[weight.projection, *form] |= weight.kinds.keys()
-        of_home[weight.group.home].add(weight.projection)
     warnings = []
     for weight in weights:
         form = weight.tensor.removeprefix(weight.projection), weight.dtype
@@ -168,9 +166,18 @@ def _check_like(groups: list[Group], name_of: Mapping[int, str]) -> list[str]:
                 continue
             code = "EP210" if is_scale(kind) else "EP230"
             raise CheckpointError(code, f"{where} is there without {kind}")
-    for group in groups:
-        has = {part.projection for tensor in group.dtypes if (part := _split(tensor))}
-        if missing := sorted(of_home[group.home] - has):
-            problem = f"{group.home} has no {missing[0]}, which other layers have"
-            raise CheckpointError("EP230", f"layer {name_of[group.layer]}: {problem}")
+    _check_projections(groups, name_of)
     return warnings
+
+
+def _check_projections(groups: list[Group], name_of: Mapping[int, str]) -> None:
+    """EP230 for a layer that has some of another's projections: stacked and numbered ones are no like."""
+    sets = [
+        frozenset(part.projection for tensor in group.dtypes if (part := _split(tensor))) for group in groups
+    ]
+    distinct = {(group.home, has) for group, has in zip(groups, sets, strict=True)}
+    for group, has in zip(groups, sets, strict=True):
+        missing = [other - has for home, other in distinct if home == group.home and has < other]
+        if has and missing:
+            problem = f"{group.home} has no {min(missing[0])}, which other layers have"
+            raise CheckpointError("EP230", f"layer {name_of[group.layer]}: {problem}")

@@ -19,6 +19,9 @@ from eplb_cli.plan.pieces import Pieces
 
 MAX_WARNINGS = 5
 
+_LEAST_REPLICATED = 4
+"""Experts with replicas from which on it is no chance that all of them differ."""
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -84,6 +87,7 @@ def prove(
     before = row_view(old_digests, shape, checkpoint.placement.num_slots)
     after = row_view(new_digests, shape, new.num_slots)
     odd = set(differing_replicas(checkpoint.placement, before, exists))
+    _require_some_alike(checkpoint, odd)
     for layer, expert, tensor in differing_replicas(new, after, exists):
         if (layer, expert, tensor) not in odd:
             raise BytesError(
@@ -91,7 +95,51 @@ def prove(
             )
     _require_same_set(checkpoint, new, before, after, odd)
     rows = int((new.physical_to_logical != EMPTY).sum())
-    return Proof(rows, replica_warnings(checkpoint, odd))
+    alike = alike_warnings(checkpoint, before)
+    return Proof(rows, [*replica_warnings(checkpoint, odd), *alike])
+
+
+def _require_some_alike(checkpoint: ShardedCheckpoint, odd: Iterable[tuple[int, int, int]]) -> None:
+    """EP503 where the replicas differ of every expert that has several: they are none.
+
+    A single damaged replica is one of many in a checkpoint; of a wrong OLD, or of slices, all differ.
+    """
+    table = checkpoint.placement.physical_to_logical
+    layer, slot = np.nonzero(table != EMPTY)
+    pairs, counts = np.unique(np.stack([layer, table[layer, slot]]), axis=1, return_counts=True)
+    several = {(int(layer), int(expert)) for layer, expert in pairs[:, counts > 1].T}
+    if len(several) >= _LEAST_REPLICATED and several == {(layer, expert) for layer, expert, _ in odd}:
+        raise BytesError(
+            "EP503",
+            f"the replicas of all {len(several):,} experts (of a layer each) that have several differ in SRC",
+            "OLD is not the placement that SRC was written under, or each rank has a slice of every expert",
+        )
+
+
+def alike_warnings(checkpoint: ShardedCheckpoint, row_digests: Digests) -> list[str]:
+    """A sentence where different experts of a layer have the same bytes, as if one were saved for all.
+
+    Args:
+        row_digests: (L, K, P, 16).
+    """
+    placement, found = checkpoint.placement, []
+    for layer in range(placement.num_layers):
+        experts, slots = np.unique(placement.physical_to_logical[layer], return_index=True)
+        slots = slots[experts != EMPTY]
+        experts = experts[experts != EMPTY]
+        content = row_digests[layer][:, slots].swapaxes(0, 1).reshape(len(slots), -1)
+        _, first, which = np.unique(content, axis=0, return_index=True, return_inverse=True)
+        twin = first[which.ravel()]
+        found += [
+            (layer, int(experts[twin[at]]), int(experts[at]))
+            for at in np.flatnonzero(twin != np.arange(len(twin))).tolist()
+        ]
+    if not found:
+        return []
+    layer, twin_of, expert = found[0]
+    more = f" ({len(found):,} such experts in all)" if len(found) > 1 else ""
+    said = f"layer {placement.layer_number(layer)}: experts {twin_of} and {expert} have the same bytes{more}"
+    return [f"{said}: did every rank save the same experts?"]
 
 
 def replica_warnings(checkpoint: ShardedCheckpoint, odd: Iterable[tuple[int, int, int]]) -> list[str]:
