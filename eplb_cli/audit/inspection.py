@@ -12,6 +12,7 @@ from eplb_cli.arrays import Digests
 from eplb_cli.audit.own_digests import check_files, check_own_digests, digest_tree
 from eplb_cli.audit.reading import reading
 from eplb_cli.audit.unknown import unknown_placement
+from eplb_cli.checkpoint.expert_maps import placement_inside
 from eplb_cli.checkpoint.manifest import Manifest
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import open_shards
@@ -51,8 +52,9 @@ def inspect(
     path = Path(path)
     shards = open_shards(path, layout)
     manifest = shards.manifest
-    placement = unknown_placement(shards) if manifest is None else manifest.read_placement(path)
-    checkpoint = bind(shards, placement)
+    experts = None if shards.config is None else shards.config.num_logical_experts
+    said = placement_inside(shards, experts) if manifest is None else manifest.read_placement(path)
+    checkpoint = bind(shards, said or unknown_placement(shards))
     distinct, findings = _read(checkpoint, progress) if deep else (None, ())
     if problem := slices_in(shards):
         findings = (*findings, Finding("EP232", "error", problem, HINTS["EP232"]))
@@ -62,13 +64,14 @@ def inspect(
         layout=shards.layout.name,
         slots_per_rank=tuple(shards.slots_per_rank.tolist()),
         layers=tuple(shards.moe_layers),
+        further_layers={layer: shards.layers.name(layer) for layer in shards.layers.beside},
         expert_tensors=_expert_tensors(checkpoint),
         num_others=len(others),
         others_nbytes=sum(others),
         sharded_others=tuple(checkpoint.sharded_others),
         num_files=len(shards.files),
         nbytes=shards.nbytes,
-        placement=None if manifest is None else checkpoint.placement,
+        placement=None if said is None else checkpoint.placement,
         distinct_rows=distinct,
         findings=findings,
     )

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from eplb_cli.checkpoint.beside import FileBeside
 from eplb_cli.checkpoint.complete import is_weight
 from eplb_cli.checkpoint.layout import ExpertKey, Layout, ShardName
-from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json
+from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json, preset
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, file_beside, is_digest_file, read_manifest
+from eplb_cli.checkpoint.presharded import INDEX_NAME, READY_NAME, SERIES, SUFFIX, is_presharded, read_index
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.files import Stamp, not_regular, reading
 from eplb_cli.formats.safetensors_header import Header, TensorEntry, read_header
@@ -203,6 +204,8 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
     """
     names = _list_directory(path)
     shard_names = [name for name in names if name.endswith(".safetensors")]
+    if not shard_names and is_presharded(names):
+        return _require_experts(_open_presharded(path, names, layout))
     if not shard_names:
         raise CheckpointError("EP201", f"{path} holds no .safetensors file", "is it the directory of shards?")
     headers = {name: read_header(path / name) for name in shard_names}
@@ -223,6 +226,12 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
     carried = [name for name in names if not name.endswith(".safetensors") and not _is_ours(name)]
     found = Shards(path, layout, tuple(shards), _by_rank(path, shards), tuple(sorted(carried)), manifest)
     _require_headers_as_in_manifest(found)
+    return _require_experts(found)
+
+
+def _require_experts(found: Shards) -> Shards:
+    """EP206 for shards without an expert, EP208 for more rows than any placement has."""
+    path, layout = found.path, found.layout
     if not found.moe_layers:
         raise CheckpointError("EP206", f"{path} has no tensor that layout {layout.name} knows as an expert's")
     if (most := int(found.slots_per_rank.max())) > MAX_ENTRIES:
@@ -230,6 +239,42 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
             "EP208", f"{path} has a rank of {most:,} rows; more than {MAX_ENTRIES:,} are too many"
         )
     return found
+
+
+def _open_presharded(path: Path, names: list[str], layout: str | Layout) -> Shards:
+    """SGLang's presharded form: its names, and where they lead to.
+
+    Raises:
+        CheckpointError: EP206, a rank reads what is in no file; what `read_index` and `read_header` raise.
+    """
+    reads = read_index(path)
+    file_names = [name for name in names if name.endswith(SUFFIX)]
+    headers = {name: read_header(path / name) for name in file_names}
+    readers = {one.file: rank for rank in reversed(range(len(reads))) for one in reads[rank]}
+    shards = tuple(
+        ShardFile(
+            path / name,
+            ShardName(SERIES, readers.get(name, 0), number),
+            headers[name][0],
+            headers[name][1].st_size,
+            headers[name][1].st_mtime_ns,
+        )
+        for number, name in enumerate(file_names)
+    )
+    numbers = {name: number for number, name in enumerate(file_names)}
+    tensors: list[dict[str, TensorAt]] = [{} for _ in reads]
+    for rank, of_rank in enumerate(reads):
+        for name, key, tensor in of_rank:
+            header = headers[name][0] if name in headers else None
+            if header is None or key not in header.tensors or tensor in tensors[rank]:
+                problem = f"{path / INDEX_NAME}: {tensor!r} of rank {rank} is in no file, or there twice"
+                raise CheckpointError("EP206", problem, "are all files there?")
+            entry = header.tensors[key]
+            tensors[rank][tensor] = TensorAt(numbers[name], header.data_start + entry.begin, entry)
+    found = preset("sharded-state") if layout == "auto" else layout
+    found = found if isinstance(found, Layout) else find_layout(found, (), ())
+    carried = [name for name in names if not name.endswith(SUFFIX) and name not in {INDEX_NAME, READY_NAME}]
+    return Shards(path, found, shards, tuple(tensors), tuple(sorted(carried)), None)
 
 
 def _require_headers_as_in_manifest(shards: Shards) -> None:

@@ -324,5 +324,5 @@ def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
 
 def _source_metadata(checkpoint: ShardedCheckpoint, rank: int) -> dict[str, str]:
     """What the first file of an old rank says of itself, without what eplb wrote there."""
-    first = next(file for file in checkpoint.shards.files if file.name.rank == rank)
-    return {key: value for key, value in first.header.metadata.items() if not key.startswith("eplb.")}
+    own = (file.header.metadata for file in checkpoint.shards.files if file.name.rank == rank)
+    return {key: value for key, value in next(own, {}).items() if not key.startswith("eplb.")}

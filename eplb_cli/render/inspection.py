@@ -44,6 +44,11 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, object]]:
     slots, layers = inspection.slots_per_rank, inspection.layers
     yield "slots per rank", slots[0] if len(set(slots)) == 1 else ", ".join(map(str, slots))
     yield "MoE layers", f"{len(layers)} ({format_runs(layers)})"
+    if further := inspection.further_layers:
+        yield (
+            "of these",
+            f"{printable(', '.join(further.values()))}: MTP or another module, which no map names",
+        )
     yield "other tensors", f"{inspection.num_others:,}, {format_bytes(inspection.others_nbytes)}"
 
 

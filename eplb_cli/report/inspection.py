@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,15 @@ class Inspection:
         layout: the name of the layout that its tensors follow.
         slots_per_rank: (R,) rows that each rank has of an expert tensor.
         layers: (L,) the model's own numbers of its MoE layers, ascending.
+        further_layers: those of them that no map of an engine names, of MTP or another module: each by its
+            number in words.
         expert_tensors: what an expert consists of.
         num_others: tensors that are no expert's, counted on every rank that has them.
         others_nbytes: their bytes.
         sharded_others: keys of those that look as if each rank had only a piece.
         num_files: shard files.
         nbytes: their bytes.
-        placement: which expert each slot holds, as eplb.json says it; None where there is none.
+        placement: which expert each slot holds, as eplb.json or maps inside the shards say it; None without.
         distinct_rows: (L,) filled slots that differ in their bytes; None unless the rows were read.
         findings: what contradicts itself, empty unless the rows were read.
     """
@@ -54,6 +57,7 @@ class Inspection:
     layout: str
     slots_per_rank: tuple[int, ...]
     layers: tuple[int, ...]
+    further_layers: Mapping[int, str]
     expert_tensors: tuple[ExpertTensor, ...]
     num_others: int
     others_nbytes: int
@@ -80,6 +84,7 @@ def inspection_json(inspection: Inspection) -> dict[str, Any]:
         "num_ranks": inspection.num_ranks,
         "slots_per_rank": list(inspection.slots_per_rank),
         "layers": list(inspection.layers),
+        "further_layers": {str(number): name for number, name in inspection.further_layers.items()},
         "expert_tensors": list(map(_tensor_json, inspection.expert_tensors)),
         "others": {"count": inspection.num_others, "bytes": inspection.others_nbytes},
         "sharded_others": list(inspection.sharded_others),
