@@ -166,7 +166,7 @@ class Layout:
 
     def _by_shape(self, key: str) -> ExpertKey | None:
         name = split_expert_key(key)
-        if name is None or self.is_map(key) or is_any(name.rest, self.others):
+        if name is None or name.rest in self.maps or is_any(name.rest, self.others):
             return None
         if name.number is not None and not self.numbers:
             return None
@@ -181,6 +181,8 @@ class Layout:
 
     def is_map(self, key: str) -> bool:
         """Whether a tensor says which experts a rank has."""
+        if not key.endswith(self.maps):
+            return False
         name = split_expert_key(key)
         return name is not None and name.rest in self.maps
 

@@ -13,6 +13,7 @@ from eplb_cli.checkpoint.layout import FORMAT, Layout, is_any
 from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.reading import read_toml
+from eplb_cli.models.names import split_expert_key
 
 MAX_PATTERNS = 32
 """Patterns of files, and of experts: every key is tried with each of them."""
@@ -70,10 +71,11 @@ def _fits(layout: Layout, names: list[str], keys: list[str]) -> bool:
     """Whether all files, and the tensors under modules of experts, may be of a layout."""
     if not all(layout.match_file(name) for name in names):
         return False
-    found = [expert for key in keys if (expert := layout.match_key(key))]
-    is_numbered = any(expert.number is not None for expert in found)
-    has_marks = not layout.tensors or any(is_any(expert.tensor, layout.tensors) for expert in found)
-    return bool(found) and is_numbered == bool(layout.numbers) and has_marks
+    names = (name for key in keys if (name := split_expert_key(key)))
+    if any(name.number is not None for name in names) != bool(layout.numbers):
+        return False
+    found = (expert for key in keys if (expert := layout.match_key(key)))
+    return any(not layout.tensors or is_any(expert.tensor, layout.tensors) for expert in found)
 
 
 def _unfit(fitting: list[Layout], known: list[Layout], names: list[str], keys: list[str]) -> CheckpointError:

@@ -16,14 +16,14 @@ them, as DeepSeek does: `mtp.layers.0` of a model of 48 layers is layer 48.
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from eplb_cli.errors import CheckpointError
 
-_PLACEHOLDERS = ("{layer}", "{row}", "{expert}")
 _MTP = ("mtp", "nextn")
 """What the names of modules for further tokens begin with."""
 
@@ -49,24 +49,22 @@ class ExpertName(NamedTuple):
     Attributes:
         parts: the key at its dots.
         layer_at: which of them is the layer's number.
-        home_end: the first one behind the module of experts.
+        home_begin: the first one that names experts. home_end: the first one behind their module.
         number_at: which of them is the number of an expert or row; None where there is none.
     """
 
     parts: tuple[str, ...]
     layer_at: int
+    home_begin: int
     home_end: int
     number_at: int | None
 
     @property
     def place(self) -> LayerPlace:
         """Which experts of which layer; modules inside that of the experts are the same place."""
-        begin = next(at for at in range(self.layer_at, self.home_end) if names_experts(self.parts[at]))
-        return LayerPlace(
-            ".".join(self.parts[: self.layer_at]),
-            int(self.parts[self.layer_at]),
-            ".".join(self.parts[self.layer_at + 1 : begin + 1]),
-        )
+        module, home = self.parts[: self.layer_at], self.parts[self.layer_at + 1 : self.home_begin + 1]
+        number = int(self.parts[self.layer_at])
+        return LayerPlace(sys.intern(".".join(module)), number, sys.intern(".".join(home)))
 
     @property
     def rest(self) -> str:
@@ -81,8 +79,11 @@ class ExpertName(NamedTuple):
     @property
     def tensor(self) -> str:
         """What is behind the module of experts, without the number."""
-        rest = enumerate(self.parts[self.home_end :], self.home_end)
-        return ".".join(part for at, part in rest if at != self.number_at)
+        if self.number_at is None:
+            return self.rest
+        return sys.intern(
+            ".".join(self.parts[self.home_end : self.number_at] + self.parts[self.number_at + 1 :])
+        )
 
     def template(self, numbered: str, *, open_layer: bool) -> str:
         """The key with placeholders: `numbered` for the number, and {layer} if that is to be left open."""
@@ -91,31 +92,41 @@ class ExpertName(NamedTuple):
             parts[self.number_at] = numbered
         if open_layer:
             parts[self.layer_at] = "{layer}"
-        return ".".join(parts)
+        return sys.intern(".".join(parts))  # a hundred thousand keys have a few hundred templates
 
 
 def split_expert_key(key: str) -> ExpertName | None:
     """What a key says that is under a module of experts of a layer; None for every other.
 
-    A key that has a placeholder in itself is none: it could not be written again.
+    A key that has a brace in itself, as placeholders do, is none: it could not be written again.
     """
-    if "experts" not in key or any(placeholder in key for placeholder in _PLACEHOLDERS):
+    if "experts" not in key or "{" in key:
         return None
     parts = tuple(key.split("."))
-    begin = next((at for at, part in enumerate(parts) if names_experts(part)), len(parts))
-    layer_at = next((at for at in range(begin - 1, 0, -1) if _is_number(parts[at])), None)
+    begin = _first(parts, names_experts, 0)
     end = begin
     while end < len(parts) and names_experts(parts[end]):
         end += 1
-    if layer_at is None or end >= len(parts):
+    layer_at = begin - 1
+    while layer_at > 0 and not _is_number(parts[layer_at]):
+        layer_at -= 1
+    if layer_at <= 0 or end >= len(parts):
         return None
-    number_at = next((at for at in range(end, len(parts)) if _is_number(parts[at])), None)
-    return ExpertName(parts, layer_at, end, number_at)
+    number_at = _first(parts, _is_number, end)
+    return ExpertName(parts, layer_at, begin, end, number_at if number_at < len(parts) else None)
+
+
+def _first(parts: Sequence[str], wanted: Callable[[str], bool], begin: int) -> int:
+    """Where the first of some parts is that is wanted, from `begin` on; their number where none is."""
+    for at in range(begin, len(parts)):
+        if wanted(parts[at]):
+            return at
+    return len(parts)
 
 
 def names_experts(part: str) -> bool:
     """Whether a component of a key names routed experts; shared ones are like any other part of a layer."""
-    return (part == "experts" or part.endswith("_experts")) and "shared" not in part
+    return part == "experts" or (part.endswith("_experts") and "shared" not in part)
 
 
 def looks_like_experts(key: str) -> bool:
@@ -124,12 +135,9 @@ def looks_like_experts(key: str) -> bool:
 
 
 def _is_number(part: str) -> bool:
-    return (
-        part.isascii()
-        and part.isdecimal()
-        and len(part) <= _MAX_DIGITS
-        and (part == "0" or not part.startswith("0"))
-    )
+    if not part.isdecimal() or not part.isascii() or len(part) > _MAX_DIGITS:
+        return False
+    return part == "0" or part[0] != "0"
 
 
 def is_mtp(module: str) -> bool:
