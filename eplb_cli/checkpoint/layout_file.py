@@ -71,8 +71,8 @@ def _fits(layout: Layout, names: list[str], keys: list[str]) -> bool:
     """Whether all files, and the tensors under modules of experts, may be of a layout."""
     if not all(layout.match_file(name) for name in names):
         return False
-    names = (name for key in keys if (name := split_expert_key(key)))
-    if any(name.number is not None for name in names) != bool(layout.numbers):
+    taken_apart = (name for key in keys if (name := split_expert_key(key)))
+    if any(name.number is not None for name in taken_apart) != bool(layout.numbers):
         return False
     found = (expert for key in keys if (expert := layout.match_key(key)))
     return any(not layout.tensors or is_any(expert.tensor, layout.tensors) for expert in found)

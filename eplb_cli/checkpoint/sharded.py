@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from eplb_cli.checkpoint.places import Extents, Places, old_places
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import row_nbytes_of
+from eplb_cli.models.names import looks_like_experts
 from eplb_cli.placements.placement import EMPTY, Placement
 
 _MAX_ROWS = 1 << 27
@@ -128,8 +130,23 @@ def with_layers(placement: Placement, shards: Shards) -> Placement:
         )
     missing = sorted(set(placement.layer_ids.tolist()) - set(shards.moe_layers))
     if missing:
-        raise CheckpointError("EP212", f"layer {missing[0]} of the placement has no experts in {shards.path}")
+        raise _without_experts(shards, missing[0])
     return placement
+
+
+def _without_experts(shards: Shards, layer: int) -> CheckpointError:
+    """EP212 for a layer of which no tensor is known to be an expert's."""
+    strange = [
+        key
+        for key in dict.fromkeys(chain.from_iterable(shards.tensors))
+        if f".{layer}." in f".{key}" and looks_like_experts(key) and key not in shards.expert_keys
+    ]
+    if strange:
+        problem = (
+            f"layer {layer} has no tensor that layout {shards.layout.name} knows: what is {strange[0]!r}?"
+        )
+        return CheckpointError("EP212", problem, "describe it in a layout file: see docs/layouts.md")
+    return CheckpointError("EP212", f"layer {layer} of the placement has no experts in {shards.path}")
 
 
 def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:

@@ -163,7 +163,9 @@ def bind_and_plan(
 
 
 def _changing_layers(plan: ReshardPlan) -> frozenset[int]:
-    """The model's own numbers of the layers of which an expert comes to another rank."""
+    """The model's own numbers of the layers of which an expert comes to another rank; all if R changes."""
+    if plan.old.num_ranks != plan.new.num_ranks:
+        return frozenset(map(plan.new.layer_number, range(plan.new.num_layers)))
     layers = np.unique(plan.moves.layer[plan.src_rank != plan.dst_rank])
     return frozenset(plan.new.layer_number(int(layer)) for layer in layers)
 

@@ -152,6 +152,8 @@ def _differences(old: Placement, new: Placement) -> list[Finding]:
         ("MoE layers", old.num_layers, new.num_layers),
     ]
     messages = [f"OLD has {a:,} {what}, NEW has {b:,}" for what, a, b in pairs if a != b]
+    if old.num_layers != new.num_layers:
+        messages[-1] += _in_one_alone(_ids(old), _ids(new))
     if not messages and old.layer_ids is not None and new.layer_ids is not None:
         differing = np.flatnonzero(old.layer_ids != new.layer_ids)[:1]
         messages = [
@@ -159,6 +161,17 @@ def _differences(old: Placement, new: Placement) -> list[Finding]:
         ]
     hint = "both have to be written for the same checkpoint"
     return [Finding("EP109", "error", message, hint) for message in messages]
+
+
+def _ids(placement: Placement) -> set[int]:
+    return set() if placement.layer_ids is None else {*placement.layer_ids.tolist()}
+
+
+def _in_one_alone(old: set[int], new: set[int]) -> str:
+    """The first layer that one of them names and the other does not, where both say their layers."""
+    if only := sorted(old - new if len(old) > len(new) else new - old):
+        return f"; layer {only[0]} is in {'OLD' if only[0] in old else 'NEW'} alone" if old and new else ""
+    return ""
 
 
 def _without_source(old: Placement, new: Placement) -> Iterator[Finding]:
