@@ -1,4 +1,4 @@
-"""Files that hold placements or loads, as plain values: JSON, JSON lines, YAML, arrays and tensors.
+"""Files that hold placements or loads, as plain values: JSON, JSON lines, YAML, CSV, arrays and tensors.
 
 A file is taken for what its suffix says, and for JSON where that says nothing. Whatever it is, it has been
 held to the budget before anything is built from it.
@@ -22,7 +22,7 @@ class Document:
     """A file and what it says.
 
     Attributes:
-        value: objects, lists, numbers and strings as Python has them; tensors as arrays.
+        value: objects, lists, numbers and strings as Python has them; tensors as arrays, CSV as a `Table`.
         json_text: where it is one JSON text, with the lines of its values.
     """
 
@@ -46,6 +46,10 @@ def parse_document(name: str, data: bytes) -> Document:
         from eplb_cli.formats.yaml_text import parse_yaml
 
         return Document(name, parse_yaml(data))
+    if suffix == ".csv":
+        from eplb_cli.formats.csv_text import parse_csv
+
+        return Document(name, parse_csv(data))
     if suffix == ".jsonl":
         return Document(name, _json_lines(data))
     text = parse_json(data)

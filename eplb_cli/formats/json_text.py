@@ -22,6 +22,7 @@ from eplb_cli.formats.budget import (
 )
 
 MAX_SHOWN_CHARACTERS = 40
+_MAX_SHOWN_KEYS = 5
 """What a message quotes of a value."""
 
 _MAX_DIGITS = 4300
@@ -129,6 +130,12 @@ def shown(value: object) -> str:
         return "an object" if isinstance(value, dict) else "a list"
     text = json.dumps(value[: MAX_SHOWN_CHARACTERS + 1] if isinstance(value, str) else value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
+
+
+def shown_keys(keys: list[str]) -> str:
+    """Keys as a message lists them, of any number of them."""
+    names = ", ".join(map(shown, keys[:_MAX_SHOWN_KEYS]))
+    return names if len(keys) <= _MAX_SHOWN_KEYS else f"{names} and {len(keys) - _MAX_SHOWN_KEYS:,} more"
 
 
 def require_budget(data: bytes, limit: int = MAX_FILE_NBYTES) -> None:

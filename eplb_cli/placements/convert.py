@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
+
 from eplb_cli.errors import UsageError
 from eplb_cli.files import write_whole
+from eplb_cli.placements.dialects.dialect import Dialect
 from eplb_cli.placements.dialects.registry import dialect_called
 from eplb_cli.placements.findings import Finding, check_placement, raise_first
 from eplb_cli.placements.hints import NO_HINTS, Hints
@@ -20,7 +24,7 @@ def convert(
     """Write a placement in the dialect of another engine.
 
     Args:
-        source: a file in any dialect, or one of the named maps "linear" and "round_robin".
+        source: a file in any dialect, or one of the named maps "linear", "round_robin" and "trivial".
         output: a new file: .json, for "vllm" .jsonl too, for "tensorrt-llm" .yaml.
         to: "eplb", "vllm", "sglang", "tensorrt-llm", "ascend" or "deepseek".
         hints: what `source` leaves out, or `to` needs to know.
@@ -61,4 +65,18 @@ def convert_text(
         raise UsageError("EP001", problem, "rename OUT")
     placement, warnings = read_placement(source, hints)
     raise_first(check_placement(placement))
-    return placement, warnings, dialect.write(placement, hints, suffix)
+    placement, left_out = _sayable(placement, dialect, hints)
+    return placement, warnings + left_out, dialect.write(placement, hints, suffix)
+
+
+def _sayable(placement: Placement, dialect: Dialect, hints: Hints) -> tuple[Placement, list[Finding]]:
+    """A placement without rows of MTP layers, with a warning, where the dialect counts none of those."""
+    mtp = [] if hints.model is None or dialect.has_mtp else hints.model.mtp_layers
+    if placement.layer_ids is None or not (is_mtp := np.isin(placement.layer_ids, mtp)).any():
+        return placement, []
+    numbers = ", ".join(map(str, placement.layer_ids[is_mtp]))
+    message = f"left out: MTP layer {numbers}, for which {dialect.name} has no row"
+    hint = "the engine places MTP experts in order"
+    table, layer_ids = placement.physical_to_logical[~is_mtp], placement.layer_ids[~is_mtp]
+    rest = replace(placement, physical_to_logical=table, layer_ids=layer_ids)
+    return rest, [Finding("EP117", "warning", message, hint)]

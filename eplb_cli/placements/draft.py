@@ -15,16 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.formats.json_text import JsonText, shown
+from eplb_cli.formats.json_text import JsonText, shown, shown_keys
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS
 from eplb_cli.placements.findings import Finding, Severity, first_of_each_layer, others
 from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.keys import FORMAT, MAP, find_layer_ids, find_num_experts, find_slots_per_rank
+from eplb_cli.placements.keys import FORMAT, KEYS, MAP, find_layer_ids, find_num_experts, find_slots_per_rank
 from eplb_cli.placements.placement import EMPTY, Placement
 
-_KEYS = ("format", "num_ranks", "slots_per_rank", "num_logical_experts", "layer_ids", MAP)
 _REQUIRED_KEYS = ("format", MAP)
-_MAX_NAMED_KEYS = 5
 _INT64 = np.iinfo(np.int64)
 
 T = TypeVar("T")
@@ -137,11 +135,11 @@ class Draft:
         """EP102 for keys that are there twice; EP103 for unknown and missing ones, and the format."""
         repeated = self.origin.repeated_keys
         if repeated:
-            self._note("EP102", f"more than once in one object: {_named(repeated)}", key=repeated[0])
-        unknown = [key for key in self._content if key not in _KEYS]
+            self._note("EP102", f"more than once in one object: {shown_keys(repeated)}", key=repeated[0])
+        unknown = [key for key in self._content if key not in KEYS]
         if unknown:
-            hint = f"known are {', '.join(_KEYS)}"
-            message = f"ignored, because unknown: {_named(unknown)}"
+            hint = f"known are {', '.join(KEYS)}"
+            message = f"ignored, because unknown: {shown_keys(unknown)}"
             self._note("EP103", message, hint=hint, key=unknown[0], severity="warning")
         for key in _REQUIRED_KEYS:
             if key not in self._content:
@@ -204,9 +202,3 @@ class Draft:
             hint = 'say it: "num_logical_experts" in the file, or --num-logical-experts E'
             self._note("EP111", message, hint=hint, key=MAP, severity="warning")
         return guess
-
-
-def _named(keys: list[str]) -> str:
-    """Keys as a message lists them, of any number of them."""
-    names = ", ".join(shown(key) for key in keys[:_MAX_NAMED_KEYS])
-    return names if len(keys) <= _MAX_NAMED_KEYS else f"{names} and {len(keys) - _MAX_NAMED_KEYS:,} more"

@@ -19,6 +19,8 @@ from eplb_cli.placements.placement import MAX_RANKS
 
 FORMAT = "eplb-placement/1"
 MAP = "physical_to_logical_map"
+KEYS = ("format", "num_ranks", "slots_per_rank", "num_logical_experts", "layer_ids", MAP)
+"""All keys of eplb's own files."""
 
 _ELSEWHERE = "OLD, the checkpoint or the command line"
 _MAX_LAYER_ID = (1 << 31) - 1

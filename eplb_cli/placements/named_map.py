@@ -1,4 +1,4 @@
-"""Maps that have a name instead of a file: `linear` and `round_robin`, as vLLM places experts.
+"""Maps that have a name instead of a file: `linear` and `round_robin` of vLLM, `trivial` of SGLang.
 
 Ten experts on four ranks; the first 10 % 4 ranks hold one more::
 
@@ -13,6 +13,9 @@ With redundant experts `linear` goes on from expert 0, and every rank has as man
 experts and two redundant ones on four ranks::
 
     linear       [0 1] [2 3] [4 5] [0 1]
+
+`trivial` is what `--init-expert-location trivial` makes: slot i holds expert i % E. That is `linear`, but
+SGLang has as many slots on every rank with and without redundant experts.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import compare_slots
 from eplb_cli.placements.placement import MAX_ENTRIES, MAX_RANKS, Placement
 
-NAMED_MAPS = ("linear", "round_robin")
+NAMED_MAPS = ("linear", "round_robin", "trivial")
 
 
 def named_map(name: str, hints: Hints) -> Placement:
@@ -60,17 +63,17 @@ def _number(name: str, option: str, value: int | None, most: int) -> int:
 
 def _experts_in_order(name: str, num_experts: int, num_ranks: int, num_redundant: int) -> NDArray[np.int64]:
     """(P,) the expert in each slot."""
-    experts = np.arange(num_experts)
-    if not num_redundant:
-        return experts if name == "linear" else np.argsort(experts % num_ranks, kind="stable")
-    if name != "linear":
-        raise UsageError("EP001", f"the map {name} has no redundant experts", "use linear, or a file")
-    num_redundant = _number(name, "--num-redundant-experts", num_redundant, MAX_EXPERTS)
-    if (num_experts + num_redundant) % num_ranks:
+    if name == "round_robin":
+        if num_redundant:
+            raise UsageError("EP001", f"the map {name} has no redundant experts", "use linear, or a file")
+        return np.argsort(np.arange(num_experts) % num_ranks, kind="stable")
+    if num_redundant:
+        _number(name, "--num-redundant-experts", num_redundant, MAX_EXPERTS)
+    if (num_redundant or name == "trivial") and (num_experts + num_redundant) % num_ranks:
         total = f"{num_experts} experts and {num_redundant} redundant ones"
         hint = f"choose --num-redundant-experts so that both together are a multiple of {num_ranks}"
         raise PlacementError("EP108", f"{total} do not divide over {num_ranks} ranks", hint)
-    return np.concatenate([experts, np.arange(num_redundant) % num_experts])
+    return np.arange(num_experts + num_redundant) % num_experts
 
 
 def slots_of_linear(num_slots: int, num_ranks: int) -> NDArray[np.int64]:

@@ -32,7 +32,7 @@ def read_placement(source: str | PathLike[str], hints: Hints = NO_HINTS) -> tupl
     """Read a placement in any dialect; only its form is checked, `validate` says whether it makes sense.
 
     Args:
-        source: a file, or one of the named maps "linear" and "round_robin".
+        source: a file, or one of the named maps "linear", "round_robin" and "trivial".
         hints: what the file may leave out.
 
     Returns:

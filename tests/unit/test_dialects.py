@@ -138,7 +138,7 @@ class TestLayers:
     @pytest.mark.parametrize(
         ("hints", "code", "says"),
         [
-            (TWO_RANKS, "EP116", "2 rows under only"),
+            (TWO_RANKS, "EP116", "2 rows under"),
             (Hints(2, None, 4, dialect="sglang"), "EP116", "which of them have experts nothing says"),
             (Hints(2, None, 4, model=Model("m", 5, (1, 2, 3))), "EP109", "2 rows, for 3 MoE or 5 hidden"),
             (Hints(2, None, 4, model=Model("m", 5, (1, 2)), dialect="sglang"), "EP109", "2 rows for the 5"),

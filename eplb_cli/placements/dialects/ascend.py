@@ -2,6 +2,7 @@
 
 The only dialect but eplb's with ranks in it. Its loader goes by position and looks at no id, so position is
 what counts here, and an id that says otherwise is a warning. One device cannot hold an expert twice.
+OmniPlacement's pattern, which has devices too, is read by `by_rank`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from eplb_cli.formats.json_text import shown
+from eplb_cli.placements.dialects.by_rank import is_pattern, read_pattern
 from eplb_cli.placements.dialects.dialect import (
     Dialect,
     Note,
@@ -29,10 +31,13 @@ _NAME = "ascend"
 
 
 def _fits(value: object) -> bool:
-    return isinstance(value, dict) and "layer_list" in value and "moe_layer_count" in value
+    is_map = isinstance(value, dict) and "layer_list" in value and "moe_layer_count" in value
+    return is_map or is_pattern(value)
 
 
 def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN401 - fits has seen it
+    if isinstance(value, list):
+        return read_pattern(_NAME, value, hints)
     layers = _list(value, "layer_list", "moe_layer_count", "the file")
     rows, slots = [], []
     for position, layer in enumerate(layers):

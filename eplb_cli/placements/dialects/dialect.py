@@ -35,6 +35,7 @@ class Dialect:
         read: the content of an eplb-placement/1 file that says the same. Raises PlacementError.
         write: the text of a file with one of the suffixes. Raises EP117 for what it cannot say.
         keeps_rows: rows of the map stand in the text as they are read.
+        has_mtp: it has rows for MTP layers, which the others do not count.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Dialect:
     read: Callable[[Any, Hints, Note], Mapping[str, Any]]
     write: Callable[[Placement, Hints, str], str]
     keeps_rows: bool = False
+    has_mtp: bool = False
 
 
 def content(rows: object, layer_ids: Sequence[int] | None = None, **keys: object) -> dict[str, Any]:
@@ -76,6 +78,18 @@ def by_moe_index(rows: object, hints: Hints, **keys: object) -> dict[str, Any]:
     if layers is None or not isinstance(rows, list) or len(rows) != len(layers):
         return content(rows, None, **keys)
     return content(rows, layers, **keys)
+
+
+def for_all_layers(row: list[int], hints: Hints, **keys: object) -> dict[str, Any]:
+    """The content of one row that is meant for every MoE layer: of one, where nothing says how many."""
+    layers = known_layers(hints)
+    count = len(layers) if layers is not None else hints.num_layers or 1
+    return by_moe_index([row] * count, hints, **keys)
+
+
+def depth(value: object) -> int:
+    """How many lists are in each other, down the first item of each."""
+    return 1 + depth(value[0]) if isinstance(value, list) and value else 0
 
 
 def lossy(name: str, problem: str, hint: str = "") -> PlacementError:

@@ -6,11 +6,20 @@ from typing import Any
 
 from eplb_cli.placements.dialects.dialect import Dialect, Note
 from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.keys import KEYS, MAP
 from eplb_cli.placements.placement import Placement
+
+FORMAT_PREFIX = "eplb-"
+_OWN_KEYS = {"num_ranks", "slots_per_rank", "layer_ids"}
 
 
 def _fits(value: object) -> bool:
-    return isinstance(value, dict) and "format" in value
+    """Whether it says so itself, or has keys that only eplb's own files have."""
+    if not isinstance(value, dict):
+        return False
+    name = value.get("format")
+    is_ours = isinstance(name, str) and name.startswith(FORMAT_PREFIX)
+    return is_ours or (bool(value.keys() & _OWN_KEYS) and (MAP in value or value.keys() <= {*KEYS}))
 
 
 def _read(value: Any, hints: Hints, note: Note) -> Any:  # noqa: ANN401 - the draft checks whatever it is
@@ -25,4 +34,4 @@ def _write(placement: Placement, hints: Hints, suffix: str) -> str:
     return format_placement(placement)
 
 
-DIALECT = Dialect("eplb", (".json",), _fits, _read, _write, keeps_rows=True)
+DIALECT = Dialect("eplb", (".json",), _fits, _read, _write, keeps_rows=True, has_mtp=True)

@@ -5,29 +5,38 @@ from __future__ import annotations
 from eplb_cli.errors import PlacementError
 from eplb_cli.placements.dialects.dialect import Dialect, known_layers
 from eplb_cli.placements.dialects.registry import NAMES, OWN, dialect_called
+from eplb_cli.placements.dialects.strangers import stranger
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import MAP
 
 
 def find_dialect(value: object, hints: Hints) -> Dialect:
-    """The dialect that the hints name, or the one that the value is of; eplb's own where it is of none.
+    """The dialect that the hints name, or the one that the value is of.
 
     Raises:
-        PlacementError: EP116, it is not of the dialect that is named, or of several with other layers.
+        PlacementError: EP116, it is not of the dialect that is named, or of several with other layers; EP103,
+            it is of none, and the message says what it is instead.
     """
     if hints.dialect is not None:
         dialect = dialect_called(hints.dialect)
         if dialect.name != OWN and not dialect.fits(value):
-            others = [name for name in NAMES if dialect_called(name).fits(value)]
-            looks = f"; it looks like one of {' or '.join(others)}" if others else ""
-            raise PlacementError("EP116", f"not a placement of {dialect.name}{looks}", "see docs/dialects.md")
+            raise _not_of(dialect.name, value)
         return dialect
     fitting = [name for name in NAMES if dialect_called(name).fits(value)]
     if isinstance(value, dict) and fitting == ["vllm", "sglang"]:
         return dialect_called(_vllm_or_sglang(value[MAP], hints))
-    return dialect_called(
-        fitting[0] if fitting else OWN
-    )  # vllm's and deepseek's bare lists of rows mean the same
+    if not fitting:
+        raise stranger(value)
+    return dialect_called(fitting[0])  # vllm's and deepseek's bare lists of rows mean the same
+
+
+def _not_of(name: str, value: object) -> PlacementError:
+    """EP116 for a value that is not of the dialect that is named."""
+    others = [other for other in NAMES if dialect_called(other).fits(value)]
+    if not others:
+        return stranger(value, name)
+    problem = f"not a placement of {name}; it looks like one of {' or '.join(others)}"
+    return PlacementError("EP116", problem, "see docs/dialects.md")
 
 
 def _vllm_or_sglang(rows: object, hints: Hints) -> str:
@@ -44,6 +53,6 @@ def _vllm_or_sglang(rows: object, hints: Hints) -> str:
         raise PlacementError("EP109", f"the map has {len(rows):,} rows, for {counted:,} MoE{of_model} layers")
     raise PlacementError(
         "EP116",
-        f'{len(rows):,} rows under only "{MAP}": vllm means MoE layers with them, sglang all hidden layers',
+        f'{len(rows):,} rows under "{MAP}": vllm means MoE layers with them, sglang all hidden layers',
         "say which: --from vllm or --from sglang, or the model with --model PRESET|config.json",
     )

@@ -1,5 +1,6 @@
 """SGLang's `--init-expert-location`: one key, and a row for every hidden layer, dense ones too.
 
+SGLang itself refuses a file with more keys; people add them, and its own dumps have them.
 Rows of dense layers mean nothing; they are written as SGLang's own default, slot `i` holding expert `i % E`.
 """
 
@@ -21,6 +22,7 @@ from eplb_cli.placements.dialects.dialect import (
     require_even,
     require_full,
 )
+from eplb_cli.placements.dialects.other_keys import has_map, read_beside
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import MAP
 from eplb_cli.placements.placement import Placement
@@ -29,11 +31,11 @@ _NAME = "sglang"
 
 
 def _fits(value: object) -> bool:
-    return isinstance(value, dict) and value.keys() == {MAP}
+    return has_map(value)
 
 
 def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN401 - fits has seen it
-    del note
+    beside = read_beside(_NAME, value, note)
     rows = value[MAP]
     if not isinstance(rows, list):
         return content(rows)
@@ -55,7 +57,7 @@ def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN4
             "EP109", f"a map of sglang has {len(rows):,} rows, and none for layer {beyond[0]}"
         )
     layers = [layer for layer in layers if layer < len(rows)]
-    return content([rows[layer] for layer in layers], layers)
+    return content([rows[layer] for layer in layers], layers, **beside)
 
 
 def _write(placement: Placement, hints: Hints, suffix: str) -> str:

@@ -1,12 +1,14 @@
-"""TensorRT-LLM's `moe_load_balancer.yaml`: assignments by the model's own layer number.
+"""TensorRT-LLM's `moe_load_balancer.yaml`: assignments by the model's own layer number, MTP layers too.
 
-Its loader rejects unknown keys. Ranks are not in the file, and there is no empty slot.
+Its loader rejects unknown keys. Ranks are not in the file, and there is no empty slot. The same keys may
+stand inside the options of the engine (`extra_llm_api_options.yaml`), or those name the file that has them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from eplb_cli.errors import PlacementError
 from eplb_cli.formats.json_text import shown
 from eplb_cli.placements.dialects.dialect import (
     Dialect,
@@ -25,12 +27,55 @@ _ASSIGNMENTS = "initial_global_assignments"
 _KEYS = {_ASSIGNMENTS, "num_slots", "layer_updates_per_iter"}
 
 
+_INSIDE = (
+    ("moe_config", "load_balancer"),
+    ("moe_load_balancer",),
+    ("pytorch_backend_config", "moe_load_balancer"),
+)
+"""Where the options of the engine have the keys, the newest first."""
+
+_EP_SIZE = "moe_expert_parallel_size"
+
+
 def _fits(value: object) -> bool:
-    return isinstance(value, dict) and _ASSIGNMENTS in value and "record_type" not in value
+    if not isinstance(value, dict) or "record_type" in value:
+        return False
+    is_balancer = _ASSIGNMENTS in value or (bool(value) and value.keys() <= _KEYS)
+    return is_balancer or _inside(value) is not None
+
+
+def _inside(options: dict[str, Any]) -> tuple[str, Any] | None:
+    """Where the options of the engine have a load balancer, and what they have there."""
+    for place in _INSIDE:
+        found: Any = options
+        for key in place:
+            found = found.get(key) if isinstance(found, dict) else None
+        if isinstance(found, dict | str):
+            return ".".join(place), found
+    return None
 
 
 def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN401 - fits has seen it
     del hints, note
+    inside = None if _ASSIGNMENTS in value else _inside(value)
+    if inside is None:
+        return _read_balancer(value)
+    place, balancer = inside
+    if isinstance(balancer, str):
+        problem = f"no map is in the file, and {place} names one that has it: {shown(balancer)}"
+        raise PlacementError("EP103", problem, "give that file")
+    ranks = value.get(_EP_SIZE)
+    said = _read_balancer(balancer)
+    return {**said, "num_ranks": ranks} if type(ranks) is int and ranks > 0 else said
+
+
+def _read_balancer(value: dict[str, Any]) -> dict[str, Any]:
+    if _ASSIGNMENTS not in value:
+        raise PlacementError(
+            "EP103",
+            f"no map is in the file: an online load balancer of {_NAME}, which makes its map as it runs",
+            f"give a file with {_ASSIGNMENTS}, as TensorRT-LLM's generate_eplb_config.py writes it",
+        )
     if unknown := value.keys() - _KEYS:
         raise not_this(_NAME, f"the key {shown(str(min(map(str, unknown))))} is unknown, and rejected there")
     assignments = value[_ASSIGNMENTS]
@@ -65,4 +110,4 @@ def _write(placement: Placement, hints: Hints, suffix: str) -> str:
     return f"{_ASSIGNMENTS}:\n{lines}num_slots: {placement.num_slots}\nlayer_updates_per_iter: 0\n"
 
 
-DIALECT = Dialect(_NAME, (".yaml", ".yml"), _fits, _read, _write)
+DIALECT = Dialect(_NAME, (".yaml", ".yml"), _fits, _read, _write, has_mtp=True)

@@ -2,6 +2,7 @@
 
 Rows are MoE layers, counted from 0; a single row is for all layers. Ranks are not in the file. The
 record form says how many slots are redundant, and so how many experts there are; it has no empty slot.
+Two forms that were proposed have ranks: `by_rank` reads them.
 """
 
 from __future__ import annotations
@@ -9,17 +10,26 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from eplb_cli.errors import PlacementError
+from eplb_cli.placements.dialects.by_rank import (
+    EXPERT_TO_RANK,
+    is_expert_map,
+    read_expert_map,
+    read_expert_to_rank,
+)
 from eplb_cli.placements.dialects.dialect import (
     Dialect,
     Note,
     by_moe_index,
+    depth,
+    for_all_layers,
     json_rows,
-    known_layers,
     moe_table,
     not_this,
     require_even,
     require_full,
 )
+from eplb_cli.placements.dialects.other_keys import has_map, read_beside
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import MAP
 from eplb_cli.placements.placement import Placement
@@ -32,13 +42,14 @@ _RECORD_KEYS = {"record_type", "version", "num_redundant_experts", "num_slots", 
 
 def _fits(value: object) -> bool:
     if isinstance(value, dict):
-        return value.keys() == {MAP} or value.get("record_type") == RECORD
-    return isinstance(value, list) and bool(value) and (_is_row(value) or _records(value) != [])
+        return has_map(value) or EXPERT_TO_RANK in value or value.get("record_type") == RECORD
+    return isinstance(value, list) and (_is_row(value) or is_expert_map(value) or _records(value) != [])
 
 
 def _is_row(value: list[Any]) -> bool:
     """Whether a list is a row for all layers, or a list of rows."""
-    return all(isinstance(item, list) for item in value) or all(type(item) is int for item in value)
+    rows = all(isinstance(item, list) for item in value) and depth(value) <= 2  # noqa: PLR2004
+    return bool(value) and (rows or all(type(item) is int for item in value))
 
 
 def _records(value: list[Any]) -> list[Any]:
@@ -46,19 +57,33 @@ def _records(value: list[Any]) -> list[Any]:
 
 
 def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN401 - fits has seen it
-    del note
-    records = [value] if isinstance(value, dict) else _records(value)
     if isinstance(value, dict) and MAP in value:
-        return by_moe_index(value[MAP], hints)
+        return by_moe_index(value[MAP], hints, **read_beside(_NAME, value, note))
+    if isinstance(value, dict) and EXPERT_TO_RANK in value:
+        return read_expert_to_rank(_NAME, value[EXPERT_TO_RANK], hints)
+    records = [value] if isinstance(value, dict) else _records(value)
     if records:
         if len(records) > 1:
             raise not_this(_NAME, f"{len(records):,} records of {RECORD} instead of one")
         return _read_record(records[0], hints)
-    if all(isinstance(item, list) for item in value):
+    if is_expert_map(value):
+        return read_expert_map(_NAME, value, hints)
+    if isinstance(value[0], list):
         return by_moe_index(value, hints)
-    layers = known_layers(hints)
-    count = len(layers) if layers is not None else hints.num_layers or 1
-    return by_moe_index([value] * count, hints)
+    _refuse_ranks(value, hints)
+    return for_all_layers(value, hints)
+
+
+def _refuse_ranks(row: list[int], hints: Hints) -> None:
+    """EP116 for a row that may as well be the rank of each expert: so few ids that they all are ranks."""
+    is_told = hints.dialect is not None or hints.num_logical_experts is not None
+    if not is_told and hints.num_ranks is not None and max(row) < hints.num_ranks:
+        raise PlacementError(
+            "EP116",
+            f"{len(row):,} numbers up to {max(row):,}, for {hints.num_ranks:,} ranks: the expert of each "
+            "slot in all layers, or the rank of each expert",
+            f'say which: --from vllm for slots, {{"{EXPERT_TO_RANK}": [...]}} for ranks',
+        )
 
 
 def _read_record(record: dict[str, Any], hints: Hints) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""What files have beside a map: numbers and arrays that follow from it, and keys that mean nothing here.
+
+What follows from the map is compared with it: a file that contradicts itself is wrong in one of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eplb_cli.formats.json_text import shown, shown_keys
+from eplb_cli.placements.dialects.dialect import Note, not_this
+from eplb_cli.placements.dialects.eplb import DIALECT as EPLB
+from eplb_cli.placements.dialects.inverse import COUNTS, SLOTS, compare_inverses
+from eplb_cli.placements.keys import MAP
+
+_EXPERTS, _REDUNDANT, _LAYERS = "num_logical_experts", "num_redundant_experts", "num_layers"
+_NUM_SLOTS = ("num_physical_experts", "num_slots", "num_replicas")
+_NUM_RANKS = ("ep_size", "num_gpus")
+_KNOWN = {MAP, _EXPERTS, _REDUNDANT, _LAYERS, *_NUM_SLOTS, *_NUM_RANKS, *COUNTS, *SLOTS}
+"""`tp_size` is none of them: with data parallelism there are more ranks than that."""
+
+
+def has_map(value: object) -> bool:
+    """Whether a value is an object with a map under vLLM's and SGLang's name, and not eplb's own."""
+    return isinstance(value, dict) and MAP in value and not EPLB.fits(value)
+
+
+def read_beside(name: str, value: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    """The numbers of experts and ranks that stand beside a map, as keys of eplb-placement/1.
+
+    One warning names the keys that are ignored.
+
+    Raises:
+        PlacementError: EP103, a key contradicts the map, or another key.
+    """
+    if ignored := [str(key) for key in value if key not in _KNOWN]:
+        note("EP103", f"ignored beside the map: {shown_keys(ignored)}")
+    rows = value[MAP]
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], list):
+        return {}  # what is wrong with a map is told with its layer
+    num_slots = len(rows[0])
+    for key, number in ((_LAYERS, len(rows)), *((key, num_slots) for key in _NUM_SLOTS)):
+        if key in value and value[key] != number:
+            raise not_this(name, f"{key} is {shown(value[key])}, and the map has {number:,}")
+    ranks = {key: value[key] for key in _NUM_RANKS if key in value}
+    return {
+        **_one(name, "num_logical_experts", _experts(name, value, num_slots)),
+        **_one(name, "num_ranks", ranks),
+    }
+
+
+def _experts(name: str, value: Mapping[str, Any], num_slots: int) -> dict[str, Any]:
+    """E, as each of the keys says it."""
+    experts = {_EXPERTS: value[_EXPERTS]} if _EXPERTS in value else {}
+    if type(redundant := value.get(_REDUNDANT)) is int:
+        experts[_REDUNDANT] = num_slots - redundant
+    if inverses := {key: value[key] for key in value if key in COUNTS | SLOTS}:
+        experts[next(iter(inverses))] = compare_inverses(name, MAP, value[MAP], inverses)
+    return experts
+
+
+def _one(name: str, meaning: str, said: dict[str, Any]) -> dict[str, Any]:
+    """What all the keys say, under the key that means it in eplb-placement/1."""
+    (first, number), *others = list(said.items()) or [("", None)]
+    for key, other in others:
+        if other != number:
+            raise not_this(name, f"{meaning} is {shown(number)} by {first}, and {shown(other)} by {key}")
+    return {} if number is None else {meaning: number}
