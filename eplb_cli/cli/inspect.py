@@ -19,7 +19,7 @@ SUMMARY = "Show what a directory of shards, or a load dump, holds."
 def command(
     src: Annotated[
         Path | None,
-        typer.Argument(metavar="SRC", help="A directory of per-rank shards, or a file of expert loads."),
+        typer.Argument(metavar="SRC", help="A directory of per-rank shards, or a load dump."),
     ] = None,
     layout: LayoutOption = "auto",
     deep: Annotated[
@@ -56,11 +56,13 @@ def command(
 ) -> None:
     """Show what the shards in SRC hold: layout, ranks, slots, layers, and the tensors of an expert.
 
-    Where SRC is a file, show the load it holds: how many tokens each expert got, layer by layer.
+    Where SRC is a load dump, show how many tokens each expert got, layer by layer.
     """
+    from eplb_cli.models.load import is_load
+
     if models or src is None:
         _list_models(src, models, output_format)
-    elif src.is_file():
+    elif is_load(src):
         _inspect_load(src, model, baked, output_format)
     elif identify is not None:
         _identify(src, layout, identify, out, output_format)

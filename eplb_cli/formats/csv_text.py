@@ -40,7 +40,7 @@ def parse_csv(data: bytes) -> Table:
     for (number, _), row in zip(lines[bool(columns) :], rows, strict=True):
         if len(row) != width:
             raise NotReadableError(f"not a table: {len(row):,} fields where others have {width:,}", number)
-    return Table(columns, np.array(rows).reshape(-1, width))
+    return Table(columns, np.array(rows).reshape(len(rows), width))
 
 
 def _require_budget(data: bytes, lines: list[bytes]) -> None:

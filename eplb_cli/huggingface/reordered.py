@@ -27,8 +27,8 @@ from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.huggingface.routers import unbakeable
 from eplb_cli.huggingface.source import HuggingFace, SourceFile, index_json
 from eplb_cli.models.config import ModelConfig
+from eplb_cli.models.counted import Load
 from eplb_cli.models.families import Family
-from eplb_cli.models.load import Load
 from eplb_cli.output.commit import carry_files
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared

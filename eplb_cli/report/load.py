@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eplb_cli.models.load import Load
+from eplb_cli.models.counted import Load
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LoadSummary:
 
     Attributes:
         path: the file.
-        form: "sglang", "vllm" or "array".
+        form: as `Load` has it.
         num_steps: T.
         num_logical_experts: E.
         tokens: of all layers, experts and steps.

@@ -55,6 +55,12 @@ def read_vocabulary(path: Path) -> object:
     return found
 
 
+def read_statistics_file(path: Path) -> object:
+    """A directory of loads in which one file is not ours."""
+    (path.parent / "meta_info.json").write_text('{"num_experts": 4}')
+    return read_load(str(path.parent))
+
+
 TREE = {"EP201", "EP204"}
 PLACEMENT = {f"EP{number}" for number in (101, 102, 103, 104, 105, 116)}
 READERS = {
@@ -66,6 +72,11 @@ READERS = {
     "load.json": Reader(lambda path: read_load(str(path)), "l.json", {"EP101", "EP119"}),
     "load.npy": Reader(lambda path: read_load(str(path)), "l.npy", {"EP101", "EP119"}),
     "load.pt": Reader(lambda path: read_load(str(path)), "l.pt", {"EP101", "EP119"}),
+    "load.csv": Reader(lambda path: read_load(str(path)), "l.csv", {"EP101", "EP119"}),
+    "load directory": Reader(
+        lambda path: read_load(str(path.parent)), "meta_info.json", {"EP101", "EP119"} | TREE
+    ),
+    "load statistics": Reader(read_statistics_file, "rank0.safetensors", {"EP119", "EP203"} | TREE),
     "preset": Reader(read_preset, "m.toml", {"EP118"}),
     "model config": Reader(read_model, "config.json", {"EP118"}),
     "vocabulary": Reader(read_vocabulary, "config.json", {"EP201"}),

@@ -94,7 +94,7 @@ def test_what_inspect_tells(dump):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("l.json", {"physical_to_logical_map": [[0]]}, "neither logical_count"),
+        ("l.json", {"physical_to_logical_map": [[0]]}, "it is a placement"),
         ("l.json", [1, 2], "the shape"),
         ("l.json", [[1], [2, 3]], "no rectangle"),
         ("l.json", [["a"]], "no rectangle"),
@@ -103,10 +103,10 @@ def test_what_inspect_tells(dump):
         ("l.json", [[]], "the shape"),
         ("l.json", [[1, 2, 3, 4]] * 3, "two of three has 2 MoE layers of 4 experts"),
         ("l.json", {"logical_count": [[1, 2, 3, 4]] * 2}, "two of three has 3 hidden layers"),
-        ("l.jsonl", [{**RECORD, "p2l_map": [[0]]}], "a p2l_map does not say"),
+        ("l.jsonl", [{**RECORD, "p2l_map": [[0]]}], "does not say the expert of each slot"),
         ("l.jsonl", [{**RECORD, "p2l_map": None}], "a p2l_map does not say"),
         ("l.jsonl", [{**RECORD, "p2l_map": [[9] * 5] * 2}], "an expert beyond 4"),
-        ("l.jsonl", [{"record_type": "eplb_load_stats"}], "the shape"),
+        ("l.jsonl", [{"record_type": "eplb_load_stats"}], "a p2l_map does not say"),
         ("l.jsonl", [RECORD, {**RECORD, "expert_load": [[1]], "p2l_map": [[0]]}], "differ in layers"),
         ("l.npy", {}, "not an array"),
     ],

@@ -18,7 +18,7 @@ from eplb_cli.placements import dialects
 from eplb_cli.placements.dialects.registry import NAMES, dialect_called
 
 DOCS = Path(__file__).parents[2] / "docs"
-SHARED = {"__init__", "dialect", "find", "registry"}
+SHARED = {"__init__", "dialect", "find", "registry", "by_rank", "inverse", "other_keys", "strangers"}
 """Modules of `dialects` that are none."""
 
 

@@ -53,9 +53,9 @@ def content(rows: object, layer_ids: Sequence[int] | None = None, **keys: object
     return {"format": FORMAT, **keys, **numbers, MAP: rows}
 
 
-def not_this(name: str, problem: str) -> PlacementError:
+def not_this(name: str, problem: str, hint: str = "") -> PlacementError:
     """EP103 for a value that is not well-formed in a dialect."""
-    return PlacementError("EP103", f"not a placement of {name}: {problem}")
+    return PlacementError("EP103", f"not a placement of {name}: {problem}", hint)
 
 
 def known_layers(hints: Hints) -> list[int] | None:

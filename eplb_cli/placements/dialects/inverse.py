@@ -38,7 +38,8 @@ def compare_inverses(name: str, key: str, rows: object, said: Mapping[str, objec
     slots, counts = inverse(table, num_experts)
     for other, array in arrays.items():
         if not _agree(array, counts if other in COUNTS else slots):
-            raise not_this(name, f"{other} is not what follows from {key}")
+            problem = f"{other} is not what follows from {key}"
+            raise not_this(name, problem, "one of them is wrong: mend it, or delete the key")
     return num_experts
 
 

@@ -17,6 +17,7 @@ from eplb_cli.placements.keys import MAP
 _EXPERTS, _REDUNDANT, _LAYERS = "num_logical_experts", "num_redundant_experts", "num_layers"
 _NUM_SLOTS = ("num_physical_experts", "num_slots", "num_replicas")
 _NUM_RANKS = ("ep_size", "num_gpus")
+_HINT = "one of them is wrong: mend it, or delete the key"
 _KNOWN = {MAP, _EXPERTS, _REDUNDANT, _LAYERS, *_NUM_SLOTS, *_NUM_RANKS, *COUNTS, *SLOTS}
 """`tp_size` is none of them: with data parallelism there are more ranks than that."""
 
@@ -42,7 +43,7 @@ def read_beside(name: str, value: Mapping[str, Any], note: Note) -> dict[str, An
     num_slots = len(rows[0])
     for key, number in ((_LAYERS, len(rows)), *((key, num_slots) for key in _NUM_SLOTS)):
         if key in value and value[key] != number:
-            raise not_this(name, f"{key} is {shown(value[key])}, and the map has {number:,}")
+            raise not_this(name, f"{key} is {shown(value[key])}, and the map has {number:,}", _HINT)
     ranks = {key: value[key] for key in _NUM_RANKS if key in value}
     return {
         **_one(name, "num_logical_experts", _experts(name, value, num_slots)),
@@ -65,5 +66,6 @@ def _one(name: str, meaning: str, said: dict[str, Any]) -> dict[str, Any]:
     (first, number), *others = list(said.items()) or [("", None)]
     for key, other in others:
         if other != number:
-            raise not_this(name, f"{meaning} is {shown(number)} by {first}, and {shown(other)} by {key}")
+            problem = f"{meaning} is {shown(number)} by {first}, and {shown(other)} by {key}"
+            raise not_this(name, problem, _HINT)
     return {} if number is None else {meaning: number}

@@ -43,8 +43,8 @@ def _told(value: object) -> tuple[str, str]:
         return "a table of comma-separated values", "where they count tokens, `eplb inspect FILE` shows them"
     if isinstance(value, list):
         records = [item for item in value if isinstance(item, dict)]
-        return _of_object(records[0]) if records else _of_list(value)
-    return _of_object(value) if isinstance(value, dict) else (f"{shown(value)} instead of an object", "")
+        return _of_keys(records[0]) if records else _of_list(value)
+    return _of_keys(value) if isinstance(value, dict) else (f"{shown(value)} instead of an object", "")
 
 
 def _of_list(value: list[Any]) -> tuple[str, str]:
@@ -58,7 +58,7 @@ def _of_list(value: list[Any]) -> tuple[str, str]:
     return f"{sizes} numbers, which are neither {forms}", ""
 
 
-def _of_object(value: Mapping[str, Any]) -> tuple[str, str]:
+def _of_keys(value: Mapping[str, Any]) -> tuple[str, str]:
     nested = list(_places(value))
     if nested:
         places = shown_keys([".".join(place) for place in nested])
