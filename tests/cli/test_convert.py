@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eplb_cli.placements.dialects.registry import NAMES, dialect_called
 from tests.cli.case import assert_error
-from tests.cli.tree import NEW, OLD, placement, write_json
+from tests.cli.tree import NEW, OLD, Tensor, placement, write_json, write_shard
 
 GOLDEN = Path(__file__).parents[1] / "data" / "dialects"
 PRESET = """
@@ -64,6 +65,30 @@ def test_json_says_what_was_written(eplb, home):
         "num_ranks": 2,
         "num_logical_experts": 4,
     }
+
+
+def test_trivial_is_a_map_with_a_name(eplb, home):
+    """SGLang's start, which is `linear` with as many slots on every rank."""
+    options = ["--to", "vllm", "--num-ranks", 2, "--num-logical-experts", 4, "--num-redundant-experts", 2]
+    texts = [eplb("convert", name, home / f"{name}.json", *options).out for name in ("trivial", "linear")]
+    assert texts == [
+        f"{home / name}.json: vllm, 1 layers, 6 slots, 2 ranks, 4 logical experts\n"
+        for name in ("trivial", "linear")
+    ]
+    assert (home / "trivial.json").read_bytes() == (home / "linear.json").read_bytes()
+
+
+def test_inspect_takes_a_directory_of_statistics(eplb, home):
+    """TensorRT-LLM's; every other directory is one of shards."""
+    path = home / "statistics"
+    path.mkdir()
+    (path / "meta_info.json").write_text('{"num_experts": 4, "num_experts_per_token": 2}')
+    counts = Tensor("I32", (4,), np.array([1, 2, 3, 4], "<i4").tobytes())
+    write_shard(path / "rank0.safetensors", {"7_3": counts, "7_4": counts})
+    result = eplb("inspect", path, "--model", home / "tiny.toml", "--format", "json")
+    assert result.code == 0, result.err
+    described = json.loads(result.out)
+    assert (described["form"], described["layer_ids"], described["tokens"]) == ("tensorrt-llm", [3, 4], 20)
 
 
 def test_a_named_map_is_converted_too(eplb, home):

@@ -125,6 +125,7 @@ class TestKeysBesideTheMap:
                 "num_logical_experts is 4 by num_logical_experts, and 3 by logical_replica_count",
             ),
             ({"logical_replica_count": "x"}, "none of integers"),
+            ({"num_redundant_experts": "1"}, 'num_redundant_experts is "1", not an integer'),
         ],
     )
     def test_a_key_that_contradicts_the_map(self, beside, says):
@@ -147,6 +148,44 @@ class TestKeysBesideTheMap:
         placement, findings = parse_placement(file_of({**NAMED, **beside}, ".json"), "p.json", hints)
         assert placement is None
         assert code in {finding.code for finding in findings}
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            {"phy2log": ROWS, "logcnt": [[2, 1, 1], [1, 2, 1]], "num_replicas": 4, "note": 1},
+            {"expert_to_ep_rank": [0, 1, 0], "note": 1},
+            {
+                "moe_layer_count": 1,
+                "layer_list": [
+                    {
+                        "layer_id": 0,
+                        "device_count": 2,
+                        "device_list": [{"device_id": d, "device_expert": [d, 2]} for d in (0, 1)],
+                    }
+                ],
+                "note": 1,
+            },
+        ],
+        ids=["deepseek", "vllm", "ascend"],
+    )
+    def test_every_dialect_names_what_it_ignores(self, value):
+        """But for those whose engines reject it."""
+        _, findings = read(value, Hints(2, None, 3))
+        assert [finding.message for finding in findings] == ['ignored beside the map: "note"']
+
+    def test_two_maps_in_one_object(self):
+        """Nothing says which of them is meant."""
+        error = refusal({**NAMED, "phy2log": ROWS}, OF_MODEL)
+        assert (error.code, "vllm or sglang or deepseek" in error.message) == ("EP116", True)
+        value = {**NAMED, "phy2log": ROWS[::-1]}
+        for dialect, rows in (("vllm", ROWS), ("deepseek", ROWS[::-1])):
+            placement, findings = read(value, Hints(2, None, 3, dialect=dialect))
+            assert placement.physical_to_logical.tolist() == rows
+            assert [finding.code for finding in findings] == ["EP103"]
+
+    def test_a_key_that_says_nothing(self):
+        """None is no number."""
+        assert read({**NAMED, "num_logical_experts": None, "ep_size": None}, OF_VLLM)[1] == []
 
     def test_layer_ids_without_a_format_are_not_ignored(self):
         """Whoever writes them means eplb's own dialect."""
@@ -185,10 +224,10 @@ class TestFurtherForms:
         """An expert twice on a rank has one number only."""
         assert says in refusal(value, Hints()).message
 
-    @pytest.mark.parametrize("ranks", [2, 3])
-    def test_patterns_of_omniplacement(self, ranks):
+    @pytest.mark.parametrize(("ranks", "kind"), [(2, np.int32), (3, np.float64)])
+    def test_patterns_of_omniplacement(self, ranks, kind):
         """(ranks, layers, experts) of ones: the experts of a rank in ascending order, as it loads them."""
-        pattern = np.zeros((ranks, 2, 6), np.int32)
+        pattern = np.zeros((ranks, 2, 6), kind)
         for rank in range(ranks):
             pattern[rank, 0, [rank + 2, rank, 5 - rank]] = 1
             pattern[rank, 1, [rank, rank + 1, rank + 3]] = 1
@@ -317,6 +356,7 @@ class TestStrangers:
             ({}, "an object with no key", "docs/dialects.md"),
             ([{"a": 1}], 'an object with "a"', "docs/dialects.md"),
             ([[[0, 1, 2]], [[2, 1, 0]]], "2 x 1 x 3 numbers, which are neither", "docs/dialects.md"),
+            ([[[0.5]], [[0.5]]], "a list instead of an object", "docs/dialects.md"),
             ([0.5], "a list instead of an object", "docs/dialects.md"),
             (7, "7 instead of an object", "docs/dialects.md"),
             (

@@ -24,6 +24,7 @@ from eplb_cli.placements.dialects.dialect import (
     require_even,
     require_full,
 )
+from eplb_cli.placements.dialects.other_keys import note_ignored
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.placement import Placement
 
@@ -38,6 +39,7 @@ def _fits(value: object) -> bool:
 def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN401 - fits has seen it
     if isinstance(value, list):
         return read_pattern(_NAME, value, hints)
+    note_ignored(value, {"layer_list", "moe_layer_count"}, note)
     layers = _list(value, "layer_list", "moe_layer_count", "the file")
     rows, slots = [], []
     for position, layer in enumerate(layers):

@@ -29,14 +29,18 @@ _ABSENT = -1
 
 
 def cube(value: object) -> NDArray[np.int64] | None:
-    """Lists of integers three deep, as an array; None for anything else."""
+    """Lists of whole numbers three deep, as an array; None for anything else."""
     if depth(value) != 3:  # noqa: PLR2004
         return None
     try:
         array = np.array(value)
     except ValueError:  # no lists of equal length
         return None
-    return array.astype(np.int64) if array.ndim == 3 and array.dtype.kind == "i" else None  # noqa: PLR2004
+    if array.ndim != 3 or array.dtype.kind not in "if":  # noqa: PLR2004 - as above
+        return None
+    with np.errstate(invalid="ignore"):  # NaN and infinities are no whole numbers
+        whole = array.astype(np.int64)
+    return whole if (whole == array).all() else None
 
 
 def is_expert_map(value: object) -> bool:
@@ -77,7 +81,7 @@ def read_expert_to_rank(name: str, ranks: object, hints: Hints) -> dict[str, Any
     for expert, rank in enumerate(ranks):
         if type(rank) is not int or not 0 <= rank < MAX_RANKS:
             raise not_this(name, f"{EXPERT_TO_RANK} has {shown(rank)} for expert {expert}, which is no rank")
-    slots = np.bincount(ranks, minlength=min(hints.num_ranks or 0, MAX_RANKS))
+    slots = np.bincount(ranks, minlength=min(max(hints.num_ranks or 0, 0), MAX_RANKS))
     row = np.argsort(ranks, kind="stable").tolist()
     return for_all_layers(row, hints, num_logical_experts=len(ranks), slots_per_rank=slots.tolist())
 

@@ -20,18 +20,19 @@ from eplb_cli.placements.dialects.dialect import (
     require_even,
     require_full,
 )
-from eplb_cli.placements.dialects.inverse import compare_inverses, inverse
+from eplb_cli.placements.dialects.inverse import inverse
+from eplb_cli.placements.dialects.other_keys import read_beside
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.placement import Placement
 
 _NAME = "deepseek"
-_KEYS = {"phy2log", "log2phy", "logcnt"}
+_MAP = "phy2log"
 _MAP_DEPTH = 2
 
 
 def _fits(value: object) -> bool:
     if isinstance(value, dict):
-        return "phy2log" in value and value.keys() <= _KEYS
+        return _MAP in value
     return isinstance(value, list) and (depth(value) == _MAP_DEPTH or _is_returned(value))
 
 
@@ -39,22 +40,15 @@ def _is_returned(value: list[Any]) -> bool:
     """Whether a list is what `rebalance_experts` returns, or the first of that alone."""
     depths = [depth(item) for item in value]
     if depths == [_MAP_DEPTH]:
-        return bool(value[0][0]) and not is_expert_map(value)
+        return not is_expert_map(value)
     return depths == [_MAP_DEPTH, _MAP_DEPTH + 1, _MAP_DEPTH]
 
 
 def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN401 - fits has seen it
-    del note
     if isinstance(value, list):
-        value = (
-            dict(zip(("phy2log", "log2phy", "logcnt"), value, strict=False))
-            if _is_returned(value)
-            else {"phy2log": value}
-        )
-    rows, others = value["phy2log"], {key: value[key] for key in value if key != "phy2log"}
-    if not others:
-        return by_moe_index(rows, hints)
-    return by_moe_index(rows, hints, num_logical_experts=compare_inverses(_NAME, "phy2log", rows, others))
+        arrays = value if _is_returned(value) else [value]
+        value = dict(zip((_MAP, "log2phy", "logcnt"), arrays, strict=False))
+    return by_moe_index(value[_MAP], hints, **read_beside(_NAME, value, note, _MAP))
 
 
 def _write(placement: Placement, hints: Hints, suffix: str) -> str:

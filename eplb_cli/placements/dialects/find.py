@@ -27,6 +27,9 @@ def find_dialect(value: object, hints: Hints) -> Dialect:
         return dialect_called(_vllm_or_sglang(value[MAP], hints))
     if not fitting:
         raise stranger(value)
+    if isinstance(value, dict) and len(fitting) > 1:
+        problem = f"it has several maps, and looks like one of {' or '.join(fitting)}"
+        raise PlacementError("EP116", problem, "say which is meant with --from")
     return dialect_called(fitting[0])  # vllm's and deepseek's bare lists of rows mean the same
 
 

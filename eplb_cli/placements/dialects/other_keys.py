@@ -5,7 +5,7 @@ What follows from the map is compared with it: a file that contradicts itself is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from eplb_cli.formats.json_text import shown, shown_keys
@@ -18,7 +18,7 @@ _EXPERTS, _REDUNDANT, _LAYERS = "num_logical_experts", "num_redundant_experts", 
 _NUM_SLOTS = ("num_physical_experts", "num_slots", "num_replicas")
 _NUM_RANKS = ("ep_size", "num_gpus")
 _HINT = "one of them is wrong: mend it, or delete the key"
-_KNOWN = {MAP, _EXPERTS, _REDUNDANT, _LAYERS, *_NUM_SLOTS, *_NUM_RANKS, *COUNTS, *SLOTS}
+_KNOWN = {_EXPERTS, _REDUNDANT, _LAYERS, *_NUM_SLOTS, *_NUM_RANKS, *COUNTS, *SLOTS}
 """`tp_size` is none of them: with data parallelism there are more ranks than that."""
 
 
@@ -27,7 +27,13 @@ def has_map(value: object) -> bool:
     return isinstance(value, dict) and MAP in value and not EPLB.fits(value)
 
 
-def read_beside(name: str, value: Mapping[str, Any], note: Note) -> dict[str, Any]:
+def note_ignored(value: Mapping[str, Any], known: Container[str], note: Note) -> None:
+    """One warning that names the keys that mean nothing beside a map."""
+    if ignored := [str(key) for key in value if key not in known]:
+        note("EP103", f"ignored beside the map: {shown_keys(ignored)}")
+
+
+def read_beside(name: str, value: Mapping[str, Any], note: Note, map_key: str = MAP) -> dict[str, Any]:
     """The numbers of experts and ranks that stand beside a map, as keys of eplb-placement/1.
 
     One warning names the keys that are ignored.
@@ -35,37 +41,36 @@ def read_beside(name: str, value: Mapping[str, Any], note: Note) -> dict[str, An
     Raises:
         PlacementError: EP103, a key contradicts the map, or another key.
     """
-    if ignored := [str(key) for key in value if key not in _KNOWN]:
-        note("EP103", f"ignored beside the map: {shown_keys(ignored)}")
-    rows = value[MAP]
+    note_ignored(value, {map_key, *_KNOWN}, note)
+    rows, said = value[map_key], {key: value[key] for key in value if value[key] is not None}
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], list):
         return {}  # what is wrong with a map is told with its layer
     num_slots = len(rows[0])
     for key, number in ((_LAYERS, len(rows)), *((key, num_slots) for key in _NUM_SLOTS)):
-        if key in value and value[key] != number:
-            raise not_this(name, f"{key} is {shown(value[key])}, and the map has {number:,}", _HINT)
-    ranks = {key: value[key] for key in _NUM_RANKS if key in value}
-    return {
-        **_one(name, "num_logical_experts", _experts(name, value, num_slots)),
-        **_one(name, "num_ranks", ranks),
-    }
+        if said.get(key, number) != number:
+            raise not_this(name, f"{key} is {shown(said[key])}, and the map has {number:,}", _HINT)
+    experts = {key: said[key] for key in (_EXPERTS,) if key in said}
+    if _REDUNDANT in said:
+        experts[_REDUNDANT] = _difference(name, num_slots, said[_REDUNDANT])
+    if inverses := {key: said[key] for key in said if key in COUNTS | SLOTS}:
+        experts[next(iter(inverses))] = compare_inverses(name, map_key, rows, inverses)
+    ranks = {key: said[key] for key in _NUM_RANKS if key in said}
+    return {**_one(name, "num_logical_experts", experts), **_one(name, "num_ranks", ranks)}
 
 
-def _experts(name: str, value: Mapping[str, Any], num_slots: int) -> dict[str, Any]:
-    """E, as each of the keys says it."""
-    experts = {_EXPERTS: value[_EXPERTS]} if _EXPERTS in value else {}
-    if type(redundant := value.get(_REDUNDANT)) is int:
-        experts[_REDUNDANT] = num_slots - redundant
-    if inverses := {key: value[key] for key in value if key in COUNTS | SLOTS}:
-        experts[next(iter(inverses))] = compare_inverses(name, MAP, value[MAP], inverses)
-    return experts
+def _difference(name: str, num_slots: int, redundant: object) -> int:
+    if type(redundant) is not int:
+        raise not_this(name, f"{_REDUNDANT} is {shown(redundant)}, not an integer")
+    return num_slots - redundant
 
 
 def _one(name: str, meaning: str, said: dict[str, Any]) -> dict[str, Any]:
-    """What all the keys say, under the key that means it in eplb-placement/1."""
-    (first, number), *others = list(said.items()) or [("", None)]
-    for key, other in others:
-        if other != number:
-            problem = f"{meaning} is {shown(number)} by {first}, and {shown(other)} by {key}"
+    """What all the keys say, under the key that means it in eplb-placement/1; nothing without any."""
+    if not said:
+        return {}
+    first, expected = next(iter(said.items()))
+    for key, number in said.items():
+        if number != expected:
+            problem = f"{meaning} is {shown(expected)} by {first}, and {shown(number)} by {key}"
             raise not_this(name, problem, _HINT)
-    return {} if number is None else {meaning: number}
+    return {meaning: expected}

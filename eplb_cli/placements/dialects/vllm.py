@@ -29,7 +29,7 @@ from eplb_cli.placements.dialects.dialect import (
     require_even,
     require_full,
 )
-from eplb_cli.placements.dialects.other_keys import has_map, read_beside
+from eplb_cli.placements.dialects.other_keys import has_map, note_ignored, read_beside
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import MAP
 from eplb_cli.placements.placement import Placement
@@ -60,6 +60,7 @@ def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN4
     if isinstance(value, dict) and MAP in value:
         return by_moe_index(value[MAP], hints, **read_beside(_NAME, value, note))
     if isinstance(value, dict) and EXPERT_TO_RANK in value:
+        note_ignored(value, {EXPERT_TO_RANK}, note)
         return read_expert_to_rank(_NAME, value[EXPERT_TO_RANK], hints)
     records = [value] if isinstance(value, dict) else _records(value)
     if records:
