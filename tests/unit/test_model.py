@@ -234,6 +234,8 @@ def test_a_config_beside_shards_that_cannot_be_read(tmp_path, text):
 def test_families_are_whole():
     """The key of an expert has its placeholders, and routers lie beside the experts."""
     for family in FAMILIES.values():
+        if not family.key:
+            continue
         assert {"{layer}", "{tensor}"} <= set(re.findall(r"\{\w+\}", family.key))
         assert family.key.startswith(f"{family.block}experts.")
         assert family.router or family.groups is None
@@ -243,7 +245,7 @@ def test_families_are_whole():
     ("content", "says"),
     [
         ([], "no object"),
-        ({"model_type": "bert"}, "known are deepseek_v2"),
+        ({"model_type": "bert"}, "'bert', and that is no family that is known; it has none of"),
         ({**CONFIGS[2][1], "num_hidden_layers": 0}, "'num_hidden_layers' is no number"),
         ({**CONFIGS[2][1], "num_hidden_layers": 10**9}, "'num_hidden_layers' is no number"),
         ({**CONFIGS[2][1], "num_local_experts": "8"}, "'num_local_experts' is no number"),
@@ -255,7 +257,7 @@ def test_families_are_whole():
 )
 def test_a_config_that_describes_no_model(config, content, says):
     """EP118 with the key."""
-    with pytest.raises(PlacementError, match=says) as caught:
+    with pytest.raises(PlacementError, match=re.escape(says)) as caught:
         find_model(config(content))
     assert caught.value.code == "EP118"
 
