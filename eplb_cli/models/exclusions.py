@@ -57,7 +57,7 @@ def _matches_glob(pattern: str, rest: str) -> bool:
 
 def _may_match_expression(expression: str, rests: Sequence[str]) -> bool:
     """Whether it fits; a yes where finding out could take for ever, as with two parts that repeat."""
-    core = expression.removeprefix("^").removeprefix(".*").removesuffix("$").removesuffix(".*")
+    core = expression.removeprefix("^").removeprefix(".*").removesuffix(".*$").removesuffix(".*")
     if len(re.findall(r"[*+{]", core)) > 1 or re.search(r"\)[*+?{]", core):
         return True
     try:

@@ -61,7 +61,7 @@ def expert_tensors(
     excluded = (said.get(key) for said in quantizations for key in _EXCLUSIONS)
     if form is None or any(may_exclude(patterns, modules) for patterns in excluded):
         return {}
-    tensors = {}
+    tensors: dict[str, ModelTensor] = {}
     for name in family.projections:
         width = shape if name == family.projections[-1] else shape[::-1]
         found = form(*width)

@@ -136,10 +136,11 @@ def moe_layers(config: Config, hidden: int, needs: Collection[str] | None) -> tu
         ValueError: a key has a value that says nothing, or two keys say different layers.
     """
     said = _listed(config, hidden)
+    listed = bool(said)
     if counts := _counting(config):
         said[", ".join(counts)] = _counted(config, counts, hidden)
     keys = {key for names in said for key in names.split(", ")}
-    if needs is None and (unknown := _unknown_key(config, listed=bool(keys & _LISTS.keys()))):
+    if needs is None and (unknown := _unknown_key(config, listed=listed)):
         return f"nobody has looked what {unknown!r} says of its layers"
     if needs and not keys & set(needs):
         return f"it has none of the keys {', '.join(needs)}, which say which of its layers have experts"

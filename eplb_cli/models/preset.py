@@ -69,10 +69,13 @@ def read_preset(path: Path) -> Model:
         if not isinstance(raw.get(key, ""), str):
             raise malformed(path, f"{key!r} is no string")
     hidden = number(path, raw, "num_hidden_layers", MAX_LAYERS)
+    layers = _layers(path, raw, "moe_layers")
+    if layers[-1] >= hidden:
+        raise malformed(path, f"'moe_layers' has {layers[-1]:,}, and there are {hidden:,} layers")
     return Model(
         name=raw["name"],
         num_hidden_layers=hidden,
-        moe_layers=_layers(path, raw, "moe_layers"),
+        moe_layers=layers,
         mtp_layers=_layers(path, raw, "mtp_layers") if "mtp_layers" in raw else (),
         num_logical_experts=number(path, raw, "num_experts", MAX_EXPERTS),
         hidden_size=raw.get("hidden_size"),

@@ -8,20 +8,18 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from eplb_cli import files
 from eplb_cli.errors import EplbError
-from eplb_cli.formats.reading import json_value
+from eplb_cli.formats.index_file import INDEX_SUFFIX, MAX_INDEX_NBYTES, index_json
 from eplb_cli.formats.safetensors_header import TensorEntry, read_header
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, ModelTensor, malformed
 from eplb_cli.models.names import ExpertName, LayerNames, LayerPlace, number_layers, split_expert_key
 
-INDEX_SUFFIX = ".safetensors.index.json"
-MAX_INDEX_NBYTES = 1 << 28
 _FILE = re.compile(r"(?:pytorch_)?model(?:-[0-9]{5}-of-([0-9]{5}))?\.safetensors")
 _STACKED_DIMENSIONS = 3
 """Fewest dimensions of a stacked weight; where experts lie one below the other in two, dim 0 is not E."""
@@ -128,17 +126,26 @@ def weights_beside(path: Path, read: Read) -> Weights | None:
     """
     found = _list(path.parent)
     indices = [name for name in found if name.endswith(INDEX_SUFFIX)]
-    names = _keys(path.parent / indices[0], read) if len(indices) == 1 else None
+    keys = _keys(path.parent / indices[0], read) if len(indices) == 1 else {}
+    files_named = set(keys.values()) if keys else _whole(found)
+    entries = _entries(path.parent, files_named) if files_named <= found else {}
+    names = {key: name for key in keys or entries if (name := split_expert_key(key)) is not None}
+    if not names:
+        return None
+    return Weights(path.parent, names, {key: entries[key] for key in names if key in entries})
+
+
+def _entries(path: Path, names: Iterable[str]) -> dict[str, TensorEntry]:
+    """What the headers of these files say."""
     entries: dict[str, TensorEntry] = {}
-    if names is None or all(name in found for name in set(names.values())):
-        for name in sorted(_whole(found) if names is None else set(names.values())):
-            entries |= read_header(Path(os.path.realpath(path.parent / name)))[0].tensors
-    experts = {key: name for key in (names or entries) if (name := split_expert_key(key)) is not None}
-    return (
-        Weights(path.parent, experts, {key: entries[key] for key in experts if key in entries})
-        if experts
-        else None
-    )
+    for name in sorted(names):
+        entries |= read_header(Path(os.path.realpath(path / name)))[0].tensors
+    return entries
+
+
+def holds_checkpoint(path: Path) -> bool:
+    """Whether a directory has files named as those of a Hugging Face checkpoint."""
+    return any(name.endswith(INDEX_SUFFIX) or _FILE.fullmatch(name) for name in _list(path))
 
 
 def _list(path: Path) -> set[str]:
@@ -146,20 +153,16 @@ def _list(path: Path) -> set[str]:
         return {entry.name for entry in entries}
 
 
-def _whole(found: Collection[str]) -> list[str]:
+def _whole(found: Collection[str]) -> set[str]:
     """The files of a checkpoint without an index, if they are all there."""
     matches = [match for name in found if (match := _FILE.fullmatch(name))]
     counts = {match[1] for match in matches}
     if len(counts) != 1 or len(matches) != int(counts.pop() or 1):
-        return []
-    return [match[0] for match in matches]
+        return set()
+    return {match[0] for match in matches}
 
 
 def _keys(path: Path, read: Read) -> dict[str, str]:
     """The files of all keys of an index, by key."""
-    fault = partial(malformed, path)
-    content = json_value(read(Path(os.path.realpath(path)), MAX_INDEX_NBYTES), MAX_INDEX_NBYTES, fault)
-    said = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(said, dict) or not all(isinstance(name, str) for name in said.values()):
-        raise malformed(path, 'it has no "weight_map" of keys and files')
-    return said
+    content = read(Path(os.path.realpath(path)), MAX_INDEX_NBYTES)
+    return dict(index_json(content, partial(malformed, path))["weight_map"])
