@@ -64,7 +64,7 @@ _STEP = ("decoder_sparse_step", "mlp_layer_types")
 FAMILIES = {
     "deepseek_v2": Family(_MLP, _FIRST),
     "deepseek_v3": Family(_MLP, _FIRST, block_scale="F32", router=_BIASED_GATE, groups="n_group"),
-    "deepseek_v32": Family(_MLP, _FIRST, block_scale="F32"),
+    "deepseek_v32": Family(_MLP, _FIRST),
     "deepseek_v4": Family(
         "layers.{layer}.ffn.experts.{expert}.{tensor}", projections=_NUMBERED, own_fp4=True
     ),
@@ -88,8 +88,12 @@ FAMILIES = {
     "minimax_m2": Family(
         _SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED, block_scale="F32"
     ),
+    "minimax": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED),
     "phimoe": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED),
     "olmoe": Family(_MLP, intermediate="intermediate_size"),
+    "flex_olmo": Family(_MLP, intermediate="intermediate_size"),
+    "solar_open": Family(_MLP),
+    "granitemoeshared": Family(intermediate="intermediate_size", projections=()),
     "granitemoe": Family(intermediate="intermediate_size", projections=()),  # its key has no "experts"
     "jamba": Family(
         "model.layers.{layer}.feed_forward.experts.{expert}.{tensor}",
@@ -106,7 +110,7 @@ FAMILIES = {
     "ernie4_5_moe": Family(_MLP, ("moe_layer_start_index",)),
     "hunyuan_v1_moe": Family(_MLP),
     "longcat_flash": Family(_MLP, hidden="num_layers", intermediate="expert_ffn_hidden_size"),
-    "mimo_v2_flash": Family(_MLP, ("moe_layer_freq",)),
+    "mimo_v2_flash": Family(_MLP, ("moe_layer_freq", "mlp_layer_types")),
     "nemotron_h": Family(
         "backbone.layers.{layer}.mixer.experts.{expert}.{tensor}",
         ("hybrid_override_pattern", "layers_block_type"),

@@ -16,8 +16,13 @@ from typing import Any
 Config = Mapping[str, Any]
 """The keys of a config.json that are about the text model."""
 
-_MOE = {"sparse", "moe", "hash_moe"}
-_OTHER = {"dense", "mlp", "mamba", "attention", "linear_attention", "full_attention", "sliding_attention"}
+_MLPS = {"sparse": True, "moe": True, "hash_moe": True, "dense": False}
+_BLOCK_WORDS = {
+    "moe": True,
+    **dict.fromkeys(("mlp", "mamba", "attention", "linear_attention", "full_attention"), False),
+}
+"""Whether a layer of which this is said has experts; "sparse" is also said of attention, but not of MLPs."""
+
 _BLOCKS = {"E": "moe", "M": "mamba", "*": "attention", "-": "mlp"}
 _TO_THE_END = -1
 
@@ -73,33 +78,44 @@ def _numbers(value: object, hidden: int) -> list[int]:
     return value
 
 
-def _words(value: object, hidden: int) -> list[int] | None:
+def _words(value: object, hidden: int, known: Mapping[str, bool]) -> list[int]:
+    """The layers of which a word is said that means experts."""
+    if not isinstance(value, list) or len(value) != hidden:
+        raise ValueError(f"no word for each of {hidden:,} layers")
+    if not all(isinstance(word, str) and word in known for word in value):
+        raise ValueError("words that are not known")
+    return [layer for layer, word in enumerate(value) if known[word]]
+
+
+def _mlps(value: object, hidden: int) -> list[int]:
+    """A word for the MLP of each layer."""
+    return _words(value, hidden, _MLPS)
+
+
+def _blocks(value: object, hidden: int) -> list[int] | None:
     """A word for each layer; None where the words are about attention only."""
-    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise ValueError("no words for layers")
-    if not _MOE & set(value):
-        return None
-    if len(value) != hidden or not set(value) <= _MOE | _OTHER:
-        raise ValueError(f"no known word for each of {hidden:,} layers")
-    return [layer for layer, word in enumerate(value) if word in _MOE]
+    return _words(value, hidden, _BLOCK_WORDS) if isinstance(value, list) and "moe" in value else None
 
 
 def _pattern(value: object, hidden: int) -> list[int] | None:
     """Nemotron's `hybrid_override_pattern`: a letter for each layer."""
     if not isinstance(value, str) or not set(value) <= _BLOCKS.keys():
         raise ValueError("no letter for each layer")
-    return _words([_BLOCKS[letter] for letter in value], hidden)
+    return _blocks([_BLOCKS[letter] for letter in value], hidden)
 
 
 _LISTS: Mapping[str, Callable[[object, int], list[int] | None]] = {
     "moe_layer_freq": _flags,
     "moe_layers": _numbers,
     "moe_layers_enum": _numbers,
-    "mlp_layer_types": _words,  # transformers 5: GLM, Laguna, EXAONE, DeepSeek-V4
-    "layers_block_type": _words,  # transformers 5: Nemotron, as the next two
-    "layer_types": _words,
+    "mlp_layer_types": _mlps,  # transformers 5: GLM, Laguna, EXAONE, DeepSeek-V4
+    "layers_block_type": _blocks,  # transformers 5: Nemotron, as the next two
+    "layer_types": _blocks,
     "hybrid_override_pattern": _pattern,
 }
+
+_STEPS = ("moe_layer_freq", "decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
+"""From which layer on these count, beyond each first, is not the same in all families."""
 
 _OTHER_COUNTS = ("mlp_only_layers", "expert_layer_period")
 _KNOWN = {*_COUNTS, *_LISTS, *_OTHER_COUNTS, "expert_layer_offset"}
@@ -203,9 +219,11 @@ def _unknown_key(config: Config, *, listed: bool) -> str | None:
     """A key that may say which layers have experts, as far as words tell, and has no rule here."""
     if listed:
         return None
-    freq = config.get("moe_layer_freq")
-    if type(freq) is int and freq > 1:  # from which layer on differs between families
-        return "moe_layer_freq"
+    for key in _STEPS:
+        if type(step := config.get(key)) is int and step > 1:
+            return key
+    if "decoder_sparse_step" in config and "mlp_only_layers" not in config:  # Flint has two dense ones then
+        return "decoder_sparse_step"
     return next((key for key, value in config.items() if _may_say(key, value)), None)
 
 

@@ -24,8 +24,8 @@ from eplb_cli.models.model import (
 from eplb_cli.models.presets import PRESETS
 
 FORMAT = "eplb-model/1"
-_REQUIRED = {"format", "name", "num_hidden_layers", "moe_layers", "num_experts", "experts", "tensors"}
-_OPTIONAL = {"description", "source", "mtp_layers", "hidden_size", "moe_intermediate_size"}
+_REQUIRED = {"format", "name", "num_hidden_layers", "moe_layers", "num_experts", "experts"}
+_OPTIONAL = {"tensors", "description", "source", "mtp_layers", "hidden_size", "moe_intermediate_size"}
 
 
 def find_model(name: str, read: Callable[[Path, int], bytes] = read_small_file) -> Model:
@@ -81,7 +81,7 @@ def read_preset(path: Path) -> Model:
         hidden_size=raw.get("hidden_size"),
         intermediate_size=raw.get("moe_intermediate_size"),
         experts=raw["experts"],
-        tensors=_tensors(path, raw["tensors"]),
+        tensors=_tensors(path, raw["tensors"]) if "tensors" in raw else {},
         description=raw.get("description", ""),
         source=raw.get("source", ""),
     )
