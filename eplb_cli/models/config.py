@@ -17,7 +17,7 @@ from eplb_cli.errors import CheckpointError, EplbError, PlacementError
 from eplb_cli.files import read_small_file
 from eplb_cli.formats.reading import json_value
 from eplb_cli.models.families import FAMILIES, Family
-from eplb_cli.models.forms import expert_tensors, plain_dtype
+from eplb_cli.models.forms import expert_tensors
 from eplb_cli.models.layers import moe_layers
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number
 from eplb_cli.models.weights import Weights, weights_beside
@@ -78,22 +78,14 @@ class ModelConfig:
     @property
     def intermediate_size(self) -> int | None:
         """The width of an expert, where it is said."""
-        return self._number("moe_intermediate_size", "intermediate_size")
+        if self.family is not None:
+            return self._agreed(self.family.intermediate)
+        return self._agreed("moe_intermediate_size") or self._agreed("intermediate_size")
 
     @property
     def vocab_size(self) -> int | None:
         """Rows of the embedding, where it is said."""
         return self._agreed("vocab_size")
-
-    @property
-    def quantization(self) -> object:
-        """How weights are quantized, whatever stands there; None where they are not."""
-        return self.values.get("quantization_config")
-
-    @property
-    def dtype(self) -> str | None:
-        """The dtype of plain weights as safetensors calls it, where it is a known one."""
-        return plain_dtype(self.values)
 
     def _agreed(self, *names: str) -> int | None:
         """The positive integer that these keys say."""

@@ -35,6 +35,9 @@ _EXCLUSIONS = (
     "ignored_layers",
     "modules_to_not_quantize",
 )
+_BIASES = ("mlp_bias", "use_bias", "moe_bias", "use_mlp_bias")
+"""With one of these an expert may have tensors that are not counted here."""
+
 _NVFP4_GROUP, _MXFP4_GROUP = 16, 32
 _ONE = ("F32", ())
 
@@ -50,7 +53,7 @@ def expert_tensors(
         layers: that have experts.
         beside: what hf_quant_config.json holds, None where there is none.
     """
-    if not family.projections or not family.key:
+    if not family.projections or not family.key or any(config.get(key) for key in _BIASES):
         return {}
     quantizations = [
         _inner(value) for value in (config.get("quantization_config"), beside) if value is not None
@@ -71,11 +74,6 @@ def expert_tensors(
     return tensors
 
 
-def plain_dtype(config: Mapping[str, Any]) -> str | None:
-    """The dtype of plain weights as safetensors calls it, where it is a known one."""
-    return _PLAIN.get(str(config.get("dtype") or config.get("torch_dtype")))
-
-
 def _inner(value: object) -> dict[str, Any]:
     """What is said of a quantization, which hf_quant_config.json has one level down; nothing in no object."""
     found = value.get("quantization", value) if isinstance(value, dict) else None
@@ -92,7 +90,7 @@ def _form(config: Mapping[str, Any], family: Family, quantizations: list[dict[st
     if dtypes:
         return _fp4_of_deepseek if family.own_fp4 and dtypes == ["fp4"] else None
     if not quantizations:
-        dtype = plain_dtype(config)
+        dtype = _PLAIN.get(str(config.get("dtype") or config.get("torch_dtype")))
         return None if dtype is None else _plain(dtype)
     said = quantizations[-1]
     if "quant_algo" in said:

@@ -188,6 +188,13 @@ def test_sizes_that_are_missing(tmp_path, key):
     assert nbytes(tmp_path, {name: value for name, value in V3.items() if name != key}) is None
 
 
+@pytest.mark.parametrize("key", ["mlp_bias", "use_bias", "moe_bias", "use_mlp_bias"])
+def test_biases(tmp_path, key):
+    """Whose they are is not said, so nothing is certain."""
+    assert nbytes(tmp_path, {**V3, key: False}) == OF_BF16
+    assert nbytes(tmp_path, {**V3, key: True}) is None
+
+
 @pytest.mark.parametrize("value", [0, -1, "7168", 1 << 40, True, [7168]])
 def test_sizes_that_are_none(tmp_path, value):
     """EP118."""

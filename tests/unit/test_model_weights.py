@@ -15,9 +15,9 @@ from eplb_cli.models.preset import find_model
 from tests.cli.tree import tensor, write_shard
 
 NEW: dict[str, Any] = {"model_type": "unheard_of", "num_hidden_layers": 4}
-GATED = {"gate_proj.weight": ("BF16", (2, 6)), "up_proj.weight": ("BF16", (2, 6))}
-ONE = {**GATED, "down_proj.weight": ("BF16", (6, 2))}
 Spec = dict[str, tuple[str, tuple[int, ...]]]
+GATED: Spec = {"gate_proj.weight": ("BF16", (2, 6)), "up_proj.weight": ("BF16", (2, 6))}
+ONE: Spec = {**GATED, "down_proj.weight": ("BF16", (6, 2))}
 
 
 def experts(prefix: str, layers: list[int], count: int, one: Spec = ONE) -> Spec:
