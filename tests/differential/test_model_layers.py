@@ -12,12 +12,12 @@ from eplb_cli.models.preset import find_model
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5")
 
-SMALL = {
+SMALL: dict[str, object] = {
     "num_hidden_layers": 6, "hidden_size": 32, "intermediate_size": 16, "moe_intermediate_size": 8,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "q_lora_rank": 8,
     "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "pad_token_id": 0,
 }  # fmt: skip
-OTHER = {
+OTHER: dict[str, dict[str, object]] = {
     "hunyuan_v1_moe": {"num_experts": 4},
     "llama4_text": {"interleave_moe_layer_step": 2},
     "longcat_flash": {"num_layers": 3},
