@@ -60,11 +60,11 @@ _COUNTS: Mapping[str, tuple[Callable[[int, int], bool], int]] = {
 
 
 def _flags(value: object, hidden: int) -> list[int] | None:
-    """MiMo's `moe_layer_freq`: 0 or 1 for each layer."""
+    """MiMo's `moe_layer_freq` and EXAONE's `is_moe_layer`: a yes or no for each layer."""
     if not isinstance(value, list):
         return None
-    if len(value) != hidden or not all(type(flag) is int and flag in (0, 1) for flag in value):
-        raise ValueError(f"no 0 or 1 for each of {hidden:,} layers")
+    if len(value) != hidden or not all(isinstance(flag, int) and flag in (0, 1) for flag in value):
+        raise ValueError(f"no yes or no for each of {hidden:,} layers")
     return [layer for layer, flag in enumerate(value) if flag]
 
 
@@ -106,6 +106,7 @@ def _pattern(value: object, hidden: int) -> list[int] | None:
 
 _LISTS: Mapping[str, Callable[[object, int], list[int] | None]] = {
     "moe_layer_freq": _flags,
+    "is_moe_layer": _flags,
     "moe_layers": _numbers,
     "moe_layers_enum": _numbers,
     "mlp_layer_types": _mlps,  # transformers 5: GLM, Laguna, EXAONE, DeepSeek-V4
