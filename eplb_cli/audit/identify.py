@@ -26,10 +26,11 @@ from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.files import write_whole
+from eplb_cli.formats.index_file import INDEX_SUFFIX
 from eplb_cli.huggingface.engine import find_names
 from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import join
-from eplb_cli.huggingface.source import INDEX_SUFFIX, config_of, open_huggingface
+from eplb_cli.huggingface.source import config_of, open_huggingface
 from eplb_cli.machine import default_threads
 from eplb_cli.placements.own_format import format_placement
 from eplb_cli.placements.placement import EMPTY, Placement

@@ -20,12 +20,13 @@ from eplb_cli.checkpoint.places import Extents
 from eplb_cli.checkpoint.sharded import ExpertTensor, ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError, PlacementError
+from eplb_cli.formats.index_file import index_json
 from eplb_cli.formats.reading import read_json
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, header_json, row_nbytes_of
 from eplb_cli.huggingface.engine import split_key
 from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.huggingface.routers import unbakeable
-from eplb_cli.huggingface.source import HuggingFace, SourceFile, index_json
+from eplb_cli.huggingface.source import HuggingFace, SourceFile
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.counted import Load
 from eplb_cli.models.families import Family

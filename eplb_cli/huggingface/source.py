@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from eplb_cli import files
 from eplb_cli.checkpoint.beside import FileBeside
@@ -15,16 +14,12 @@ from eplb_cli.checkpoint.layout import ShardName
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, is_digest_file
 from eplb_cli.checkpoint.shards import ShardFile, TensorAt
 from eplb_cli.errors import CheckpointError, PlacementError
-from eplb_cli.formats.budget import Fault
-from eplb_cli.formats.reading import json_value
+from eplb_cli.formats.index_file import INDEX_SUFFIX, MAX_INDEX_NBYTES, index_json
 from eplb_cli.formats.safetensors_header import Header, parse_header, read_header
 from eplb_cli.models.config import ModelConfig, read_config
 
 ORIGIN_NAME = "eplb-huggingface.json"
 """What `shard` leaves beside its shards for `merge`."""
-
-INDEX_SUFFIX = ".safetensors.index.json"
-MAX_INDEX_NBYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -164,15 +159,6 @@ def _check_index(path: Path, opened: tuple[SourceFile, ...], name: str | None, i
         if said.get(key) != where.get(key):
             problem = f"{key!r} is in {where.get(key, 'no file')}, and {name} says {said.get(key, 'no file')}"
             raise _contradiction(path, problem)
-
-
-def index_json(index: bytes, fault: Fault) -> dict[str, Any]:
-    """The content of an index, whose "weight_map" says the file of each key. Raises `fault`."""
-    content = json_value(index, MAX_INDEX_NBYTES, fault)
-    said = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(said, dict) or not all(isinstance(file, str) for file in said.values()):
-        raise fault('it has no "weight_map" of keys and files')
-    return dict(content)
 
 
 def _contradiction(path: Path, problem: str) -> CheckpointError:

@@ -90,7 +90,9 @@ def model_in(checkpoint: Path | None) -> Model | None:
     if checkpoint is None:
         return None
     from eplb_cli.checkpoint.manifest import file_beside, is_baked, read_manifest
+    from eplb_cli.models.config import CONFIG_NAME
     from eplb_cli.models.preset import find_model
+    from eplb_cli.models.weights import holds_checkpoint
 
     manifest = None if is_baked(checkpoint) else read_manifest(checkpoint)
 
@@ -100,7 +102,8 @@ def model_in(checkpoint: Path | None) -> Model | None:
     try:
         return find_model(str(checkpoint), read)
     except EplbError as error:
-        if error.code != "EP118":
+        is_described = (checkpoint / CONFIG_NAME).is_file() and holds_checkpoint(checkpoint)
+        if error.code != "EP118" or is_described:
             raise
     from eplb_cli.checkpoint.shards import open_shards
 

@@ -1,30 +1,43 @@
-"""config.json: read in one way, and what it says of a model's layers and experts.
+"""config.json: read in one way, and what it says of a model's layers and experts with the files beside it.
 
-Which layers are MoE layers follows from other keys in each family, so only known families describe a model.
+Where tensors are beside it, their names say which layers have experts, and how many; the keys of the file may
+not contradict them. Without tensors the keys have to say it (`eplb_cli.models.layers`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from eplb_cli.errors import CheckpointError, EplbError, PlacementError
 from eplb_cli.files import read_small_file
 from eplb_cli.formats.reading import json_value
-from eplb_cli.models.families import FAMILIES, Config, Family
+from eplb_cli.models.families import FAMILIES, Family
+from eplb_cli.models.forms import expert_tensors
+from eplb_cli.models.layers import moe_layers
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number
+from eplb_cli.models.weights import Weights, weights_beside
 
+CONFIG_NAME = "config.json"
 MAX_CONFIG_NBYTES = 1 << 24
+_QUANTIZATION_NAME = "hf_quant_config.json"
 _MAX_SIZE = 1 << 24
-_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 """How families, and versions of transformers, call E."""
 
-_OF_ALL = ("quantization_config", "dtype", "torch_dtype")
+_LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+_MTP = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+_TEXT_MODELS = ("thinker_config", "text_config", "language_config", "llm_config")
+"""Where composite models have their text model, from the outside in."""
+
+_OF_ALL = ("quantization_config", "moe_quant_algo", "expert_dtype", "dtype", "torch_dtype")
 """What a composite model says once, for all its parts."""
+
+Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,10 +47,12 @@ class ModelConfig:
     Attributes:
         path: the file.
         values: its keys; of a composite model those of the text model.
+        quantized: what hf_quant_config.json beside it holds; None where nobody has asked, or there is none.
     """
 
     path: Path
     values: Config
+    quantized: object = None
 
     @property
     def model_type(self) -> str:
@@ -46,39 +61,36 @@ class ModelConfig:
         return found if isinstance(found, str) else ""
 
     @property
+    def family(self) -> Family | None:
+        """What is known of the family."""
+        return FAMILIES.get(self.model_type)
+
+    @property
     def num_hidden_layers(self) -> int | None:
-        """Dense and MoE layers, where it is said."""
-        return self._number("num_hidden_layers")
+        """Dense and MoE layers, where it is said; None where two keys say different numbers."""
+        return self._agreed(*(_LAYERS if self.family is None else (self.family.hidden,)))
 
     @property
     def num_logical_experts(self) -> int | None:
-        """E, where it is said."""
-        return self._number(*_EXPERTS)
+        """E, where it is said; None where two keys say different numbers."""
+        return self._agreed(*_EXPERTS)
 
     @property
     def intermediate_size(self) -> int | None:
         """The width of an expert, where it is said."""
-        return self._number("moe_intermediate_size", "intermediate_size")
+        if self.family is not None:
+            return self._agreed(self.family.intermediate)
+        return self._agreed("moe_intermediate_size") or self._agreed("intermediate_size")
 
     @property
     def vocab_size(self) -> int | None:
         """Rows of the embedding, where it is said."""
-        return self._number("vocab_size")
+        return self._agreed("vocab_size")
 
-    @property
-    def quantization(self) -> object:
-        """How weights are quantized, whatever stands there; None where they are not."""
-        return self.values.get("quantization_config")
-
-    @property
-    def dtype(self) -> str | None:
-        """The dtype of plain weights as safetensors calls it, where it is a known one."""
-        return _DTYPES.get(str(self.values.get("dtype") or self.values.get("torch_dtype")))
-
-    def _number(self, *names: str) -> int | None:
-        """The first of these keys that is a positive integer."""
-        values = (self.values.get(name) for name in names)
-        return next((value for value in values if type(value) is int and value > 0), None)
+    def _agreed(self, *names: str) -> int | None:
+        """The positive integer that these keys say."""
+        values = {value for name in names if type(value := self.values.get(name)) is int and value > 0}
+        return values.pop() if len(values) == 1 else None
 
 
 Read = Callable[[Path, int], bytes]
@@ -107,10 +119,12 @@ def _of_text_model(raw: Config) -> Config:
     model's own values stand, and what it leaves out is not known. Only how weights are stored is said once,
     outside, and holds for the text model too where that does not say it itself.
     """
-    text = raw.get("text_config")
-    if not isinstance(text, dict):
-        return raw
-    return {**{key: raw[key] for key in _OF_ALL if key in raw}, **text}
+    for key in _TEXT_MODELS:
+        text = raw.get(key)
+        if isinstance(text, dict):
+            raw = {**{key: raw[key] for key in _OF_ALL if key in raw}, **text}
+    inner = raw.get("ffn_config")  # DBRX
+    return {**inner, **raw} if isinstance(inner, dict) else raw
 
 
 def config_beside(path: Path, read: Read = read_small_file) -> ModelConfig | None:
@@ -128,69 +142,149 @@ def config_beside(path: Path, read: Read = read_small_file) -> ModelConfig | Non
 
 
 def read_model(path: Path, read: Read = read_small_file) -> Model:
-    """The model that a config.json describes.
+    """The model that a config.json describes, together with the tensors and hf_quant_config.json beside it.
 
     Raises:
-        PlacementError: EP118, it describes none, or one of a family that is not known.
-        CheckpointError: EP220, it changes meanwhile.
+        PlacementError: EP118, it describes none, says not which layers have experts, or contradicts tensors.
+        CheckpointError: EP220, a file changes meanwhile. BytesError: EP506, it is not what its manifest says.
     """
     try:
-        config = read_config(path, read)
+        config, weights = read_config(path, read), None
+        if path.name == CONFIG_NAME:
+            config = replace(config, quantized=_quantized(path.with_name(_QUANTIZATION_NAME), read))
+            weights = weights_beside(path, read)
     except CheckpointError as error:
         if error.code == "EP220":
             raise
         raise malformed(path, str(error)[:300]) from error
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        problem = f"its model_type is {config.values.get('model_type')!r}; known are {', '.join(FAMILIES)}"
-        hint = "describe it in a file like those in eplb_cli/models/presets, and name that with --model"
-        raise PlacementError("EP118", f"{path}: {problem}", hint)
-    values = config.values
-    hidden = number(path, values, "num_hidden_layers", MAX_LAYERS)
-    experts = next((key for key in _EXPERTS if key in values), _EXPERTS[0])
-    mtp = values.get("num_nextn_predict_layers") or 0
-    size, width = (number(path, values, key, _MAX_SIZE) for key in ("hidden_size", family.intermediate))
-    return Model(
-        name=config.model_type,
-        num_hidden_layers=hidden,
-        moe_layers=_moe_layers(config, family, hidden),
-        mtp_layers=tuple(range(hidden, hidden + mtp)) if type(mtp) is int and mtp < MAX_LAYERS else (),
-        num_logical_experts=number(path, values, experts, MAX_EXPERTS),
-        hidden_size=size,
-        intermediate_size=width,
-        experts=family.key,
-        tensors=_tensors(config, family, size, width),
+    if weights is None and config.family is None and not any(key in config.values for key in _EXPERTS):
+        raise _unsaid(config, f"it has none of {', '.join(_EXPERTS)}")
+    hidden = _hidden(config)
+    said = _said_layers(config, hidden)
+    if weights is not None:
+        return _of_weights(config, weights, hidden, said)
+    if isinstance(said, str):
+        raise _unsaid(config, said)
+    return _of_keys(config, hidden, said)
+
+
+def _unsaid(config: ModelConfig, reason: str) -> PlacementError:
+    """EP118 for a file that leaves open what the model is."""
+    kind = repr(config.values.get("model_type"))[:80]
+    what = f"its model_type is {kind}" + ("" if config.family else ", and that is no family that is known")
+    hint = "name a directory that has its weights or their index too, or describe it in a file like those in "
+    return PlacementError("EP118", f"{config.path}: {what}; {reason}", f"{hint}eplb_cli/models/presets")
+
+
+def _quantized(path: Path, read: Read) -> object:
+    """What hf_quant_config.json holds, None where there is none. Raises EP118."""
+    if not os.path.lexists(path):
+        return None
+    return json_value(
+        read(Path(os.path.realpath(path)), MAX_CONFIG_NBYTES), MAX_CONFIG_NBYTES, partial(malformed, path)
     )
 
 
-def _moe_layers(config: ModelConfig, family: Family, hidden: int) -> tuple[int, ...]:
+def _hidden(config: ModelConfig) -> int:
+    """Dense and MoE layers. Raises EP118."""
+    keys = _LAYERS if config.family is None else (config.family.hidden,)
+    there = [key for key in keys if config.values.get(key) is not None]
+    blocks = config.values.get("layers_block_type")  # Nemotron, saved by transformers 5, has no number
+    if not there and isinstance(blocks, list):
+        return number(config.path, {"layers_block_type": len(blocks)}, "layers_block_type", MAX_LAYERS)
+    return _one_number(config, there or list(keys[:1]), MAX_LAYERS)
+
+
+def _one_number(config: ModelConfig, keys: list[str], most: int) -> int:
+    """The number that these keys say. Raises EP118 where one is none, or they differ."""
+    values = {key: number(config.path, config.values, key, most) for key in keys}
+    if len(set(values.values())) > 1:
+        raise malformed(config.path, f"{' and '.join(values)} say different numbers")
+    return next(iter(values.values()))
+
+
+def _said_layers(config: ModelConfig, hidden: int) -> tuple[int, ...] | str:
+    """The MoE layers by the keys, or why they say none. Raises EP118."""
     try:
-        layers = tuple(family.layers(config.values, hidden))
-    except (TypeError, ZeroDivisionError) as error:
-        raise malformed(config.path, f"its layers cannot be told: {error}") from error
-    if not layers or not all(type(layer) is int and 0 <= layer < hidden for layer in layers):
-        raise malformed(config.path, "it has no MoE layers, or some that are no layers")
-    return layers
+        return moe_layers(config.values, hidden, None if config.family is None else config.family.needs)
+    except ValueError as error:
+        raise malformed(config.path, f"its layers cannot be told: {str(error)[:300]}") from error
 
 
-def _tensors(config: ModelConfig, family: Family, hidden: int, width: int) -> dict[str, ModelTensor]:
-    """What an expert consists of, for plain weights and fp8 blocks; nothing where that is not known."""
-    quantization = config.quantization
-    tensors = {}
-    for name in family.projections:
-        shape = (hidden, width) if name == family.projections[-1] else (width, hidden)
-        if quantization is None and config.dtype:
-            tensors[f"{name}.weight"] = ModelTensor(config.dtype, shape)
-        elif isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
-            tensors |= _fp8_tensors(name, shape, quantization.get("weight_block_size"))
-    return tensors
-
-
-def _fp8_tensors(name: str, shape: tuple[int, int], block: object) -> dict[str, ModelTensor]:
-    if not isinstance(block, list) or not all(type(size) is int and size > 0 for size in block):
-        return {}
-    scales = tuple(-(-size // part) for size, part in zip(shape, block, strict=False))
-    return {
-        f"{name}.weight": ModelTensor("F8_E4M3", shape),
-        f"{name}.weight_scale_inv": ModelTensor("F32", scales),
+def _said_experts(config: ModelConfig, hidden: int) -> int | None:
+    """E by the keys, None where there is none of them. Raises EP118."""
+    there = {
+        key: _uniform(config.values[key], hidden) for key in _EXPERTS if config.values.get(key) is not None
     }
+    return _one_number(ModelConfig(config.path, there), list(there), MAX_EXPERTS) if there else None
+
+
+def _uniform(value: object, hidden: int) -> object:
+    """A number that a list says for every layer, as Hunyuan has it."""
+    alike = isinstance(value, list) and len(value) == hidden and all(entry == value[0] for entry in value)
+    return value[0] if alike and isinstance(value, list) else value
+
+
+def _of_keys(config: ModelConfig, hidden: int, layers: tuple[int, ...]) -> Model:
+    """The model that the keys alone describe. Raises EP118."""
+    experts = _said_experts(config, hidden)
+    if experts is None:
+        raise malformed(config.path, f"none of {', '.join(_EXPERTS)} says how many experts it has")
+    counts = (config.values.get(key) for key in _MTP)
+    mtp = next((count for count in counts if type(count) is int and 0 < count < MAX_LAYERS), 0)
+    return _model(config, hidden, layers, tuple(range(hidden, hidden + mtp)), experts)
+
+
+def _of_weights(config: ModelConfig, weights: Weights, hidden: int, said: tuple[int, ...] | str) -> Model:
+    """The model that the tensors describe. Raises EP118 where the keys say something else."""
+    names = weights.layers(hidden)
+    layers = tuple(names.placed)
+    if isinstance(said, tuple) and said != layers:
+        different = min(set(said) ^ set(layers))
+        raise _contradiction(config, f"layer {different} has experts in only one of the two")
+    experts, found = _said_experts(config, hidden), weights.num_experts(names)
+    if None not in (experts, found) and experts != found:
+        raise _contradiction(config, f"it says {experts:,} experts, and there are {found:,}")
+    count = found or experts
+    if count is None:
+        raise malformed(config.path, "neither its keys nor the tensors beside it say how many experts it has")
+    model = _model(config, hidden, layers, tuple(names.beside), count)
+    tensors = weights.tensors(names, count) if weights.entries else model.tensors
+    return replace(model, experts=weights.template(names), tensors=tensors)
+
+
+def _contradiction(config: ModelConfig, problem: str) -> PlacementError:
+    hint = "are the weights beside it those of this model?"
+    return PlacementError("EP118", f"{config.path} contradicts the tensors beside it: {problem}", hint)
+
+
+def _model(
+    config: ModelConfig, hidden: int, layers: tuple[int, ...], mtp: tuple[int, ...], experts: int
+) -> Model:
+    family = config.family or Family(projections=())
+    inputs = next((key for key in family.inputs if config.values.get(key) is not None), None)
+    size = None if inputs is None else number(config.path, config.values, inputs, _MAX_SIZE)
+    width = _uniform(config.values.get(family.intermediate), hidden)
+    if width is not None:
+        width = number(config.path, {family.intermediate: width}, family.intermediate, _MAX_SIZE)
+    return Model(
+        name=config.model_type,
+        num_hidden_layers=hidden,
+        moe_layers=layers,
+        mtp_layers=mtp,
+        num_logical_experts=experts,
+        hidden_size=size,
+        intermediate_size=width,
+        experts=family.key,
+        tensors=_tensors(config, family, (size, width), layers),
+    )
+
+
+def _tensors(
+    config: ModelConfig, family: Family, shape: tuple[int | None, int | None], layers: tuple[int, ...]
+) -> dict[str, ModelTensor]:
+    """What an expert consists of by the keys; nothing where that is not certain."""
+    hidden, width = shape
+    if hidden is None or width is None:
+        return {}
+    return expert_tensors(config.values, family, (hidden, width), layers, config.quantized)

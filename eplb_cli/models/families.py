@@ -1,43 +1,17 @@
 """Families of models by `model_type`: how each says what it is, and what its tensors are called.
 
 The one table of them: a new family is one entry of `FAMILIES`. What an entry leaves out is not known of the
-family, and whoever needs it refuses the model.
+family, and whoever needs it refuses the model. Which layers have experts is no matter of families but of keys
+(`eplb_cli.models.layers`); an entry says only which keys have to be there. A model of no family here is read
+all the same where such a key is there, or where its tensors are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 _GATED = ("gate_proj", "up_proj", "down_proj")
 _NUMBERED = ("w1", "w3", "w2")
-
-Config = Mapping[str, Any]
-"""The keys of a config.json that are about the text model."""
-
-
-def _after_first(config: Config, hidden: int) -> list[int]:
-    """The first layers are dense, the others MoE layers, or each `moe_layer_freq`-th of them."""
-    first, step = config.get("first_k_dense_replace", 0), config.get("moe_layer_freq", 1)
-    return [layer for layer in range(hidden) if layer >= first and layer % step == 0]
-
-
-def _sparse(config: Config, hidden: int) -> list[int]:
-    """Every `decoder_sparse_step`-th layer that is not listed as dense."""
-    step, dense = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or [])
-    return [layer for layer in range(hidden) if (layer + 1) % step == 0 and layer not in dense]
-
-
-def _interleaved(config: Config, hidden: int) -> list[int]:
-    """The layers that are listed, or every `interleave_moe_layer_step`-th one."""
-    step = config.get("interleave_moe_layer_step", 1)
-    return config.get("moe_layers") or list(range(step - 1, hidden, step))
-
-
-def _every(config: Config, hidden: int) -> list[int]:
-    del config
-    return list(range(hidden))
 
 
 @dataclass(frozen=True)
@@ -45,18 +19,26 @@ class Family:
     """How models of one `model_type` say what they are.
 
     Attributes:
-        layers: which layers are MoE layers.
+        key: the key of an expert tensor; empty where it is not known.
+        needs: keys of which one has to say which layers have experts; none where all have them.
+        hidden: the key for the number of layers.
+        inputs: the keys for the width of what an expert gets, of which the first that is there counts.
         intermediate: the key for the width of an expert.
-        key: the key of an expert tensor.
-        projections: gate, up and down, as keys call them; none where experts are stacked.
+        projections: gate and up, if any, and down last, as keys call them; none where experts are stacked.
+        block_scale: the dtype of the scales of fp8 blocks, where all published checkpoints have one.
+        own_fp4: `expert_dtype` "fp4" means the form in which DeepSeek publishes them.
         router: how keys of tensors with a row for each expert end; none where nobody has looked.
         groups: the key for the number of groups of experts that the router chooses first.
     """
 
-    layers: Callable[[Config, int], list[int]]
-    intermediate: str
-    key: str
+    key: str = ""
+    needs: tuple[str, ...] = ()
+    hidden: str = "num_hidden_layers"
+    inputs: tuple[str, ...] = ("hidden_size",)
+    intermediate: str = "moe_intermediate_size"
     projections: tuple[str, ...] = _GATED
+    block_scale: str | None = None
+    own_fp4: bool = False
     router: tuple[str, ...] = ()
     groups: str | None = None
 
@@ -73,35 +55,76 @@ class Family:
 
 _MLP = "model.layers.{layer}.mlp.experts.{expert}.{tensor}"
 _SPARSE_MOE = "model.layers.{layer}.block_sparse_moe.experts.{expert}.{tensor}"
+_STACKED = "model.layers.{layer}.mlp.experts.{tensor}"
 _GATE = ("gate.weight",)
-_GROUPED = Family(
-    _after_first,
-    "moe_intermediate_size",
-    _MLP,
-    router=("gate.weight", "gate.e_score_correction_bias"),
-    groups="n_group",
-)
+_BIASED_GATE = ("gate.weight", "gate.e_score_correction_bias")
+_FIRST = ("first_k_dense_replace", "mlp_layer_types")
+_STEP = ("decoder_sparse_step", "mlp_layer_types")
 
 FAMILIES = {
-    "deepseek_v2": Family(_after_first, "moe_intermediate_size", _MLP),
-    "deepseek_v3": _GROUPED,
-    "deepseek_v32": Family(_after_first, "moe_intermediate_size", _MLP),
-    "kimi_k2": _GROUPED,
-    "glm4_moe": _GROUPED,
-    "qwen3_moe": Family(_sparse, "moe_intermediate_size", _MLP, router=_GATE),
-    "mixtral": Family(_every, "intermediate_size", _SPARSE_MOE, _NUMBERED, router=_GATE),
-    "minimax_m2": Family(_every, "intermediate_size", _SPARSE_MOE, _NUMBERED),
-    "gpt_oss": Family(
-        _every,
-        "intermediate_size",
-        "model.layers.{layer}.mlp.experts.{tensor}",
+    "deepseek_v2": Family(_MLP, _FIRST),
+    "deepseek_v3": Family(_MLP, _FIRST, block_scale="F32", router=_BIASED_GATE, groups="n_group"),
+    "deepseek_v32": Family(_MLP, _FIRST),
+    "deepseek_v4": Family(
+        "layers.{layer}.ffn.experts.{expert}.{tensor}", projections=_NUMBERED, own_fp4=True
+    ),
+    "kimi_k2": Family(_MLP, _FIRST, block_scale="F32", router=_BIASED_GATE, groups="n_group"),
+    "kimi_linear": Family(
+        _SPARSE_MOE, _FIRST, inputs=("routed_expert_hidden_size", "hidden_size"), projections=_NUMBERED
+    ),
+    "glm4_moe": Family(_MLP, _FIRST, router=_BIASED_GATE, groups="n_group"),
+    "glm4_moe_lite": Family(_MLP, _FIRST),
+    "glm_moe_dsa": Family(_MLP, _FIRST),
+    "dots1": Family(_MLP, _FIRST),
+    "bailing_moe_v2": Family(_MLP, _FIRST),
+    "qwen2_moe": Family(_MLP, _STEP),
+    "qwen3_moe": Family(_MLP, _STEP, router=_GATE),
+    "qwen3_next": Family(_MLP, _STEP),
+    "qwen3_vl_moe_text": Family(
+        "model.language_model.layers.{layer}.mlp.experts.{tensor}", _STEP, projections=()
+    ),
+    "qwen3_5_moe_text": Family("model.language_model.layers.{layer}.mlp.experts.{tensor}", projections=()),
+    "mixtral": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED, router=_GATE),
+    "minimax_m2": Family(
+        _SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED, block_scale="F32"
+    ),
+    "minimax": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED),
+    "phimoe": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED),
+    "olmoe": Family(_MLP, intermediate="intermediate_size"),
+    "flex_olmo": Family(_MLP, intermediate="intermediate_size"),
+    "solar_open": Family(_MLP),
+    "granitemoeshared": Family(intermediate="intermediate_size", projections=()),
+    "granitemoe": Family(intermediate="intermediate_size", projections=()),  # its key has no "experts"
+    "jamba": Family(
+        "model.layers.{layer}.feed_forward.experts.{expert}.{tensor}",
+        ("expert_layer_period",),
+        intermediate="intermediate_size",
+    ),
+    "dbrx": Family(
+        "transformer.blocks.{layer}.ffn.experts.mlp.{tensor}",
+        hidden="n_layers",
+        inputs=("d_model",),
+        intermediate="ffn_hidden_size",
         projections=(),
-        router=("router.weight", "router.bias"),
+    ),
+    "ernie4_5_moe": Family(_MLP, ("moe_layer_start_index",)),
+    "hunyuan_v1_moe": Family(_MLP),
+    "longcat_flash": Family(_MLP, hidden="num_layers", intermediate="expert_ffn_hidden_size"),
+    "mimo_v2_flash": Family(_MLP, ("moe_layer_freq", "mlp_layer_types")),
+    "nemotron_h": Family(
+        "backbone.layers.{layer}.mixer.experts.{expert}.{tensor}",
+        ("hybrid_override_pattern", "layers_block_type"),
+        inputs=("moe_latent_size", "hidden_size"),
+        projections=("up_proj", "down_proj"),
+    ),
+    "step3_text": Family("", ("moe_layers_enum",), projections=()),
+    "gpt_oss": Family(
+        _STACKED, intermediate="intermediate_size", projections=(), router=("router.weight", "router.bias")
     ),
     "llama4_text": Family(
-        _interleaved,
-        "intermediate_size",
         "language_model.model.layers.{layer}.feed_forward.experts.{tensor}",
+        ("interleave_moe_layer_step", "moe_layers"),
+        intermediate="intermediate_size",
         projections=(),
     ),
 }

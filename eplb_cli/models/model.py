@@ -41,6 +41,7 @@ class Model:
         hidden_size, intermediate_size: of an expert.
         experts: the key of an expert tensor, with {layer}, {tensor} and, unless stacked, {expert}.
         tensors: what one expert consists of, by the value of {tensor}; empty where it is not known.
+        source: where the numbers of a preset are from.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Model:
     experts: str = ""
     tensors: Mapping[str, ModelTensor] = field(default_factory=dict)
     description: str = ""
+    source: str = ""
 
     @property
     def expert_nbytes(self) -> int | None:

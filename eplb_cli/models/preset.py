@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from eplb_cli.models.model import (
 from eplb_cli.models.presets import PRESETS
 
 FORMAT = "eplb-model/1"
-_REQUIRED = {"format", "name", "num_hidden_layers", "moe_layers", "num_experts", "experts", "tensors"}
-_OPTIONAL = {"description", "mtp_layers", "hidden_size", "moe_intermediate_size"}
+_REQUIRED = {"format", "name", "num_hidden_layers", "moe_layers", "num_experts", "experts"}
+_OPTIONAL = {"tensors", "description", "source", "mtp_layers", "hidden_size", "moe_intermediate_size"}
 
 
 def find_model(name: str, read: Callable[[Path, int], bytes] = read_small_file) -> Model:
@@ -64,35 +65,51 @@ def read_preset(path: Path) -> Model:
     if wrong := (_REQUIRED - raw.keys()) or (raw.keys() - _REQUIRED - _OPTIONAL):
         state = "missing" if wrong <= _REQUIRED else "unknown"
         raise malformed(path, f"{min(wrong)!r} is {state}")
-    for key in ("name", "experts", "description"):
+    for key in ("name", "experts", "description", "source"):
         if not isinstance(raw.get(key, ""), str):
             raise malformed(path, f"{key!r} is no string")
     hidden = number(path, raw, "num_hidden_layers", MAX_LAYERS)
+    layers = _layers(path, raw, "moe_layers")
+    if layers[-1] >= hidden:
+        raise malformed(path, f"'moe_layers' has {layers[-1]:,}, and there are {hidden:,} layers")
     return Model(
         name=raw["name"],
         num_hidden_layers=hidden,
-        moe_layers=_layers(path, raw, "moe_layers"),
+        moe_layers=layers,
         mtp_layers=_layers(path, raw, "mtp_layers") if "mtp_layers" in raw else (),
         num_logical_experts=number(path, raw, "num_experts", MAX_EXPERTS),
         hidden_size=raw.get("hidden_size"),
         intermediate_size=raw.get("moe_intermediate_size"),
         experts=raw["experts"],
-        tensors=_tensors(path, raw["tensors"]),
+        tensors=_tensors(path, raw["tensors"]) if "tensors" in raw else {},
         description=raw.get("description", ""),
+        source=raw.get("source", ""),
     )
 
 
 def _layers(path: Path, raw: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    """The layers of a table { first, last, step }, both ends included."""
-    table = raw[key]
-    if not isinstance(table, dict) or not {"first", "last"} <= table.keys() <= {"first", "last", "step"}:
-        raise malformed(path, f"{key!r} is no table of first, last and step")
-    first, last, step = table["first"], table["last"], table.get("step", 1)
+    """Layers, ascending: a range, a number, or a list of them."""
+    value = raw[key]
+    layers = [
+        layer for part in (value if isinstance(value, list) else [value]) for layer in _range(path, part, key)
+    ]
+    if not layers or any(later <= layer for layer, later in pairwise(layers)):
+        raise malformed(path, f"{key!r} has no layers, or not in ascending order")
+    return tuple(layers)
+
+
+def _range(path: Path, part: object, key: str) -> range:
+    """The layers of a number, or of a table { first, last, step }, both ends included."""
+    if type(part) is int:
+        part = {"first": part, "last": part}
+    if not isinstance(part, dict) or not {"first", "last"} <= part.keys() <= {"first", "last", "step"}:
+        raise malformed(path, f"{key!r} is no table of first, last and step, and no list of layers")
+    first, last, step = part["first"], part["last"], part.get("step", 1)
     if not all(type(value) is int for value in (first, last, step)) or not (
         0 <= first <= last < MAX_LAYERS and step >= 1
     ):
         raise malformed(path, f"{key!r} has no first, last and step of layers")
-    return tuple(range(first, last + 1, step))
+    return range(first, last + 1, step)
 
 
 def _tensors(path: Path, raw: object) -> dict[str, ModelTensor]:

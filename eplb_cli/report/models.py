@@ -17,6 +17,7 @@ def _model_json(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "description": model.description,
+        "source": model.source,
         "num_hidden_layers": model.num_hidden_layers,
         "moe_layers": list(model.moe_layers),
         "mtp_layers": list(model.mtp_layers),

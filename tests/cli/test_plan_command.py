@@ -48,6 +48,27 @@ def test_the_largest_sizes_do_not_overflow(eplb, tmp_path):
     assert rows_of["remote_bytes"] == rows_of["remote_rows"] << 40
 
 
+def test_a_model_with_its_quantization_beside_it(eplb, tmp_path):
+    """hf_quant_config.json says how large an expert is, or that nobody knows; never what was before it."""
+    config = {
+        "model_type": "deepseek_v3", "num_hidden_layers": 4, "first_k_dense_replace": 1,
+        "n_routed_experts": 4, "hidden_size": 64, "moe_intermediate_size": 32, "torch_dtype": "bfloat16",
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }  # fmt: skip
+    write_json(tmp_path / "config.json", config)
+    new = write_json(tmp_path / "new.json", placement([[3, 2, 1, 0]] * 3, 2, layer_ids=[1, 2, 3]))
+    plan = ("plan", "linear", new, "--model", tmp_path, *OPTIONS)
+    found = eplb(*plan).json["totals"]
+    assert found["remote_bytes"] == found["remote_rows"] * 3 * (64 * 32 + 4)
+    write_json(tmp_path / "hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4", "group_size": 16}})
+    found = eplb(*plan).json["totals"]
+    assert found["remote_bytes"] == found["remote_rows"] * 3 * (64 * 32 // 2 + 64 * 32 // 16 + 8)
+    write_json(tmp_path / "hf_quant_config.json", {"quantization": {"quant_algo": "MIXED_PRECISION"}})
+    assert eplb(*plan).json["totals"]["remote_bytes"] is None
+    write_json(tmp_path / "config.json", {**config, "num_experts": 8})
+    assert_error(eplb(*plan), "EP118", "n_routed_experts and num_experts say different numbers")
+
+
 def test_with_shards(eplb, old, new, tmp_path):
     """Sizes of everything, and what looks sharded, before any data is read."""
     ranks = stacked(OLD)

@@ -46,6 +46,17 @@ def read_index(path: Path) -> object:
     return open_huggingface(path.parent)
 
 
+def read_quantized(path: Path) -> object:
+    """The model of a config.json that has the file beside it."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "dtype": "bfloat16"}
+    config = {"model_type": "mixtral", "num_hidden_layers": 2, "num_local_experts": 8, **sizes}
+    (path.parent / "config.json").write_text(json.dumps(config))
+    found = read_model(path.parent / "config.json")
+    if found.expert_nbytes is None:
+        raise EplbError("EP118", "says no sizes")
+    return found
+
+
 def read_vocabulary(path: Path) -> object:
     """A config.json beside shards is only looked at for numbers: what cannot be read says none."""
     config = config_beside(path.parent)
@@ -79,6 +90,8 @@ READERS = {
     "load statistics": Reader(read_statistics_file, "rank0.safetensors", {"EP119", "EP203"} | TREE),
     "preset": Reader(read_preset, "m.toml", {"EP118"}),
     "model config": Reader(read_model, "config.json", {"EP118"}),
+    "model quantization": Reader(read_quantized, "hf_quant_config.json", {"EP118"}),
+    "model index": Reader(read_quantized, "model.safetensors.index.json", {"EP118"}),
     "vocabulary": Reader(read_vocabulary, "config.json", {"EP201"}),
     "checkpoint config": Reader(lambda path: config_of(path.parent), "config.json", {"EP223"} | TREE),
     "layout": Reader(read_layout, "l.toml", {"EP206"} | TREE),
