@@ -6,11 +6,12 @@ the checkpoint says, joined but not repacked by a kernel, their digests say whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,8 @@ from eplb_cli.files import write_whole
 from eplb_cli.formats.index_file import INDEX_SUFFIX
 from eplb_cli.huggingface.engine import find_names
 from eplb_cli.huggingface.engines import AS_THEY_ARE
-from eplb_cli.huggingface.joined import join
+from eplb_cli.huggingface.joined import find_parts
+from eplb_cli.huggingface.one_rank import as_one_rank, by_expert
 from eplb_cli.huggingface.source import config_of, open_huggingface
 from eplb_cli.machine import default_threads
 from eplb_cli.placements.own_format import format_placement
@@ -38,11 +40,8 @@ from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.identification import Identification
 from eplb_cli.transfer.trees import Known, digest_places, source_tree
 
-_JOINED = {
-    "w13_weight": (("gate_proj.weight", "up_proj.weight"), ("w1.weight", "w3.weight")),
-    "w2_weight": (("down_proj.weight",), ("w2.weight",)),
-}
-"""What the weights of stacked shards are joined of; of scales the same, with their ending."""
+_JOINED = {"w13_": (("gate_proj.", "up_proj."), ("w1.", "w3.")), "w2_": (("down_proj.",), ("w2.",))}
+"""What the tensors of stacked shards are joined of, by how their names begin; the ends are the same."""
 
 _DEEPSEEK = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _MAX_WARNINGS = 5
@@ -102,20 +101,33 @@ def identify_rows(shards: ShardedCheckpoint, against: Path, advance: Callable[[i
         CheckpointError: EP227, a row is no expert of the checkpoint; or `against` cannot be read.
     """
     tree, config = open_huggingface(against), config_of(against)
-    names = find_names(AS_THEY_ARE, config.model_type, tree.tensors)
-    experts = join(tree, names).parts
-    layers = _common_layers(shards, experts)
-    parts = _parts_of(shards, experts)
-    rows = _digest(_places(shards, parts, experts, layers), shards.shards.files, advance)
-    wanted = _digest(_places_of_experts(experts, layers, parts), tree.files, advance)
-    num_parts = sum(len(members) for members in parts)
-    rows = rows.reshape(len(layers), num_parts, shards.placement.num_slots, -1)
-    wanted = wanted.reshape(len(layers), num_parts, experts.placement.num_slots, -1)
-    sizes = experts.row_nbytes[layers][:, [part for members in parts for part in members]]
-    table, warnings = _match(shards, rows, wanted, sizes)
+    keys = by_expert(shards.shards.layout)
+    is_known = any(map(keys.match_key, tree.tensors))
+    checkpoint = as_one_rank(tree, config, keys if is_known else None)
+    experts = find_parts(checkpoint, find_names(AS_THEY_ARE, config.model_type, checkpoint))
+    cells = _cells(shards, experts)
+    rows = _digest(_places(shards, cells), shards.shards.files, advance)
+    wanted = _digest(_places_of_experts(experts, cells), tree.files, advance)
+    table, warnings = _match(shards, _by_layer(rows, cells, shards), _by_layer(wanted, cells, experts), cells)
     old = shards.placement
     found = Placement(table, old.first_slot, experts.placement.num_logical_experts, old.layer_ids)
     return Identification(shards.shards.path, against, found, tuple(warnings))
+
+
+class _Cell(NamedTuple):
+    """A part of an expert in a layer.
+
+    Attributes:
+        layer, tensor: of the shards. row, part: the same in the checkpoint.
+        begin, nbytes: of the part in a row of the tensor.
+    """
+
+    layer: int
+    tensor: int
+    row: int
+    part: int
+    begin: int
+    nbytes: int
 
 
 def prove_placement(
@@ -142,84 +154,90 @@ def prove_placement(
     return found.warnings
 
 
-def _common_layers(shards: ShardedCheckpoint, experts: ShardedCheckpoint) -> list[int]:
-    """The layers of the shards, by their place in the checkpoint. Raises EP227."""
+def _cells(shards: ShardedCheckpoint, experts: ShardedCheckpoint) -> list[_Cell]:
+    """The parts of all layers and tensors of the shards, in their order. Raises EP227."""
     known = [] if experts.placement.layer_ids is None else experts.placement.layer_ids.tolist()
-    numbers = [shards.placement.layer_number(layer) for layer in range(shards.placement.num_layers)]
-    if missing := sorted(set(numbers) - set(known)):
-        raise _unmatched(f"layer {missing[0]} has no experts in {experts.shards.path}")
-    return [known.index(number) for number in numbers]
+    cells = []
+    for layer in range(shards.placement.num_layers):
+        number = shards.placement.layer_number(layer)
+        if number not in known:
+            raise _unmatched(f"layer {number} has no experts in {experts.shards.path}")
+        row = known.index(number)
+        parts = {
+            tensor.tensor: part
+            for part, tensor in enumerate(experts.expert_tensors)
+            if experts.dtype[row, part] is not None
+        }
+        for tensor in np.flatnonzero(shards.row_nbytes[layer]).tolist():
+            cells += _parts_of(shards, experts, (layer, tensor), (row, parts))
+    return cells
 
 
-def _parts_of(shards: ShardedCheckpoint, experts: ShardedCheckpoint) -> list[list[int]]:
-    """For each tensor of the shards, the parts of the checkpoint that a row is joined of. Raises EP227."""
-    numbers = {
-        tensor.template.rpartition("experts.")[2].removeprefix("{expert}."): number
-        for number, tensor in enumerate(experts.expert_tensors)
-    }
-    found = []
-    for tensor in shards.expert_tensors:
-        choices = [names for names in _candidates(tensor.tensor) if all(name in numbers for name in names)]
-        if not choices:
-            raise _unmatched(f"no tensors of {experts.shards.path} make {tensor.template!r}")
-        found.append([numbers[name] for name in choices[0]])
-    return found
+def _parts_of(
+    shards: ShardedCheckpoint,
+    experts: ShardedCheckpoint,
+    cell: tuple[int, int],
+    at: tuple[int, Mapping[str, int]],
+) -> Iterator[_Cell]:
+    """The parts of the checkpoint that a row of a tensor of the shards is joined of. Raises EP227.
+
+    Args:
+        at: the layer in the checkpoint, and the parts it has there by the names of tensors.
+    """
+    (layer, tensor), (row, parts) = cell, at
+    name = shards.expert_tensors[tensor]
+    choices = [names for names in _candidates(name.tensor) if all(part in parts for part in names)]
+    if not choices:
+        raise _unmatched(f"no tensors of {experts.shards.path} make {name.template!r}")
+    sizes = [int(experts.row_nbytes[row, parts[part]]) for part in choices[0]]
+    if sum(sizes) != shards.row_nbytes[layer, tensor]:
+        raise _unmatched(
+            f"layer {shards.placement.layer_number(layer)}: a row of {name.template!r} has "
+            f"{shards.row_nbytes[layer, tensor]:,} bytes, and an expert {sum(sizes):,}"
+        )
+    begin = 0
+    for part, nbytes in zip(choices[0], sizes, strict=True):
+        yield _Cell(layer, tensor, row, parts[part], begin, nbytes)
+        begin += nbytes
 
 
 def _candidates(name: str) -> list[tuple[str, ...]]:
     """The tensors that one of some shards may be joined of."""
-    for weight, choices in _JOINED.items():
-        if name.startswith(weight):
-            ending = name.removeprefix(weight)
+    for begin, choices in _JOINED.items():
+        if name.startswith(begin):
+            ending = name.removeprefix(begin)
             return [tuple(part + ending for part in choice) for choice in choices]
     first, _, rest = name.partition(".")
     as_deepseek = f"{_DEEPSEEK.get(first, first)}.{ {'scale': 'weight_scale_inv'}.get(rest, rest) }"
     return [(name,), (as_deepseek,)]
 
 
-def _places(
-    shards: ShardedCheckpoint,
-    parts: Sequence[Sequence[int]],
-    experts: ShardedCheckpoint,
-    layers: Sequence[int],
-) -> Places:
-    """(L, K, P) where the parts of each row lie in the shards. Raises EP227."""
-    file, offset, nbytes = [], [], []
-    for tensor, members in enumerate(parts):
-        sizes = experts.row_nbytes[np.ix_(list(layers), list(members))]
-        wrong = np.flatnonzero(sizes.sum(axis=1) != shards.row_nbytes[:, tensor])
-        if len(wrong):
-            layer = int(wrong[0])
-            raise _unmatched(
-                f"layer {shards.placement.layer_number(layer)}: a row of "
-                f"{shards.expert_tensors[tensor].template!r} has {shards.row_nbytes[layer, tensor]:,} bytes, "
-                f"and an expert {sizes[layer].sum():,}"
-            )
-        before = np.cumsum(sizes, axis=1) - sizes
-        for member in range(len(members)):
-            file.append(shards.extents.file[:, tensor])
-            offset.append(shards.extents.offset[:, tensor] + before[:, member, None])
-            nbytes.append(np.where(file[-1] >= 0, sizes[:, member, None], 0))
-    return _columns(file, offset, nbytes)
+def _places(shards: ShardedCheckpoint, cells: Sequence[_Cell]) -> Places:
+    """(X, P) where the parts of each row lie in the shards."""
+    at = np.array([(cell.layer, cell.tensor) for cell in cells]).T
+    begin, nbytes = (np.array(column)[:, None] for column in zip(*(cell[4:] for cell in cells), strict=True))
+    file, offset = shards.extents.file[*at], shards.extents.offset[*at] + begin
+    return _columns(file, offset, np.where(file >= 0, nbytes, 0))
 
 
-def _places_of_experts(
-    experts: ShardedCheckpoint, layers: Sequence[int], parts: Sequence[Sequence[int]]
-) -> Places:
-    """(L, K, E) where the parts of each expert lie in the checkpoint."""
-    order = [part for members in parts for part in members]
-    file = [experts.extents.file[list(layers), part] for part in order]
-    offset = [experts.extents.offset[list(layers), part] for part in order]
-    nbytes = [
-        np.broadcast_to(experts.row_nbytes[list(layers), part, None], at.shape)
-        for part, at in zip(order, file, strict=True)
-    ]
-    return _columns(file, offset, nbytes)
+def _places_of_experts(experts: ShardedCheckpoint, cells: Sequence[_Cell]) -> Places:
+    """(X, E) where the parts of each expert lie in the checkpoint."""
+    at = np.array([(cell.row, cell.part) for cell in cells]).T
+    file = experts.extents.file[*at]
+    nbytes = np.array([[cell.nbytes] for cell in cells])
+    return _columns(file, experts.extents.offset[*at], np.broadcast_to(nbytes, file.shape))
 
 
-def _columns(file: Sequence[NDArray[np.int32]], offset: Sequence[Int], nbytes: Sequence[Int]) -> Places:
-    columns = [np.stack(column, axis=1).ravel().astype(np.int64) for column in (file, offset, nbytes)]
-    return Places(np.zeros(len(columns[0]), np.int64), *columns)
+def _columns(file: NDArray[np.int32], offset: Int, nbytes: Int) -> Places:
+    columns = [column.ravel().astype(np.int64) for column in (file, offset, nbytes)]
+    return Places(np.zeros(file.size, np.int64), *columns)
+
+
+def _by_layer(digests: Digests, cells: Sequence[_Cell], checkpoint: ShardedCheckpoint) -> list[Digests]:
+    """For each layer (K, P, 16), the digests of its parts."""
+    by_cell = digests.reshape(len(cells), checkpoint.placement.num_slots, -1)
+    layers = np.array([cell.layer for cell in cells])
+    return [by_cell[layers == layer] for layer in range(layers.max() + 1)]
 
 
 def _digest(places: Places, sources: Sequence[Known], advance: Callable[[int], None]) -> Digests:
@@ -228,29 +246,31 @@ def _digest(places: Places, sources: Sequence[Known], advance: Callable[[int], N
         return digest_places(places, np.flatnonzero(places.nbytes), tree, pool, advance)
 
 
-def _match(shards: ShardedCheckpoint, rows: Digests, wanted: Digests, sizes: Int) -> tuple[Int, list[str]]:
+def _match(
+    shards: ShardedCheckpoint, rows: Sequence[Digests], wanted: Sequence[Digests], cells: Sequence[_Cell]
+) -> tuple[Int, list[str]]:
     """(L, P) the expert whose parts have the digests of a row's; empty where all of them are zeros."""
     placement = shards.placement
     table = np.full((len(rows), placement.num_slots), EMPTY)
     warnings = []
-    zeros = zero_digests(np.unique(sizes).tolist())
-    for layer in range(len(rows)):
+    zeros = zero_digests(sorted({cell.nbytes for cell in cells}))
+    for layer, (of_rows, of_experts) in enumerate(zip(rows, wanted, strict=True)):
+        name = placement.layer_number(layer)
         experts: dict[bytes, int] = {}
-        for expert in range(wanted.shape[2]):
-            first = experts.setdefault(wanted[layer, :, expert].tobytes(), expert)
+        for expert in range(of_experts.shape[1]):
+            first = experts.setdefault(of_experts[:, expert].tobytes(), expert)
             if first != expert:
-                name = placement.layer_number(layer)
                 warnings.append(f"layer {name}: experts {first} and {expert} have the same bytes")
-        empty = b"".join(zeros[int(size)] for size in sizes[layer])
+        empty = b"".join(zeros[cell.nbytes] for cell in cells if cell.layer == layer)
         lacking = bytes(len(empty))
         for slot in range(placement.num_slots):
-            row = rows[layer, :, slot].tobytes()
+            row = of_rows[:, slot].tobytes()
             if row in experts:
                 table[layer, slot] = experts[row]
             elif row not in (empty, lacking):
                 raise _unmatched(
-                    f"layer {placement.layer_number(layer)}, slot {slot} "
-                    f"(rank {placement.rank_of_slot[slot]}): the row is none of the checkpoint's experts"
+                    f"layer {name}, slot {slot} (rank {placement.rank_of_slot[slot]}): the row is none of the "
+                    "checkpoint's experts"
                 )
     return table, warnings[:_MAX_WARNINGS]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli.cli.options import Format, FormatOption, FromOption, NoFsyncOption, NumRanks
+from eplb_cli.cli.options import Format, FormatOption, FromOption, KeysOption, NoFsyncOption, NumRanks
 from eplb_cli.cli.show import print_written, progress_bar
 
 SUMMARY = "Write a placement into a Hugging Face checkpoint."
@@ -25,6 +25,7 @@ def command(
         str,
         typer.Option("--placement", metavar="FILE", help="Without replicas, in any dialect."),
     ],
+    layout: KeysOption = "auto",
     num_ranks: NumRanks = None,
     dialect: FromOption = None,
     no_fsync: NoFsyncOption = False,
@@ -39,5 +40,13 @@ def command(
     from eplb_cli.inputs.options import PlacementOptions
 
     options = PlacementOptions(num_ranks, dialect=dialect)
-    done = bake(source, destination, placement, options, durable=not no_fsync, progress=progress_bar)
+    done = bake(
+        source,
+        destination,
+        placement,
+        options,
+        layout=layout,
+        durable=not no_fsync,
+        progress=progress_bar,
+    )
     print_written("checkpoint", done, output_format)

@@ -83,6 +83,14 @@ LayoutOption = Annotated[
         help=f"How tensors are named: {', '.join(LAYOUTS.names)}, or a TOML file.",
     ),
 ]
+KeysOption = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        metavar="auto|NAME|FILE",
+        help="What the names of tensors in HF_DIR mean, where their shape does not say it: a TOML file.",
+    ),
+]
 NumRanks = Annotated[
     int | None,
     typer.Option("--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks of NEW, where it does not say."),

@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli.cli.options import Format, FormatOption, FromOption, NoFsyncOption, NumRanks, NumRedundant
+from eplb_cli.cli.options import (
+    Format,
+    FormatOption,
+    FromOption,
+    KeysOption,
+    NoFsyncOption,
+    NumRanks,
+    NumRedundant,
+)
 from eplb_cli.cli.show import print_written, progress_bar
+from eplb_cli.huggingface.choice import Mtp
 from eplb_cli.huggingface.engines import engine_names
 
 SUMMARY = "Write a Hugging Face checkpoint as shards."
@@ -33,6 +42,13 @@ def command(
             "--engine", metavar="NAME", help=f"Whose names tensors get, one of: {', '.join(engine_names())}."
         ),
     ],
+    mtp: Annotated[
+        Mtp,
+        typer.Option(
+            "--mtp", help="MTP layers that FILE does not name: experts in order, as engines do, or left out."
+        ),
+    ] = "linear",
+    layout: KeysOption = "auto",
     num_ranks: NumRanks = None,
     num_redundant_experts: NumRedundant = None,
     dialect: FromOption = None,
@@ -47,5 +63,15 @@ def command(
     from eplb_cli.inputs.options import PlacementOptions
 
     options = PlacementOptions(num_ranks, num_redundant_experts=num_redundant_experts, dialect=dialect)
-    done = shard(source, destination, placement, engine, options, durable=not no_fsync, progress=progress_bar)
+    done = shard(
+        source,
+        destination,
+        placement,
+        engine,
+        options,
+        mtp=mtp,
+        layout=layout,
+        durable=not no_fsync,
+        progress=progress_bar,
+    )
     print_written("shards", done, output_format)

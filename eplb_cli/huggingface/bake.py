@@ -26,21 +26,22 @@ from eplb_cli.checkpoint.places import other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.checkpoint.shards import Shards
 from eplb_cli.errors import CheckpointError
-from eplb_cli.formats.budget import MAX_FILE_NBYTES
-from eplb_cli.huggingface.engine import find_names, split_key
+from eplb_cli.huggingface.engine import find_names
 from eplb_cli.huggingface.engines import AS_THEY_ARE
-from eplb_cli.huggingface.joined import Joined, join, parts_of_shards
+from eplb_cli.huggingface.joined import Joined, find_parts, parts_of_shards
+from eplb_cli.huggingface.listed import renumbered
+from eplb_cli.huggingface.one_rank import OneRank, as_one_rank, layout_of_keys
 from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves
 from eplb_cli.huggingface.record import Origin, open_sharded, unlike_origin
 from eplb_cli.huggingface.reordered import Baked, with_routers
 from eplb_cli.huggingface.routers import (
     check_placement,
     check_tensors,
-    check_texts,
     find_family,
+    refuse_tables,
     unbakeable,
 )
-from eplb_cli.huggingface.source import HuggingFace, config_of, open_huggingface, refuse_own_names
+from eplb_cli.huggingface.source import config_of, open_huggingface, refuse_own_names
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.families import Family
@@ -62,6 +63,7 @@ def bake(
     placement: str | PathLike[str],
     options: PlacementOptions = NO_OPTIONS,
     *,
+    layout: str = "auto",
     durable: bool = True,
     progress: ProgressBar = silent,
 ) -> Written:
@@ -72,6 +74,8 @@ def bake(
         destination: a new directory, or an empty one.
         placement: a file in any dialect, without replicas.
         options: what the placement leaves out.
+        layout: how tensors are named: "auto" finds experts by the shape of names; or the name of a layout, or
+            a TOML file that describes one.
         durable: wait until the disk has every byte.
         progress: what shows the bytes done.
 
@@ -92,16 +96,19 @@ def bake(
     if (source / MANIFEST_NAME).exists():
         raise unbakeable(f"{source} has an eplb.json: it was baked already", "bake what it was made of")
     refuse_own_names(tree)
-    family = check_bakeable(tree, config)
-    parts = join(tree, find_names(AS_THEY_ARE, config.model_type, tree.tensors)).parts
-    new, warnings = placement_for(source, config, os.fspath(placement), parts.placement, options)
+    checkpoint = as_one_rank(tree, config, layout_of_keys(layout))
+    family = check_bakeable(checkpoint, config)
+    parts = find_parts(checkpoint, find_names(AS_THEY_ARE, config.model_type, checkpoint))
+    num_experts = parts.placement.num_logical_experts
+    new, warnings = placement_for(checkpoint, num_experts, os.fspath(placement), options)
     rows = with_routers(parts, parts, family)
-    baked = Baked(tree, rows, order_of(new, parts.placement, family, config))
+    baked = Baked(checkpoint, rows, order_of(new, parts.placement, family, config))
+    lists = renumbered(tree.carried, baked.new_name)
     prepared = Prepared(rows, plan_moves(parts.placement, baked.placement), baked.output())
     with staging(destination, durable=durable) as stage:
         stage.create(prepared.output)
         proof, _ = _move(prepared, stage, baked.share(prepared, stage), progress)
-        baked.write_rest(stage, new, config)
+        baked.write_rest(stage, new, config, lists)
     said = [*(finding.message for finding in warnings), *proof.warnings]
     return _made(destination, new, prepared, proof.rows_proved, time.perf_counter() - started, said)
 
@@ -119,9 +126,10 @@ def bake_shards(
     check_destination(source, destination)
     origin, engine, joined = open_sharded(source)
     config, new = _config_of(engine.shards), engine.placement
-    family = check_bakeable(origin.tree, config)
+    family = check_bakeable(joined.checkpoint, config)
     rows = with_routers(joined.parts, joined.parts, family)
-    baked = Baked(origin.tree, rows, order_of(new, joined.parts.placement, family, config))
+    baked = Baked(joined.checkpoint, rows, order_of(new, joined.parts.placement, family, config))
+    lists = renumbered(origin.tree.carried, baked.new_name)
     by_part = parts_of_shards(joined, engine)
     parts = with_routers(by_part, joined.parts, family)
     prepared = Prepared(parts, plan_moves(new, baked.placement), baked.output(parts))
@@ -131,7 +139,7 @@ def bake_shards(
         proof, new_digests = _move(prepared, stage, known, progress)
         _compare(baked, joined, origin, prepared, new_digests)
         _compare_routers(by_part, parts, origin)
-        baked.write_rest(stage, new, config)
+        baked.write_rest(stage, new, config, lists)
     seconds = time.perf_counter() - started
     return _made(destination, new, prepared, proof.rows_proved, seconds, proof.warnings)
 
@@ -201,13 +209,11 @@ def _config_of(shards: Shards) -> ModelConfig:
     return shards.config
 
 
-def check_bakeable(tree: HuggingFace, config: ModelConfig) -> Family:
+def check_bakeable(checkpoint: OneRank, config: ModelConfig) -> Family:
     """The family of a checkpoint, where everything that names experts is known. Raises EP226."""
+    refuse_tables(checkpoint)
     family = find_family(config)
-    layers = {key.layer for key in map(split_key, tree.tensors) if key.template in family.routers}
-    check_tensors(family, tree.tensors, [layer for layer in layers if layer is not None])
-    texts = [name for name in tree.carried if name == "config.json" or "quant" in name]
-    check_texts({name: tree.carried[name].read(MAX_FILE_NBYTES) for name in texts})
+    check_tensors(family, checkpoint)
     return family
 
 
@@ -224,7 +230,9 @@ def order_of(new: Placement, all_layers: Placement, family: Family, config: Mode
     named = [] if new.layer_ids is None else new.layer_ids.tolist()
     if missing := sorted(set(named) - set(layers)):
         raise CheckpointError(
-            "EP212", f"layer {missing[0]} of the placement has no experts in the checkpoint"
+            "EP212",
+            f"layer {missing[0]} of the placement has no experts in the checkpoint",
+            f"the layers that have some are {layers}",
         )
     places = [layers.index(layer) for layer in named]
     old = Placement(order[places], all_layers.first_slot, all_layers.num_logical_experts, new.layer_ids)

@@ -9,29 +9,21 @@ joined lie one behind the other: along dim 0, and for experts along dim 0 of eac
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from eplb_cli.checkpoint.layout import Layout
-from eplb_cli.checkpoint.layout_file import preset
+from eplb_cli.checkpoint.layout_file import layout_from_json, preset
+from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.reading import read_toml
 from eplb_cli.huggingface.engines import AS_THEY_ARE, ENGINES, engine_names
+from eplb_cli.huggingface.one_rank import BY_ROW, STACKED, OneRank, by_expert, by_row
+from eplb_cli.huggingface.source import ORIGIN_NAME
 
-_LAYER = re.compile(r"(?<=\blayers\.)(0|[1-9][0-9]{0,8})(?=\.)")
-_EXPERT = re.compile(r"(?<=\bexperts\.)(0|[1-9][0-9]{0,8})(?=\.)")
 _OF_LAYER = "model.layers.{layer}"
-
-
-class Key(NamedTuple):
-    """A key taken apart; None where it has no such number."""
-
-    template: str
-    layer: int | None
-    expert: int | None
 
 
 class Goal(NamedTuple):
@@ -48,7 +40,7 @@ class Names:
 
     Attributes:
         engine, family: what the two are called.
-        layout: the layout of the shards.
+        layout, keys: the layout of the shards, and that of the keys of Hugging Face.
         experts, fused: a template of the engine to those of Hugging Face, in the order they are joined in.
         kept: templates of other tensors that are the same in both.
         constants: templates of tensors without dimensions that only the engine has: dtype and bytes.
@@ -56,7 +48,8 @@ class Names:
 
     engine: str
     family: str
-    layout: str
+    layout: Layout
+    keys: Layout
     serving: str
     experts: Mapping[str, tuple[str, ...]]
     fused: Mapping[str, tuple[str, ...]]
@@ -74,44 +67,38 @@ class Names:
 
     def as_json(self) -> dict[str, Any]:
         """The names as a record of the checkpoint holds them."""
-        return asdict(self)
-
-    def find_layout(self) -> Layout:
-        """The layout of the shards."""
-        return preset(self.layout)
-
-
-def split_key(key: str) -> Key:
-    """The template of a Hugging Face key, and its numbers."""
-    layer, expert = _LAYER.search(key), _EXPERT.search(key)
-    template = _LAYER.sub("{layer}", key, 1)
-    template = _EXPERT.sub("{expert}", template, 1)
-    return Key(template, layer and int(layer[0]), expert and int(expert[0]))
+        return {**asdict(self), "layout": self.layout.as_json(), "keys": self.keys.as_json()}
 
 
 def names_from_json(raw: Mapping[str, Any]) -> Names:
-    """The inverse of `Names.as_json`. Raises KeyError, TypeError or AttributeError for anything else."""
+    """The inverse of `Names.as_json`. Raises KeyError, TypeError, AttributeError or EP206 for anything else."""
     joined = {
         field: {str(target): tuple(map(str, sources)) for target, sources in raw[field].items()}
         for field in ("experts", "fused")
     }
-    engine, family, layout, serving = (str(raw[key]) for key in ("engine", "family", "layout", "serving"))
+    engine, family, serving = (str(raw[key]) for key in ("engine", "family", "serving"))
     kept = tuple(map(str, raw["kept"]))
     constants = {str(target): (str(dtype), str(data)) for target, (dtype, data) in raw["constants"].items()}
-    return Names(engine, family, layout, serving, joined["experts"], joined["fused"], kept, constants)
+    layouts = _layout(raw["layout"]), by_expert(_layout(raw.get("keys", BY_ROW)))
+    return Names(engine, family, *layouts, serving, joined["experts"], joined["fused"], kept, constants)
 
 
-def find_names(engine: str, family: str, keys: Iterable[str]) -> Names:
+def _layout(raw: object) -> Layout:
+    """A layout that is said by its name, or whole. Raises EP206."""
+    return preset(raw) if isinstance(raw, str) and raw in LAYOUTS.names else layout_from_json(raw, ORIGIN_NAME)
+
+
+def find_names(engine: str, family: str, checkpoint: OneRank) -> Names:
     """The names of an engine for a family of models.
 
     Args:
-        keys: of the checkpoint, for the engine that keeps them.
+        checkpoint: whose names are kept, by the engine that keeps them.
 
     Raises:
         CheckpointError: EP224, there is no such engine, or it has no names for the family.
     """
     if engine == AS_THEY_ARE:
-        return _as_they_are(family, keys)
+        return _as_they_are(family, checkpoint)
     if engine not in engine_names():
         raise CheckpointError("EP224", f"{engine!r} is no engine", f"engines: {', '.join(engine_names())}")
     raw = read_toml(ENGINES.path(engine), partial(CheckpointError, "EP224"))
@@ -125,9 +112,11 @@ def find_names(engine: str, family: str, keys: Iterable[str]) -> Names:
         field: {_full(target): list(map(_full, sources)) for target, sources in table[field].items()}
         for field in ("experts", "fused")
     }
-    words = {"engine": engine, "family": family, "layout": raw["layout"], "serving": raw["serving"]}
+    words = {"engine": engine, "family": family, "serving": raw["serving"], "layout": raw["layout"]}
     constants = {_full(target): value for target, value in table["constants"].items()}
-    return names_from_json({**words, **full, "kept": map(_full, table["kept"]), "constants": constants})
+    names = names_from_json({**words, **full, "kept": map(_full, table["kept"]), "constants": constants})
+    layout = replace(names.layout, main=checkpoint.layout.main)
+    return replace(names, layout=layout, keys=checkpoint.layout)
 
 
 def _with_like(raw: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,19 +134,21 @@ def _full(name: str) -> str:
     return _OF_LAYER + name if name.startswith(".") else name
 
 
-def _as_they_are(family: str, keys: Iterable[str]) -> Names:
+def _as_they_are(family: str, checkpoint: OneRank) -> Names:
     """Every tensor by itself; those of experts by their row, or stacked over the rank's rows."""
-    templates = dict.fromkeys(split_key(key).template for key in keys)
-    by_expert = [template for template in templates if "experts.{expert}." in template]
-    layout = "per-row" if by_expert else AS_THEY_ARE
-    stacked = preset(layout)
-    experts = by_expert or [name for name in templates if stacked.match_key(name.replace("{layer}", "0"))]
+    said = checkpoint.keys.values()
+    experts = dict.fromkeys(key.template for key in said if key.is_expert)
+    has_numbers = any(key.expert is not None for key in said)
+    keys = checkpoint.layout
+    is_default = keys == by_expert(preset(BY_ROW))
+    layout = by_row(keys) if has_numbers or not is_default else preset(STACKED)
     return Names(
         AS_THEY_ARE,
         family,
         layout,
+        keys,
         "",
         {name.replace("{expert}", "{row}"): (name,) for name in experts},
         {},
-        tuple(name for name in templates if name not in experts),
+        tuple(dict.fromkeys(key.template for key in said if not key.is_expert)),
     )

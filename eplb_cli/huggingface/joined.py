@@ -10,7 +10,7 @@ and up are one tensor on the engine's side::
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,11 +20,12 @@ import numpy as np
 from eplb_cli.arrays import Int
 from eplb_cli.checkpoint.places import Extents
 from eplb_cli.checkpoint.sharded import ExpertTensor, ShardedCheckpoint, bind
-from eplb_cli.checkpoint.shards import Shards, TensorAt
+from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import TensorEntry, row_nbytes_of
-from eplb_cli.huggingface.engine import Names, split_key
-from eplb_cli.huggingface.source import HuggingFace
+from eplb_cli.huggingface.engine import Names
+from eplb_cli.huggingface.one_rank import OneRank
+from eplb_cli.huggingface.parts import all_on_one_rank
 from eplb_cli.output.tree import OtherCopy, OutputTree
 from eplb_cli.placements.placement import Placement
 
@@ -41,6 +42,7 @@ class Joined:
     """Both forms of a checkpoint with all experts in order on one rank.
 
     Attributes:
+        checkpoint: what the keys of Hugging Face say.
         parts: the Hugging Face form: K parts of an expert, and all other tensors.
         engine: the engine's form, T tensors; no file holds it yet, so its extents mean nothing.
         tensor_of_part: (K,) the engine's tensor that a part is in.
@@ -49,6 +51,7 @@ class Joined:
         constants: by its key, what an other tensor of the engine holds that no tensor of Hugging Face makes.
     """
 
+    checkpoint: OneRank
     parts: ShardedCheckpoint
     engine: ShardedCheckpoint
     tensor_of_part: Int
@@ -63,55 +66,59 @@ class Joined:
         return Extents(file, extents.offset[:, self.tensor_of_part] + self.offset_in_row[:, :, None])
 
 
-def join(tree: HuggingFace, names: Names) -> Joined:
+def find_parts(checkpoint: OneRank, names: Names) -> ShardedCheckpoint:
+    """Where each part of each expert of a Hugging Face checkpoint lies, and its other tensors.
+
+    Raises:
+        CheckpointError: EP207 or EP224, a tensor has no name, or there is none of an expert; EP209, an expert
+            lacks a tensor or has another kind of it, or some layer has another number of experts.
+    """
+    checkpoint.require_experts()
+    experts, others = _sort_out(checkpoint, names)
+    if not experts:
+        raise CheckpointError("EP224", f"{checkpoint.path} has no tensor of an expert that {names.engine} has")
+    num_experts = _count_experts(checkpoint, experts)
+    old = all_on_one_rank(num_experts, sorted({layer for layer, _ in experts}))
+    return _bind_parts(checkpoint, old, names, experts, others)
+
+
+def join(checkpoint: OneRank, names: Names) -> Joined:
     """Tell which tensors of a Hugging Face checkpoint make which of the engine's.
 
     Raises:
-        CheckpointError: EP224, the engine has no name for a tensor, or cannot join two; EP209, an expert
-            lacks a tensor or has another kind of it; EP207 to EP211, as for shards.
+        CheckpointError: EP224, the engine has no name for a tensor, or cannot join two; what `find_parts` and
+            `bind` raise.
     """
-    experts, others = _sort_out(tree, names)
-    layers = sorted({layer for layer, _ in experts})
-    if not layers:
-        raise CheckpointError("EP224", f"{tree.path} has no tensor of an expert that {names.engine} has")
-    num_experts = _count_experts(tree, experts)
-    old = _all_on_one_rank(num_experts, layers)
-    layout = names.find_layout()
-    shards = Shards(
-        tree.path,
-        layout,
-        tuple(file.as_shard(layout.files[0]) for file in tree.files),
-        (tree.tensors,),
-        tuple(tree.carried),
-        None,
-    )
-    parts = _bind_parts(shards, old, names, experts, others)
-    tensors, in_engine = _engine_tensors(parts, names)
-    constants = _constants(tree, names)
+    parts = find_parts(checkpoint, names)
+    tensors, in_engine = _engine_tensors(checkpoint, parts, names)
+    constants = _constants(checkpoint, names)
     empty = {
         key: TensorAt(0, 0, TensorEntry(dtype, (), 0, len(data))) for key, (dtype, data) in constants.items()
     }
-    engine = bind(replace(shards, tensors=({**tensors, **empty},)), old)
+    layout = names.layout
+    files = tuple(file.as_shard(layout.files[0]) for file in checkpoint.tree.files)
+    shards = replace(checkpoint, layout=layout, files=files, tensors=({**tensors, **empty},))
+    engine = bind(shards, parts.placement)
     tensor_of_part, offsets = _place_parts(parts, engine, names)
     contents = {key: data for key, (_, data) in constants.items()}
-    return Joined(parts, engine, tensor_of_part, offsets, in_engine, contents)
+    return Joined(checkpoint, parts, engine, tensor_of_part, offsets, in_engine, contents)
 
 
 Experts = Mapping[tuple[int, str], Mapping[int | None, TensorAt]]
 """(layer, template of Hugging Face) to the expert, or None where it is stacked, to the tensor."""
 
 
-def _sort_out(tree: HuggingFace, names: Names) -> tuple[Experts, dict[str, TensorAt]]:
+def _sort_out(checkpoint: OneRank, names: Names) -> tuple[Experts, dict[str, TensorAt]]:
     experts: dict[tuple[int, str], dict[int | None, TensorAt]] = defaultdict(dict)
     others: dict[str, TensorAt] = {}
-    for key, at in tree.tensors.items():
-        template, layer, expert = split_key(key)
+    for key, at in checkpoint.tensors[0].items():
+        template, layer, expert, _ = checkpoint.keys[key]
         goal = names.goals.get(template)
         if goal is None:
             raise CheckpointError(
                 "EP224",
-                f"{key!r} in {tree.files[at.file].name}: no tensor of {names.engine} for models of type "
-                f"{names.family!r} is made of it",
+                f"{key!r} in {checkpoint.tree.files[at.file].name}: no tensor of {names.engine} for models of "
+                f"type {names.family!r} is made of it",
                 "--engine huggingface keeps all names",
             )
         if goal.is_expert and layer is not None:
@@ -121,41 +128,48 @@ def _sort_out(tree: HuggingFace, names: Names) -> tuple[Experts, dict[str, Tenso
     return experts, others
 
 
-def _count_experts(tree: HuggingFace, experts: Experts) -> int:
-    """E, the same for every layer and tensor. Raises EP209."""
-    counts = set()
-    for (layer, template), numbered in experts.items():
-        if None in numbered:
-            shape = numbered[None].entry.shape
-            counts.add(shape[0] if shape else 0)
-            continue
-        missing = [number for number in range(len(numbered)) if number not in numbered]
-        if missing:
-            name = template.replace("{layer}", str(layer)).replace("{expert}", str(missing[0]))
-            raise CheckpointError("EP209", f"{tree.path} has no {name!r}, and experts beyond that number")
-        counts.add(len(numbered))
-    if len(counts) != 1 or 0 in counts:
-        said = " and ".join(map(str, sorted(counts)))
-        raise CheckpointError("EP209", f"{tree.path} has tensors of {said} experts")
-    return int(counts.pop())
+def _count_experts(checkpoint: OneRank, experts: Experts) -> int:
+    """E, the same for every layer and tensor, and for config.json where that says it. Raises EP209."""
+    counts = {cell: _count(checkpoint, cell, numbered) for cell, numbered in experts.items()}
+    said = None if checkpoint.config is None else checkpoint.config.num_logical_experts
+    in_main = {cell: count for cell, count in counts.items() if "{layer}" in cell[1]} or counts
+    expected = said or Counter(in_main.values()).most_common(1)[0][0]
+    source = "the model has" if said is None else "config.json says"
+    for (layer, template), count in sorted(counts.items()):
+        if count != expected or not count:
+            name = template.replace("{layer}", str(layer))
+            problem = f"{name!r} is of {count:,} experts, and {source} {expected:,}"
+            raise CheckpointError("EP209", f"{checkpoint.path}: {problem}", _ONE_NUMBER)
+    return expected
 
 
-def _all_on_one_rank(num_experts: int, layers: Sequence[int]) -> Placement:
-    table = np.tile(np.arange(num_experts), (len(layers), 1))
-    return Placement(table, np.array([0, num_experts]), num_experts, np.array(layers, np.int64))
+_ONE_NUMBER = "a placement is of one number of experts: are all files there, and is config.json of this model?"
+
+
+def _count(checkpoint: OneRank, cell: tuple[int, str], numbered: Mapping[int | None, TensorAt]) -> int:
+    """How many experts a tensor of a layer is of. Raises EP209 where some in between are missing."""
+    if None in numbered:
+        return numbered[None].entry.shape[0]
+    missing = [number for number in range(len(numbered)) if number not in numbered]
+    if missing:
+        layer, template = cell
+        name = template.replace("{layer}", str(layer)).replace("{expert}", str(missing[0]))
+        raise CheckpointError("EP209", f"{checkpoint.path} has no {name!r}, and experts beyond that number")
+    return len(numbered)
 
 
 def _bind_parts(
-    shards: Shards, old: Placement, names: Names, experts: Experts, others: dict[str, TensorAt]
+    checkpoint: OneRank, old: Placement, names: Names, experts: Experts, others: dict[str, TensorAt]
 ) -> ShardedCheckpoint:
     """Where each part of each expert lies in the Hugging Face files."""
     order = sorted({template for _, template in experts}, key=lambda name: names.goals[name][:2])
+    tensor_of = {said.template: said.tensor for said in checkpoint.expert_keys.values()}
     layers = [] if old.layer_ids is None else old.layer_ids.tolist()
     shape = (old.num_layers, len(order))
     found = ShardedCheckpoint(
-        shards,
+        checkpoint,
         old,
-        tuple(ExpertTensor(template, template) for template in order),
+        tuple(ExpertTensor(template, tensor_of[template]) for template in order),
         np.full(shape, None, object),
         np.full(shape, None, object),
         np.zeros(shape, np.int64),
@@ -163,8 +177,11 @@ def _bind_parts(
         Extents(np.full((*shape, old.num_slots), -1, np.int32), np.zeros((*shape, old.num_slots), np.int64)),
         (others,),
     )
+    row_of, column_of = (
+        {value: number for number, value in enumerate(values)} for values in (layers, order)
+    )
     for (layer_id, template), numbered in experts.items():
-        layer, part = layers.index(layer_id), order.index(template)
+        layer, part = row_of[layer_id], column_of[template]
         kinds = {(at.entry.dtype, at.entry.shape, at.entry.nbytes) for at in numbered.values()}
         if len(kinds) > 1:
             name = template.replace("{layer}", str(layer_id))
@@ -183,7 +200,9 @@ def _bind_parts(
     return found
 
 
-def _engine_tensors(parts: ShardedCheckpoint, names: Names) -> tuple[dict[str, TensorAt], dict[str, PartOf]]:
+def _engine_tensors(
+    checkpoint: OneRank, parts: ShardedCheckpoint, names: Names
+) -> tuple[dict[str, TensorAt], dict[str, PartOf]]:
     """The engine's tensors with all experts in order, and which parts of its others come from where."""
     old = parts.placement
     tensors: dict[str, TensorAt] = {}
@@ -200,29 +219,40 @@ def _engine_tensors(parts: ShardedCheckpoint, names: Names) -> tuple[dict[str, T
             else:
                 stacked = TensorEntry(row.dtype, (old.num_slots, *row.shape), 0, nbytes * old.num_slots)
                 tensors[key] = TensorAt(0, 0, stacked)
-    members_of: dict[str, dict[int, str]] = defaultdict(dict)
-    for key in parts.others[0]:
-        template, layer_id, _ = split_key(key)
-        goal = names.goals[template]
-        members_of[goal.template.replace("{layer}", str(layer_id))][goal.part] = key
+    others, where = _engine_others(checkpoint, parts.others[0], names)
+    return {**tensors, **others}, where
+
+
+def _engine_others(
+    checkpoint: OneRank, sources: Mapping[str, TensorAt], names: Names
+) -> tuple[dict[str, TensorAt], dict[str, PartOf]]:
+    """The engine's other tensors, and where in them those of Hugging Face lie."""
+    members_of: dict[tuple[str, int | None], dict[int, str]] = defaultdict(dict)
+    for key in sources:
+        said = checkpoint.keys[key]
+        goal = names.goals[said.template]
+        members_of[goal.template, said.layer][goal.part] = key
+    tensors: dict[str, TensorAt] = {}
     where: dict[str, PartOf] = {}
-    for key, found in members_of.items():
-        sources = [found[number] for number in sorted(found)]
-        entries = [parts.others[0][source].entry for source in sources]
-        expected = len(names.fused.get(split_key(key).template, (key,)))
-        nbytes = sum(entry.nbytes for entry in entries)
+    for (template, layer), members in members_of.items():
+        target = template if layer is None else template.replace("{layer}", str(layer))
+        found = [members[number] for number in sorted(members)]
+        entries = [sources[key].entry for key in found]
         kinds = [(entry.dtype, entry.shape) for entry in entries]
-        tensors[key] = TensorAt(0, 0, _joined(key, kinds, nbytes, complete=len(sources) == expected))
+        is_complete = len(found) == len(names.fused.get(template, found[:1]))
+        nbytes = sum(entry.nbytes for entry in entries)
+        tensors[target] = TensorAt(0, 0, _joined(target, kinds, nbytes, complete=is_complete))
         offset = 0
-        for source, entry in zip(sources, entries, strict=True):
-            where[source] = PartOf(key, offset)
+        for key, entry in zip(found, entries, strict=True):
+            where[key] = PartOf(target, offset)
             offset += entry.nbytes
     return tensors, where
 
 
-def _constants(tree: HuggingFace, names: Names) -> dict[str, tuple[str, bytes]]:
-    """Dtype and content of each tensor that only the engine has, for every layer of the checkpoint."""
-    layers = sorted({layer for key in tree.tensors if (layer := split_key(key).layer) is not None})
+def _constants(checkpoint: OneRank, names: Names) -> dict[str, tuple[str, bytes]]:
+    """Dtype and content of each tensor that only the engine has, for every layer of the main module."""
+    said = checkpoint.keys.values()
+    layers = sorted({key.layer for key in said if key.layer is not None and "{layer}" in key.template})
     return {
         template.replace("{layer}", str(layer)): (dtype, bytes.fromhex(data))
         for template, (dtype, data) in names.constants.items()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from eplb_cli import files
 from eplb_cli.arrays import Digests
-from eplb_cli.errors import PlacementError
+from eplb_cli.errors import CheckpointError, PlacementError
+from eplb_cli.huggingface.one_rank import OneRank
 from eplb_cli.inputs.old_and_new import read_new
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.machine import available_memory_nbytes, default_threads
-from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.model import Model
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared
@@ -30,20 +29,35 @@ from eplb_cli.transfer.transfer import transfer
 
 
 def placement_for(
-    source: Path, config: ModelConfig, name: str, old: Placement, options: PlacementOptions
+    checkpoint: OneRank, num_experts: int, name: str, options: PlacementOptions
 ) -> tuple[Placement, list[Finding]]:
-    """A placement for a checkpoint that has the layers and experts of `old`; and its warnings.
+    """A placement for a checkpoint, with layer_ids; and its warnings.
+
+    A map speaks of the layers of the main module. It names those of MTP, and of other modules, by layer_ids.
 
     Raises:
+        CheckpointError: EP212, no layer is one that placements speak of.
         PlacementError: it cannot be read, or is of another model.
     """
     if name in NAMED_MAPS and options.num_ranks is None:
         raise PlacementError("EP114", f"the map {name} needs --num-ranks", "say it with --num-ranks R")
-    hidden = config.num_hidden_layers
-    layers = [] if old.layer_ids is None else old.layer_ids.tolist()
-    counted = tuple(layer for layer in layers if hidden is None or layer < hidden)
-    model = Model(str(source), hidden, counted, tuple(layers[len(counted) :]), old.num_logical_experts)
+    layers, where = checkpoint.layers, str(checkpoint.path)
+    if not layers.placed:
+        raise CheckpointError(
+            "EP212",
+            f"{where}: config.json says {layers.hidden} hidden layers, and the first one with experts is "
+            f"layer {layers.name(layers.beside[0])}",
+            "is config.json of this model?",
+        )
+    old = all_on_one_rank(num_experts, layers.placed)
+    model = Model(where, layers.hidden, tuple(layers.placed), tuple(layers.beside), num_experts)
     return read_new(name, old, replace(options, model=model))
+
+
+def all_on_one_rank(num_experts: int, layers: Sequence[int]) -> Placement:
+    """All experts in order, on one rank."""
+    table = np.tile(np.arange(num_experts), (len(layers), 1))
+    return Placement(table, np.array([0, num_experts]), num_experts, np.array(layers, np.int64))
 
 
 def in_layer_order(placement: Placement) -> Placement:

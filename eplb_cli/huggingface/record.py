@@ -7,6 +7,7 @@ names that the shards were given, and the digests of all rows and other tensors,
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.formats.reading import json_value
 from eplb_cli.huggingface.engine import Names, names_from_json
 from eplb_cli.huggingface.joined import Joined, join
+from eplb_cli.huggingface.one_rank import as_one_rank
 from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, file_from_start
 
@@ -37,19 +39,24 @@ class Origin:
     Attributes:
         tree: its files; `carried` names those beside them, wherever they are now.
         names: what the engine calls its tensors.
+        skipped: in words, the MTP layers whose tensors are not in the shards.
         digests: (X, 16) xxh3-128 of every row (L, K, E), then of every other tensor by its key.
     """
 
     tree: HuggingFace
     names: Names
+    skipped: tuple[str, ...]
     digests: NDArray[np.uint8]
 
 
-def origin_bytes(tree: HuggingFace, names: Names, digests: NDArray[np.uint8]) -> bytes:
+def origin_bytes(
+    tree: HuggingFace, names: Names, skipped: Sequence[str], digests: NDArray[np.uint8]
+) -> bytes:
     """The content of the record."""
     content = {
         "format": FORMAT,
         "names": names.as_json(),
+        "skipped": list(skipped),
         "index_name": tree.index_name,
         "index": tree.index.decode("latin-1"),
         "carried": sorted(tree.carried),
@@ -73,6 +80,7 @@ def read_origin(path: Path, manifest: Manifest | None = None) -> Origin:
         if raw["format"] != FORMAT:
             raise _damaged(where, f"its format is not {FORMAT}")
         names = names_from_json(raw["names"])
+        skipped = tuple(map(str, raw.get("skipped", ())))
         index_name, index = raw["index_name"], raw["index"].encode("latin-1")
         sources = tuple(
             file_from_start(_plain_name(file["name"]), file["start"].encode("latin-1"))
@@ -83,7 +91,7 @@ def read_origin(path: Path, manifest: Manifest | None = None) -> Origin:
         index_name = None if index_name is None else _plain_name(index_name)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(where, f"{type(error).__name__}: {str(error)[:200]}") from error
-    return Origin(HuggingFace(path, sources, index_name, index, carried), names, digests)
+    return Origin(HuggingFace(path, sources, index_name, index, carried), names, skipped, digests)
 
 
 def unlike_origin(what: str, more: str = "") -> BytesError:
@@ -106,8 +114,8 @@ def open_sharded(source: Path) -> tuple[Origin, ShardedCheckpoint, Joined]:
 
     Raises:
         BytesError: EP506, something is not what the manifest says.
-        CheckpointError: EP225, there is no record, or nothing says what the rows are; what `bind` and `join`
-            raise.
+        CheckpointError: EP225, there is no record, nothing says what the rows are, or tensors were left out;
+            what `bind` and `join` raise.
     """
     if not (source / ORIGIN_NAME).is_file():
         raise CheckpointError("EP225", f"{source} has no {ORIGIN_NAME}")
@@ -115,5 +123,11 @@ def open_sharded(source: Path) -> tuple[Origin, ShardedCheckpoint, Joined]:
     if shards.manifest is None:
         raise CheckpointError("EP225", f"{source} has no eplb.json, so nothing says what its rows are")
     origin = read_origin(source, shards.manifest)
+    if origin.skipped:
+        raise CheckpointError(
+            "EP225",
+            f"{source} was made with --mtp skip: it has no tensor of layer {origin.skipped[0]}",
+            "make shards with `eplb shard` without --mtp skip, and merge those",
+        )
     engine = bind(shards, in_layer_order(shards.manifest.read_placement(source)))
-    return origin, engine, join(origin.tree, origin.names)
+    return origin, engine, join(as_one_rank(origin.tree, shards.config, origin.names.keys), origin.names)

@@ -23,7 +23,7 @@ from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.formats.index_file import index_json
 from eplb_cli.formats.reading import read_json
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, header_json, row_nbytes_of
-from eplb_cli.huggingface.engine import split_key
+from eplb_cli.huggingface.one_rank import OneRank
 from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.huggingface.routers import unbakeable
 from eplb_cli.huggingface.source import HuggingFace, SourceFile
@@ -37,6 +37,9 @@ from eplb_cli.output.staging import Staging
 from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
 from eplb_cli.placements.own_format import placement_from_json, placement_to_json
 from eplb_cli.placements.placement import Placement
+
+_MAX_APART = 10
+"""So many experts have numbers of which none is the beginning of another."""
 
 
 def with_routers(parts: ShardedCheckpoint, entries: ShardedCheckpoint, family: Family) -> ShardedCheckpoint:
@@ -110,13 +113,18 @@ class Baked:
     """A Hugging Face checkpoint with its experts in another order.
 
     Attributes:
-        tree: the checkpoint before. rows: its parts and router rows, all experts in order.
+        checkpoint: before. rows: its parts and router rows, all experts in order.
         order: (L, E) the expert that becomes expert p.
     """
 
-    tree: HuggingFace
+    checkpoint: OneRank
     rows: ShardedCheckpoint
     order: NDArray[np.int64]
+
+    @property
+    def tree(self) -> HuggingFace:
+        """Its files."""
+        return self.checkpoint.tree
 
     @property
     def placement(self) -> Placement:
@@ -126,11 +134,23 @@ class Baked:
 
     def new_key(self, key: str) -> str:
         """What a tensor is called afterwards."""
-        template, layer, expert = split_key(key)
-        number = self._numbers.get((layer, expert))
-        if number is None:
+        said = self.checkpoint.keys.get(key)
+        number = None if said is None else self._numbers.get((said.layer, said.expert))
+        if said is None or number is None:
             return key
-        return template.replace("{layer}", str(layer)).replace("{expert}", str(number))
+        return said.template.replace("{layer}", str(said.layer)).replace("{expert}", str(number))
+
+    def new_name(self, name: str) -> str | None:
+        """What a tensor or module of a single expert is called afterwards; None where there is no such one.
+
+        The bare name of an expert is read as a prefix by some: with more than ten experts it may be of several.
+        """
+        found = self.checkpoint.layout.match_key(name)
+        layer = None if found is None else self.checkpoint.layers.numbers.get(found.place)
+        number = None if found is None else self._numbers.get((layer, found.number))
+        if found is None or number is None or (not found.tensor and self.order.shape[1] > _MAX_APART):
+            return None
+        return found.template.replace("{expert}", str(number))
 
     @cached_property
     def _numbers(self) -> dict[tuple[int | None, int | None], int]:
@@ -204,10 +224,18 @@ class Baked:
         known.written[destination] = same & np.array(shared, bool)[file]
         return known
 
-    def write_rest(self, stage: Staging, new: Placement, config: ModelConfig) -> None:
-        """Carried files, the index, and `eplb.json` with the permutation."""
+    def write_rest(
+        self, stage: Staging, new: Placement, config: ModelConfig, lists: Mapping[str, bytes]
+    ) -> None:
+        """Carried files, the index, and `eplb.json` with the permutation.
+
+        Args:
+            lists: the new content of carried files that name single experts.
+        """
         tree = self.tree
-        carry_files(tree.carried, stage)
+        carry_files({name: file for name, file in tree.carried.items() if name not in lists}, stage)
+        for name, text in lists.items():
+            stage.write(name, text)
         if tree.index_name is not None:
             index = index_json(tree.index, unbakeable)
             index["weight_map"] = dict(

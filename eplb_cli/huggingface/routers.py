@@ -7,21 +7,22 @@ looked at and tried, and a tensor in the block of the experts that is not known 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import CheckpointError
-from eplb_cli.huggingface.engine import split_key
+from eplb_cli.huggingface.one_rank import OneRank
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.families import FAMILIES, Family
+from eplb_cli.models.names import looks_like_experts
 from eplb_cli.placements.named_map import slots_of_linear
 from eplb_cli.placements.placement import EMPTY, Placement
 
-_NAMES_AN_EXPERT = re.compile(r"(?<!shared_)experts\\*\.(?:[0-9]|\(|\[(?!0-9\][+*]))")
-"""A number, or a choice of numbers; patterns that are about all experts alike name none of them."""
+_TABLES = {"tid2eid": "the experts of each token, by their numbers"}
+"""What some tensors are known to hold, by the end of their names: content that a baked model would need anew."""
+
+_WITHOUT_NUMBERS = ("shared_experts.", "shared_expert.", "shared_expert_gate.")
+"""What stands beside the experts of a layer and names none of them."""
 
 
 def find_family(config: ModelConfig) -> Family:
@@ -34,26 +35,28 @@ def find_family(config: ModelConfig) -> Family:
     return family
 
 
-def check_tensors(family: Family, keys: Iterable[str], moe_layers: Iterable[int]) -> None:
-    """EP226 for a tensor beside the experts of a layer that may speak of them by number."""
-    layers = set(moe_layers)
-    for key in keys:
-        template, layer, expert = split_key(key)
-        if "experts" in template.split(".") and not template.startswith(family.block + "experts."):
+def refuse_tables(checkpoint: OneRank) -> None:
+    """EP226 for a tensor that is known to hold numbers of experts."""
+    for key in checkpoint.keys:
+        if content := _TABLES.get(key.rpartition(".")[2]):
+            raise unbakeable(f"{key!r} holds {content}")
+
+
+def check_tensors(family: Family, checkpoint: OneRank) -> None:
+    """EP226 for experts outside the blocks of known routers, and for a tensor beside the experts of a layer
+    that may speak of them by number.
+    """
+    layers = {said.layer for said in checkpoint.keys.values() if said.is_expert}
+    for key, said in checkpoint.keys.items():
+        in_block = said.template.startswith(family.block)
+        rest = said.template.removeprefix(family.block)
+        if looks_like_experts(key) and not (in_block and rest.startswith("experts.")):
             raise unbakeable(f"{key!r} is of experts with another router, and nobody has looked")
-        rest = template.removeprefix(family.block)
-        if layer not in layers or rest == template or expert is not None or template in family.routers:
+        if said.is_expert or not in_block or said.layer not in layers or said.template in family.routers:
             continue
-        if not rest.startswith(("experts.", "shared_experts.")):
+        is_number = rest.startswith("experts.") and not checkpoint.tensors[0][key].entry.shape
+        if not is_number and not rest.startswith(_WITHOUT_NUMBERS):
             raise unbakeable(f"{key!r} may name experts by their number, and nobody has looked")
-
-
-def check_texts(texts: Mapping[str, bytes]) -> None:
-    """EP226 for a configuration with a list that names experts, as for what is not quantized."""
-    for name, text in texts.items():
-        found = _NAMES_AN_EXPERT.search(text.decode("utf-8", "replace"))
-        if found:
-            raise unbakeable(f"{name} names single experts ({found[0]!r}), which would have other numbers")
 
 
 def check_placement(placement: Placement, family: Family, config: ModelConfig) -> None:

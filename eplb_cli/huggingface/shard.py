@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from eplb_cli import files
 from eplb_cli.arrays import Digests
 from eplb_cli.checkpoint.beside import file_entry
 from eplb_cli.checkpoint.places import Places
-from eplb_cli.checkpoint.sharded import with_layers
 from eplb_cli.errors import BytesError
+from eplb_cli.huggingface.beside import Beside, with_beside, without_mtp
+from eplb_cli.huggingface.choice import Mtp, require_mtp
 from eplb_cli.huggingface.engine import Names, find_names
 from eplb_cli.huggingface.joined import Joined, join, parts_of_output, tensor_places
-from eplb_cli.huggingface.parts import in_layer_order, move_parts, placement_for, plan_moves
+from eplb_cli.huggingface.one_rank import as_one_rank, layout_of_keys
+from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves
 from eplb_cli.huggingface.record import origin_bytes
 from eplb_cli.huggingface.source import (
     ORIGIN_NAME,
@@ -59,6 +61,7 @@ class _Plan:
 
     tree: HuggingFace
     names: Names
+    beside: Beside
     joined: Joined
     parts: Prepared
     tensors: Prepared
@@ -73,6 +76,8 @@ def shard(
     engine: str,
     options: PlacementOptions = NO_OPTIONS,
     *,
+    mtp: Mtp = "linear",
+    layout: str = "auto",
     durable: bool = True,
     progress: ProgressBar = silent,
 ) -> Written:
@@ -84,10 +89,15 @@ def shard(
         placement: a file in any dialect, or one of the named maps "linear" and "round_robin".
         engine: "sglang", "vllm", or "huggingface", which keeps all names.
         options: what the placement leaves out.
+        mtp: what becomes of MTP layers that the placement does not name: "linear" places their experts in
+            order, as engines do, "skip" leaves all tensors of MTP out.
+        layout: how its tensors are named: "auto" finds experts by the shape of names; or the name of a layout,
+            or a TOML file that describes one.
         durable: wait until the disk has every byte.
         progress: what shows the bytes done.
 
     Raises:
+        UsageError: EP001, there is no such `mtp`.
         CheckpointError: the checkpoint cannot be read, or the engine has no names for it (EP224).
         PlacementError: the placement cannot be read, or is of other experts or layers.
         OutputError: `destination` exists, or cannot be written.
@@ -100,8 +110,9 @@ def shard(
     """
     source, destination = Path(source), Path(destination)
     started = time.perf_counter()
+    require_mtp(mtp)
     check_destination(source, destination)
-    plan = _plan(source, os.fspath(placement), engine, options)
+    plan = _plan(source, os.fspath(placement), engine, options, mtp, layout)
     output, new = plan.tensors.output, plan.parts.plan.new
     with staging(destination, durable=durable) as stage:
         stage.create(output)
@@ -117,7 +128,7 @@ def shard(
             if by_tensor[place].tobytes() != digest:
                 raise BytesError("EP504", f"{plan.tensors.place_name(place)} is not what was written")
         proof = prove(plan.parts, old_digests, by_part)
-        record = origin_bytes(plan.tree, plan.names, old_digests)
+        record = origin_bytes(plan.tree, plan.names, plan.beside.skipped, old_digests)
         stage.write(ORIGIN_NAME, record)
         carried[ORIGIN_NAME] = file_entry(record)
         serving = _serving(new, plan.names)
@@ -133,26 +144,35 @@ def shard(
         time.perf_counter() - started,
         serving,
         [*(finding.message for finding in plan.warnings), *proof.warnings],
+        plan.beside.notes,
     )
 
 
-def _plan(source: Path, placement: str, engine: str, options: PlacementOptions) -> _Plan:
+def _plan(  # noqa: PLR0913, PLR0917 - all that the command line says
+    source: Path, placement: str, engine_name: str, options: PlacementOptions, mtp: Mtp, layout: str
+) -> _Plan:
     tree = open_huggingface(source)
     refuse_own_names(tree)
     config = config_of(source)
-    names = find_names(engine, config.model_type, tree.tensors)
-    joined = join(tree, names)
+    checkpoint, skipped = as_one_rank(tree, config, layout_of_keys(layout)), ()
+    if mtp == "skip":
+        checkpoint, skipped = without_mtp(checkpoint)
+    names = find_names(engine_name, config.model_type, checkpoint)
+    joined = join(checkpoint, names)
     old = joined.engine.placement
-    new, warnings = placement_for(source, config, placement, old, options)
-    new = in_layer_order(with_layers(new, joined.engine.shards))
+    main, warnings = placement_for(checkpoint, old.num_logical_experts, placement, options)
+    new, linear = with_beside(main, checkpoint.layers, source)
     raise_first(check_pair(old, new))
+    beside = Beside(linear, skipped)
+    engine = replace(joined.engine, decisions=beside.decisions)
     plan = plan_moves(old, new)
-    in_tensors = plan_output(joined.engine, new, frozenset(joined.engine.others[0]))
+    in_tensors = plan_output(engine, new, frozenset(engine.others[0]))
     in_parts, other_tensors = parts_of_output(joined, in_tensors)
-    tensors = Prepared(joined.engine, plan, in_tensors)
-    num_rows = joined.engine.row_nbytes.size * new.num_slots
+    tensors = Prepared(engine, plan, in_tensors)
+    num_rows = engine.row_nbytes.size * new.num_slots
     places = tensor_places(joined, new.num_slots, num_rows, other_tensors)
-    return _Plan(tree, names, joined, Prepared(joined.parts, plan, in_parts), tensors, places, warnings)
+    parts = Prepared(joined.parts, plan, in_parts)
+    return _Plan(tree, names, beside, joined, parts, tensors, places, warnings)
 
 
 def _write_constants(plan: _Plan, stage: Staging) -> dict[int, bytes]:
@@ -227,6 +247,6 @@ def _serving(new: Placement, names: Names) -> list[str]:
     """How the engine loads the shards: they are for no other."""
     if not names.serving:
         return ["shards with Hugging Face names: load them with a program that reads those"]
-    notes = [note for note in serving_notes(new, names.layout) if note.lower().startswith(names.engine)]
+    notes = [note for note in serving_notes(new, names.layout.name) if note.lower().startswith(names.engine)]
     notes = [note for note in notes if NO_ENGINE not in note]
     return [names.serving] if notes else [f"{names.engine}: no stock engine loads this placement from shards"]

@@ -130,6 +130,7 @@ def show_written(console: Console, what: str, done: Written) -> None:
         "took": f"{format_seconds(done.seconds)}, {format_rate(done.nbytes, done.seconds)}",
     }
     show_pairs(console, pairs.items())
+    show_list(console, "not in the placement", done.beside)
     show_list(console, "serving", done.serving)
 
 

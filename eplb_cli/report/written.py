@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -21,6 +21,7 @@ class Written:
         seconds: wall-clock time.
         serving: how each engine loads it.
         warnings: what is odd about the placement or the bytes.
+        beside: sentences on layers that the placement does not name: those of MTP, and of other modules.
     """
 
     output: Path
@@ -33,3 +34,4 @@ class Written:
     seconds: float
     serving: list[str]
     warnings: list[str]
+    beside: list[str] = field(default_factory=list)

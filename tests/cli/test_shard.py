@@ -275,7 +275,7 @@ class TestRefused:
                 "EP209",
                 "'model.layers.1.mlp.experts.2.up_proj.weight'",
             ),
-            ("model.layers.1.mlp.experts.3.up_proj.weight", "EP209", "tensors of 3 and 4 experts"),
+            ("model.layers.1.mlp.experts.3.up_proj.weight", "EP209", "up_proj.weight' is of 3 experts, and the model has 4"),
             ("model.layers.1.self_attn.q_a_proj.weight", "EP224", "one of its parts is missing"),
         ],
     )
@@ -322,7 +322,7 @@ class TestRefused:
     def test_layers_that_the_placement_does_not_name(self, refuse, home):
         """Their experts would have to be on every rank."""
         write_json(home / "one.json", placement([[0, 1, 2, 3]], layer_ids=[1]))
-        refuse("EP109", "MoE layers", name="one.json")
+        refuse("EP109", "does not name layer 2", "[1, 2]", name="one.json")
 
     def test_a_placement_of_other_experts(self, refuse, home):
         """Every expert of the checkpoint has a slot."""
