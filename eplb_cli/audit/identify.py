@@ -269,8 +269,8 @@ def _match(
                 table[layer, slot] = experts[row]
             elif row not in (empty, lacking):
                 raise _unmatched(
-                    f"layer {name}, slot {slot} (rank {placement.rank_of_slot[slot]}): the row is none of the "
-                    "checkpoint's experts"
+                    f"layer {name}, slot {slot} (rank {placement.rank_of_slot[slot]}): the row is none of "
+                    "the checkpoint's experts"
                 )
     return table, warnings[:_MAX_WARNINGS]
 

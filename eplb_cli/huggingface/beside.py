@@ -1,20 +1,22 @@
-"""Layers with experts that no engine's map names: those of MTP, and of other modules; and what becomes of them.
+"""Layers with experts that no engine's map names, those of MTP and of other modules: what becomes of them.
 
 DeepSeek's MTP layer goes on counting behind the hidden ones (`model.layers.61`), others have a module of
-their own (`mtp.layers.0`). Engines place their experts in order, and so does `shard`, unless a placement names
-them; or it leaves MTP out.
+their own (`mtp.layers.0`). Engines place their experts in order, and so does `shard`, unless a placement
+names them; or it leaves MTP out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from eplb_cli.errors import CheckpointError, PlacementError
+
+from eplb_cli.errors import PlacementError
 from eplb_cli.huggingface.one_rank import OneRank
 from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.models.names import LayerNames, is_mtp
 from eplb_cli.placements.beside import with_linear_layers
 from eplb_cli.placements.placement import Placement
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -70,7 +72,7 @@ def with_beside(new: Placement, layers: LayerNames, where: object) -> tuple[Plac
         more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
         raise PlacementError(
             "EP109",
-            f"the placement does not name layer {layers.name(lacking[0])}{more}, which has experts in {where}",
+            f"the placement does not name layer {layers.name(lacking[0])}{more}, and {where} has experts in it",
             f"the layers to name are {layers.placed}",
         )
     linear = {layer: layers.name(layer) for layer in layers.beside if layer not in named}

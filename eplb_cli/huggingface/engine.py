@@ -85,7 +85,9 @@ def names_from_json(raw: Mapping[str, Any]) -> Names:
 
 def _layout(raw: object) -> Layout:
     """A layout that is said by its name, or whole. Raises EP206."""
-    return preset(raw) if isinstance(raw, str) and raw in LAYOUTS.names else layout_from_json(raw, ORIGIN_NAME)
+    return (
+        preset(raw) if isinstance(raw, str) and raw in LAYOUTS.names else layout_from_json(raw, ORIGIN_NAME)
+    )
 
 
 def find_names(engine: str, family: str, checkpoint: OneRank) -> Names:

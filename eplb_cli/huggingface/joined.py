@@ -76,7 +76,9 @@ def find_parts(checkpoint: OneRank, names: Names) -> ShardedCheckpoint:
     checkpoint.require_experts()
     experts, others = _sort_out(checkpoint, names)
     if not experts:
-        raise CheckpointError("EP224", f"{checkpoint.path} has no tensor of an expert that {names.engine} has")
+        raise CheckpointError(
+            "EP224", f"{checkpoint.path} has no tensor of an expert that {names.engine} has"
+        )
     num_experts = _count_experts(checkpoint, experts)
     old = all_on_one_rank(num_experts, sorted({layer for layer, _ in experts}))
     return _bind_parts(checkpoint, old, names, experts, others)
@@ -143,7 +145,9 @@ def _count_experts(checkpoint: OneRank, experts: Experts) -> int:
     return expected
 
 
-_ONE_NUMBER = "a placement is of one number of experts: are all files there, and is config.json of this model?"
+_ONE_NUMBER = (
+    "a placement is of one number of experts: are all files there, and is config.json of this model?"
+)
 
 
 def _count(checkpoint: OneRank, cell: tuple[int, str], numbered: Mapping[int | None, TensorAt]) -> int:
@@ -177,9 +181,7 @@ def _bind_parts(
         Extents(np.full((*shape, old.num_slots), -1, np.int32), np.zeros((*shape, old.num_slots), np.int64)),
         (others,),
     )
-    row_of, column_of = (
-        {value: number for number, value in enumerate(values)} for values in (layers, order)
-    )
+    row_of, column_of = ({value: number for number, value in enumerate(values)} for values in (layers, order))
     for (layer_id, template), numbered in experts.items():
         layer, part = row_of[layer_id], column_of[template]
         kinds = {(at.entry.dtype, at.entry.shape, at.entry.nbytes) for at in numbered.values()}

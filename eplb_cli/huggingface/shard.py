@@ -148,7 +148,7 @@ def shard(
     )
 
 
-def _plan(  # noqa: PLR0913, PLR0917 - all that the command line says
+def _plan(
     source: Path, placement: str, engine_name: str, options: PlacementOptions, mtp: Mtp, layout: str
 ) -> _Plan:
     tree = open_huggingface(source)

@@ -275,7 +275,11 @@ class TestRefused:
                 "EP209",
                 "'model.layers.1.mlp.experts.2.up_proj.weight'",
             ),
-            ("model.layers.1.mlp.experts.3.up_proj.weight", "EP209", "up_proj.weight' is of 3 experts, and the model has 4"),
+            (
+                "model.layers.1.mlp.experts.3.up_proj.weight",
+                "EP209",
+                "up_proj.weight' is of 3 experts, and the model has 4",
+            ),
             ("model.layers.1.self_attn.q_a_proj.weight", "EP224", "one of its parts is missing"),
         ],
     )
