@@ -72,7 +72,7 @@ def with_beside(new: Placement, layers: LayerNames, where: object) -> tuple[Plac
         more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
         raise PlacementError(
             "EP109",
-            f"the placement does not name layer {layers.name(lacking[0])}{more}, and {where} has experts in it",
+            f"the placement does not name layer {layers.name(lacking[0])}{more}, a MoE layer of {where}",
             f"the layers to name are {layers.placed}",
         )
     linear = {layer: layers.name(layer) for layer in layers.beside if layer not in named}

@@ -71,7 +71,11 @@ class Names:
 
 
 def names_from_json(raw: Mapping[str, Any]) -> Names:
-    """The inverse of `Names.as_json`. Raises KeyError, TypeError, AttributeError or EP206 for anything else."""
+    """The inverse of `Names.as_json`.
+
+    Raises:
+        KeyError, TypeError, AttributeError, CheckpointError: EP206, for anything else.
+    """
     joined = {
         field: {str(target): tuple(map(str, sources)) for target, sources in raw[field].items()}
         for field in ("experts", "fused")
@@ -85,9 +89,8 @@ def names_from_json(raw: Mapping[str, Any]) -> Names:
 
 def _layout(raw: object) -> Layout:
     """A layout that is said by its name, or whole. Raises EP206."""
-    return (
-        preset(raw) if isinstance(raw, str) and raw in LAYOUTS.names else layout_from_json(raw, ORIGIN_NAME)
-    )
+    is_name = isinstance(raw, str) and raw in LAYOUTS.names
+    return preset(str(raw)) if is_name else layout_from_json(raw, ORIGIN_NAME)
 
 
 def find_names(engine: str, family: str, checkpoint: OneRank) -> Names:

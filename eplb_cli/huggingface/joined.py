@@ -119,8 +119,8 @@ def _sort_out(checkpoint: OneRank, names: Names) -> tuple[Experts, dict[str, Ten
         if goal is None:
             raise CheckpointError(
                 "EP224",
-                f"{key!r} in {checkpoint.tree.files[at.file].name}: no tensor of {names.engine} for models of "
-                f"type {names.family!r} is made of it",
+                f"{key!r} in {checkpoint.tree.files[at.file].name}: no tensor of {names.engine} for models "
+                f"of type {names.family!r} is made of it",
                 "--engine huggingface keeps all names",
             )
         if goal.is_expert and layer is not None:

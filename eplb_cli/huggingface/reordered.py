@@ -143,7 +143,7 @@ class Baked:
     def new_name(self, name: str) -> str | None:
         """What a tensor or module of a single expert is called afterwards; None where there is no such one.
 
-        The bare name of an expert is read as a prefix by some: with more than ten experts it may be of several.
+        The bare name of an expert is read as a prefix by some: with more than ten it may be of several.
         """
         found = self.checkpoint.layout.match_key(name)
         layer = None if found is None else self.checkpoint.layers.numbers.get(found.place)

@@ -19,7 +19,7 @@ from eplb_cli.placements.named_map import slots_of_linear
 from eplb_cli.placements.placement import EMPTY, Placement
 
 _TABLES = {"tid2eid": "the experts of each token, by their numbers"}
-"""What some tensors are known to hold, by the end of their names: content that a baked model would need anew."""
+"""What tensors with such a name at the end hold: a baked model would need it anew."""
 
 _WITHOUT_NUMBERS = ("shared_experts.", "shared_expert.", "shared_expert_gate.")
 """What stands beside the experts of a layer and names none of them."""
@@ -43,9 +43,7 @@ def refuse_tables(checkpoint: OneRank) -> None:
 
 
 def check_tensors(family: Family, checkpoint: OneRank) -> None:
-    """EP226 for experts outside the blocks of known routers, and for a tensor beside the experts of a layer
-    that may speak of them by number.
-    """
+    """EP226 for experts with another router, and for a tensor beside experts that may name them by number."""
     layers = {said.layer for said in checkpoint.keys.values() if said.is_expert}
     for key, said in checkpoint.keys.items():
         in_block = said.template.startswith(family.block)

@@ -69,7 +69,7 @@ class _Plan:
     warnings: list[Finding]
 
 
-def shard(
+def shard(  # noqa: PLR0913 - all that the command line says
     source: str | PathLike[str],
     destination: str | PathLike[str],
     placement: str | PathLike[str],
@@ -91,8 +91,8 @@ def shard(
         options: what the placement leaves out.
         mtp: what becomes of MTP layers that the placement does not name: "linear" places their experts in
             order, as engines do, "skip" leaves all tensors of MTP out.
-        layout: how its tensors are named: "auto" finds experts by the shape of names; or the name of a layout,
-            or a TOML file that describes one.
+        layout: how its tensors are named: "auto" finds experts by the shape of names; or the name of a
+            layout, or a TOML file that describes one.
         durable: wait until the disk has every byte.
         progress: what shows the bytes done.
 
