@@ -157,7 +157,7 @@ def prove_placement(
 def _cells(shards: ShardedCheckpoint, experts: ShardedCheckpoint) -> list[_Cell]:
     """The parts of all layers and tensors of the shards, in their order. Raises EP227."""
     known = [] if experts.placement.layer_ids is None else experts.placement.layer_ids.tolist()
-    cells = []
+    cells: list[_Cell] = []
     for layer in range(shards.placement.num_layers):
         number = shards.placement.layer_number(layer)
         if number not in known:

@@ -241,8 +241,7 @@ class Baked:
             index["weight_map"] = dict(
                 sorted((self.new_key(key), name) for key, name in index["weight_map"].items())
             )
-            text = json.dumps(index, indent=2) + "\n"
-            stage.write(tree.index_name, text.encode())
+            stage.write(tree.index_name, json.dumps(index, indent=2).encode() + b"\n")
         content = {
             "format": BAKED_FORMAT,
             "tool": f"eplb {__version__}",

@@ -154,9 +154,8 @@ def _plan(
     tree = open_huggingface(source)
     refuse_own_names(tree)
     config = config_of(source)
-    checkpoint, skipped = as_one_rank(tree, config, layout_of_keys(layout)), ()
-    if mtp == "skip":
-        checkpoint, skipped = without_mtp(checkpoint)
+    checkpoint = as_one_rank(tree, config, layout_of_keys(layout))
+    checkpoint, skipped = without_mtp(checkpoint) if mtp == "skip" else (checkpoint, ())
     names = find_names(engine_name, config.model_type, checkpoint)
     joined = join(checkpoint, names)
     old = joined.engine.placement
