@@ -114,7 +114,7 @@ def _sort_out(checkpoint: OneRank, names: Names) -> tuple[Experts, dict[str, Ten
     experts: dict[tuple[int, str], dict[int | None, TensorAt]] = defaultdict(dict)
     others: dict[str, TensorAt] = {}
     for key, at in checkpoint.tensors[0].items():
-        template, layer, expert, _ = checkpoint.keys[key]
+        template, layer, expert, is_expert = checkpoint.keys[key]
         goal = names.goals.get(template)
         if goal is None:
             raise CheckpointError(
@@ -123,7 +123,7 @@ def _sort_out(checkpoint: OneRank, names: Names) -> tuple[Experts, dict[str, Ten
                 f"of type {names.family!r} is made of it",
                 "--engine huggingface keeps all names",
             )
-        if goal.is_expert and layer is not None:
+        if goal.is_expert and is_expert and layer is not None:
             experts[layer, template][expert] = at
         else:
             others[key] = at
