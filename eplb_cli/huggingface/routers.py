@@ -48,7 +48,8 @@ def check_tensors(family: Family, checkpoint: OneRank) -> None:
     for key, said in checkpoint.keys.items():
         in_block = said.template.startswith(family.block)
         rest = said.template.removeprefix(family.block)
-        if looks_like_experts(key) and not (in_block and rest.startswith("experts.")):
+        is_of_experts = said.is_expert or looks_like_experts(key)
+        if is_of_experts and not (in_block and rest.startswith("experts.")):
             raise unbakeable(f"{key!r} is of experts with another router, and nobody has looked")
         if said.is_expert or not in_block or said.layer not in layers or said.template in family.routers:
             continue

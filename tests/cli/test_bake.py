@@ -253,7 +253,9 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "says"),
         [
-            ("model.layers.1.mlp.gate.tid2eid", "'model.layers.1.mlp.gate.tid2eid' may name experts"),
+            ("model.layers.1.mlp.gate.tid2eid", "'model.layers.1.mlp.gate.tid2eid' holds the experts of each"),
+            ("model.layers.1.mlp.experts.e_score_correction_bias", "e_score_correction_bias' may name experts"),
+            ("model.layers.1.mlp.experts.gate.weight", "'model.layers.1.mlp.experts.gate.weight' may name"),
             ("model.layers.1.mlp.expert_bias", "'model.layers.1.mlp.expert_bias' may name experts"),
             ("talker.layers.1.mlp.experts.3.up_proj.weight", "is of experts with another router"),
             ("talker.layers.1.mlp.experts.gate_up_proj", "is of experts with another router"),
@@ -301,7 +303,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "content"),
         [
-            ("config.json", {"quantization_config": {"ignore": ["model.layers.1.mlp.experts.3.up_proj"]}}),
             ("config.json", {"quantization_config": {"ignore": [r"re:.*experts\.[0-9]\.up_proj"]}}),
             ("hf_quant_config.json", {"exclude_modules": ["model.layers.2.mlp.experts.0*"]}),
         ],

@@ -117,7 +117,8 @@ def test_rows_that_are_nobodys(eplb, home):
     assert_error(eplb(*identify), "EP227", "layer 2: a row of", "has 4 bytes, and an expert 24")
     for file in (path / "dst").glob("model-rank-*-part-0.safetensors"):
         tensors = read_shard(file)
-        tensors[key.replace("w2_weight", "w2_bias")] = tensor("BF16", (3, 2), "bias")
+        for layer in MOE_LAYERS:
+            tensors[f"model.layers.{layer}.mlp.experts.w2_bias"] = tensor("BF16", (3, 2), "bias")
         write_shard(file, tensors)
     assert_error(eplb(*identify), "EP227", "no tensors of", "w2_bias")
 
