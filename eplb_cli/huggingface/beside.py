@@ -47,13 +47,13 @@ class Beside:
 def without_mtp(checkpoint: OneRank) -> tuple[OneRank, tuple[str, ...]]:
     """A checkpoint without all tensors of MTP, and in words the layers with experts that were among them."""
     layers = checkpoint.layers
-    left = {key: at for key, at in checkpoint.tensors[0].items() if not _is_of_mtp(checkpoint, key)}
+    left = {key: at for key, at in checkpoint.tensors[0].items() if not is_of_mtp(checkpoint, key)}
     rest = replace(checkpoint, tensors=(left,))
     gone = {place for place in layers.numbers if place not in rest.layers.numbers}
     return rest, tuple(layers.name(number) for number in sorted(layers.numbers[place] for place in gone))
 
 
-def _is_of_mtp(checkpoint: OneRank, key: str) -> bool:
+def is_of_mtp(checkpoint: OneRank, key: str) -> bool:
     """Whether a tensor is of a module of MTP, or of a layer of the main module beyond the hidden ones."""
     said, hidden = checkpoint.keys[key], checkpoint.layers.hidden
     is_beyond = hidden is not None and said.layer is not None and said.layer >= hidden

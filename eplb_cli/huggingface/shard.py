@@ -24,7 +24,7 @@ from eplb_cli.arrays import Digests
 from eplb_cli.checkpoint.beside import file_entry
 from eplb_cli.checkpoint.places import Places
 from eplb_cli.errors import BytesError
-from eplb_cli.huggingface.beside import Beside, with_beside, without_mtp
+from eplb_cli.huggingface.beside import Beside, is_of_mtp, with_beside, without_mtp
 from eplb_cli.huggingface.choice import Mtp, require_mtp
 from eplb_cli.huggingface.engine import Names, find_names
 from eplb_cli.huggingface.joined import Joined, join, parts_of_output, tensor_places
@@ -131,7 +131,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
         record = origin_bytes(plan.tree, plan.names, plan.beside.skipped, old_digests)
         stage.write(ORIGIN_NAME, record)
         carried[ORIGIN_NAME] = file_entry(record)
-        serving = _serving(new, plan.names)
+        serving = _serving(new, plan)
         write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, serving=serving)
     return Written(
         destination,
@@ -242,10 +242,13 @@ def digest_both(
     return by_part.values, by_whole.values
 
 
-def _serving(new: Placement, names: Names) -> list[str]:
+def _serving(new: Placement, plan: _Plan) -> list[str]:
     """How the engine loads the shards: they are for no other."""
+    names, checkpoint = plan.names, plan.joined.checkpoint
     if not names.serving:
         return ["shards with Hugging Face names: load them with a program that reads those"]
+    if any(is_of_mtp(checkpoint, key) for key in checkpoint.keys):
+        return [f"{names.engine}: its loader of shards stops at tensors of MTP; --mtp skip leaves them out"]
     notes = [note for note in serving_notes(new, names.layout.name) if note.lower().startswith(names.engine)]
     notes = [note for note in notes if NO_ENGINE not in note]
     return [names.serving] if notes else [f"{names.engine}: no stock engine loads this placement from shards"]

@@ -243,6 +243,21 @@ class TestMtp:
         assert_error(shard(eplb, tmp_path, "--mtp", "skip"), "EP109", f"has {hidden}")
 
 
+def test_engines_are_not_promised_what_they_do_not_load(eplb, tmp_path):
+    """The main model has no MTP layer, and a loader that meets one of its tensors stops."""
+    write_published(tmp_path / "hf", PUBLISHED["deepseek-v3"]())
+    arguments = ["--placement", "linear", "--num-ranks", 2, "--engine", "sglang", "--format", "json"]
+    result = eplb("shard", tmp_path / "hf", tmp_path / "with", *arguments)
+    assert result.json["serving"] == [
+        "sglang: its loader of shards stops at tensors of MTP; --mtp skip leaves them out"
+    ]
+    assert result.json["beside"] == ["layer 3: experts in order, as engines place them"]
+    result = eplb("shard", tmp_path / "hf", tmp_path / "without", *arguments, "--mtp", "skip")
+    assert "--load-format sharded_state" in result.json["serving"][0]
+    assert result.json["beside"] == ["layer 3: left out"]
+    assert not [key for key in read_rank(tmp_path / "without", 0) if "layers.3." in key]
+
+
 def test_another_word_for_mtp(eplb, home):
     """The two are listed."""
     result = shard(eplb, home, "--mtp", "none")
