@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
@@ -122,6 +122,17 @@ class _Integers(dict[str, int]):
 
 def _refuse_constant(name: str) -> float:
     raise NotReadableError(f"{name} is not JSON")
+
+
+def with_strings(text: bytes, change: Callable[[str], str]) -> bytes:
+    """A well-formed text with every string of it changed, keys too, and otherwise as it was."""
+
+    def changed(token: re.Match[bytes]) -> bytes:
+        word = json.loads(token[0], strict=False)
+        new = change(word)
+        return token[0] if new == word else json.dumps(new).encode()
+
+    return _STRING.sub(changed, text)
 
 
 def shown(value: object) -> str:

@@ -6,20 +6,18 @@ any order; a pattern over some of them says nothing that could be renumbered, an
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 
 from eplb_cli.checkpoint.beside import FileBeside
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.budget import MAX_FILE_NBYTES
+from eplb_cli.formats.json_text import with_strings
 from eplb_cli.formats.reading import json_value
 from eplb_cli.huggingface.routers import unbakeable
 
 _SINGLE = re.compile(r"(?<!shared_)experts\\*\.(?:[A-Za-z_]\w*\\*\.)?(?:[0-9]|\(|\[(?!0-9\][+*]))")
 """A number, or a choice of numbers; patterns that are about all experts alike name none of them."""
-
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 NewName = Callable[[str], str | None]
 """What a tensor or module is called afterwards; None for a name that no tensor has."""
@@ -52,13 +50,8 @@ def _renumbered(name: str, text: bytes, new_name: NewName) -> bytes:
             )
         return new
 
-    def in_json(token: re.Match[str]) -> str:
-        word = json.loads(token[0], strict=False)
-        new = renamed(word)
-        return token[0] if new == word else json.dumps(new)
-
     if _is_json(text):
-        return _STRING.sub(in_json, text.decode()).encode()
+        return with_strings(text, renamed)
     for word in text.decode("utf-8", "replace").split():
         if _SINGLE.search(word):
             raise unbakeable(f"{name} names single experts in {word[:200]!r}, and is no JSON")

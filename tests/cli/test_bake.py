@@ -253,8 +253,14 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "says"),
         [
-            ("model.layers.1.mlp.gate.tid2eid", "'model.layers.1.mlp.gate.tid2eid' holds the experts of each"),
-            ("model.layers.1.mlp.experts.e_score_correction_bias", "e_score_correction_bias' may name experts"),
+            (
+                "model.layers.1.mlp.gate.tid2eid",
+                "'model.layers.1.mlp.gate.tid2eid' holds the experts of each",
+            ),
+            (
+                "model.layers.1.mlp.experts.e_score_correction_bias",
+                "e_score_correction_bias' may name experts",
+            ),
             ("model.layers.1.mlp.experts.gate.weight", "'model.layers.1.mlp.experts.gate.weight' may name"),
             ("model.layers.1.mlp.expert_bias", "'model.layers.1.mlp.expert_bias' may name experts"),
             ("talker.layers.1.mlp.experts.3.up_proj.weight", "is of experts with another router"),
