@@ -277,7 +277,7 @@ class TestLists:
     def bake(self, eplb, tmp_path):
         """Bake with a file beside the tensors; what became of the file."""
 
-        def run_with(name: str, content: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON is anything
+        def run_with(name: str, content: dict[str, Any]) -> Any:
             write_checkpoint(tmp_path / "hf", checkpoint("w8a8-modelslim"), "qwen3_moe")
             write_json(tmp_path / "map.json", placement(ROWS, layer_ids=[0, 1]))
             path = tmp_path / "hf" / name
