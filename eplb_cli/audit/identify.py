@@ -202,14 +202,16 @@ def _parts_of(
 
 
 def _candidates(name: str) -> list[tuple[str, ...]]:
-    """The tensors that one of some shards may be joined of."""
-    for begin, choices in _JOINED.items():
-        if name.startswith(begin):
-            ending = name.removeprefix(begin)
-            return [tuple(part + ending for part in choice) for choice in choices]
+    """The tensors that one of some shards may be, or may be joined of."""
+    joined = [
+        tuple(part + name.removeprefix(begin) for part in choice)
+        for begin, choices in _JOINED.items()
+        if name.startswith(begin)
+        for choice in choices
+    ]
     first, _, rest = name.partition(".")
     as_deepseek = f"{_DEEPSEEK.get(first, first)}.{ {'scale': 'weight_scale_inv'}.get(rest, rest) }"
-    return [(name,), (as_deepseek,)]
+    return [(name,), *joined, (as_deepseek,)]
 
 
 def _places(shards: ShardedCheckpoint, cells: Sequence[_Cell]) -> Places:

@@ -67,13 +67,14 @@ def with_beside(new: Placement, layers: LayerNames, where: object) -> tuple[Plac
         PlacementError: EP109, it lacks a layer of the main module.
     """
     named = [] if new.layer_ids is None else new.layer_ids.tolist()
-    lacking = [layer for layer in layers.placed if layer not in named]
+    placed = layers.placed
+    lacking = [layer for layer in placed if layer not in named]
     if lacking:
         more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
         raise PlacementError(
             "EP109",
             f"the placement does not name layer {layers.name(lacking[0])}{more}, a MoE layer of {where}",
-            f"the layers to name are {layers.placed}",
+            f"the map has to have a row for each of {len(placed):,} MoE layers from {placed[0]} to {placed[-1]}",
         )
     linear = {layer: layers.name(layer) for layer in layers.beside if layer not in named}
     return in_layer_order(with_linear_layers(new, layers.beside)), linear

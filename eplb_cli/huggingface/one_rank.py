@@ -11,6 +11,7 @@ what of it the tensor is; any other key of the main module says its layer, and t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from eplb_cli.huggingface.source import HuggingFace
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.names import looks_like_experts
 
+_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 _PLACEHOLDERS = ("{layer}", "{row}", "{expert}")
 BY_ROW = "per-row"
 STACKED = "huggingface"
@@ -67,8 +69,8 @@ class OneRank(Shards):
             return Key(found.template, found.layer, found.number, is_expert=True)
         before = f"{self.layers.main}."
         number, dot, rest = key.removeprefix(before).partition(".")
-        is_in_main = key.startswith(before) and dot and number.isascii() and number.isdecimal()
-        if not is_in_main or str(int(number)) != number or any(word in key for word in _PLACEHOLDERS):
+        is_in_main = key.startswith(before) and dot and _NUMBER.fullmatch(number)
+        if not is_in_main or any(word in key for word in _PLACEHOLDERS):
             return Key(key, None, None, is_expert=False)
         return Key(f"{before}{{layer}}.{rest}", int(number), None, is_expert=False)
 
@@ -109,9 +111,10 @@ def by_expert(layout: Layout) -> Layout:
 
 def by_row(layout: Layout) -> Layout:
     """The layout of shards that keep the names of such a checkpoint, of which at least one has a number."""
-    if not layout.experts:
-        layout = replace(layout, numbers="row")
-    return replace(_numbered(layout, "{expert}", "{row}"), files=preset(BY_ROW).files)
+    known = preset(BY_ROW)
+    if layout.experts:
+        return replace(_numbered(layout, "{expert}", "{row}"), files=known.files)
+    return replace(known, tensors=layout.tensors, others=layout.others, maps=layout.maps, main=layout.main)
 
 
 def _numbered(layout: Layout, old: str, new: str) -> Layout:

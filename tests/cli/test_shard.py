@@ -326,7 +326,7 @@ class TestRefused:
     def test_layers_that_the_placement_does_not_name(self, refuse, home):
         """Their experts would have to be on every rank."""
         write_json(home / "one.json", placement([[0, 1, 2, 3]], layer_ids=[1]))
-        refuse("EP109", "does not name layer 2", "[1, 2]", name="one.json")
+        refuse("EP109", "does not name layer 2", "from 1 to 2", name="one.json")
 
     def test_a_placement_of_other_experts(self, refuse, home):
         """Every expert of the checkpoint has a slot."""
