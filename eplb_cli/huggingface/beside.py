@@ -74,7 +74,7 @@ def with_beside(new: Placement, layers: LayerNames, where: object) -> tuple[Plac
         raise PlacementError(
             "EP109",
             f"the placement does not name layer {layers.name(lacking[0])}{more}, a MoE layer of {where}",
-            f"the map has to have a row for each of {len(placed):,} MoE layers from {placed[0]} to {placed[-1]}",
+            f"a row for each of {len(placed):,} MoE layers, from {placed[0]} to {placed[-1]}, makes it whole",
         )
     linear = {layer: layers.name(layer) for layer in layers.beside if layer not in named}
     return in_layer_order(with_linear_layers(new, layers.beside)), linear
