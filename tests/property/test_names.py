@@ -103,8 +103,9 @@ def models(draw: st.DrawFn) -> Model:
     modules = []
     for path in paths:
         own = layers if path == paths[0] else [0]
-        names = [draw(st.sampled_from(choice)) for choice in (HOMES, STYLES, PROJECTIONS, KINDS)]
-        modules.append(Module(path, tuple(own), *names))
+        home, style = draw(st.sampled_from(HOMES)), draw(st.sampled_from(STYLES))
+        names, kinds = draw(st.sampled_from(PROJECTIONS)), draw(st.sampled_from(KINDS))
+        modules.append(Module(path, tuple(own), home, style, names, kinds))
     num_experts = draw(st.integers(2, 4))
     ranks = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     placed = [layer for layer in layers if layer < hidden]
