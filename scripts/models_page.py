@@ -6,6 +6,7 @@ Run as `python -m scripts.models_page > docs/models.md`; a test holds the page t
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,17 +19,20 @@ from tests.support.published import PUBLISHED, Published, write_published
 
 _HEAD = """# Models
 
-What each model goes through in its published form: the names, dtypes and files of `tests/support/published.py`, where the sources of them are said, with small shapes.
-Whatever shape a model has, the names decide ([layouts.md](layouts.md)), so models that are not here go through as well: the commands say by name what they do not know.
-
-This page is made by doing what it says (`./scripts/docs`), and a test does it again.
+What each model goes through in its published form: the names, dtypes and files of
+`tests/support/published.py`, where their sources are said, with small shapes. The names decide
+([layouts.md](layouts.md)), so models that are not here go through as well: the commands say by name what they
+do not know. This page is made by doing what it says (`./scripts/docs`), and a test does it again.
 
 - **config.json**: MoE layers, of how many, and experts, as `--model config.json` reads them.
-- **shard**: to 2 ranks with two replicas, under the names that Hugging Face has; the placement names the main layers, MTP layers are laid out in order.
+- **shard**: to 2 ranks with two replicas, under the names that Hugging Face has; the placement names the main
+  layers, MTP layers are laid out in order.
 - **reshard**: on to 3 ranks under another placement. Every row is proved against its source.
 - **merge**: both back; the files are the same, byte for byte.
-- **bake**: the experts in another order, without replicas; what is refused is said.
-- **engines**: `shard --engine`, linear, and merged back byte for byte. `tests/cli/test_published.py` finds every tensor again by its content.
+- **bake**: the experts in another order, without replicas. EP226: the router, or another tensor that may name
+  experts, is not known.
+- **sglang**, **vllm**: `shard --engine`, linear, and merged back byte for byte; `tests/cli/test_published.py`
+  finds every tensor again by its content. EP224: nobody has made sure of the engine's names yet.
 
 """
 _MAPS = ([0, 2, 1, 3, 3, 0], [2, 1, 0, 2, 3, 1])
@@ -56,7 +60,8 @@ def _cells(path: Path, model: Published, engines: list[str]) -> list[str]:
     two, three = (eplb_cli.PlacementOptions(num_ranks=ranks) for ranks in (2, 3))
 
     def reshard() -> str:
-        request = eplb_cli.Request(path / "two", path / "three", new=str(second), placements=three, backend="file")
+        new = str(second)
+        request = eplb_cli.Request(path / "two", path / "three", new=new, placements=three, backend="file")
         report = eplb_cli.reshard(request)
         return "yes" if report.run is not None and report.run.verified else "not proved"
 
@@ -70,10 +75,10 @@ def _cells(path: Path, model: Published, engines: list[str]) -> list[str]:
 
     return [
         _outcome(lambda: _config(source)),
-        _outcome(lambda: eplb_cli.shard(source, path / "two", first, AS_THEY_ARE, two) and "yes"),
+        _outcome(lambda: _proved(eplb_cli.shard(source, path / "two", first, AS_THEY_ARE, two))),
         _outcome(reshard),
         _outcome(lambda: merge("two") if merge("three") == "yes" else "other bytes"),
-        _outcome(lambda: eplb_cli.bake(source, path / "baked", order, two) and "yes"),
+        _outcome(lambda: _proved(eplb_cli.bake(source, path / "baked", order, two))),
         *(_outcome(lambda engine=engine: shard_for(engine)) for engine in engines),  # type: ignore[misc]
     ]
 
@@ -84,6 +89,10 @@ def _outcome(do: Callable[[], object]) -> str:
         return str(do())
     except EplbError as error:
         return error.code
+
+
+def _proved(written: eplb_cli.Written) -> str:
+    return "yes" if written.rows_proved else "not proved"
 
 
 def _config(source: Path) -> str:
@@ -98,4 +107,4 @@ def _same(first: Path, second: Path) -> bool:
 
 
 if __name__ == "__main__":
-    print(page(), end="")  # noqa: T201 - that is what it is for
+    sys.stdout.write(page())
