@@ -1,4 +1,4 @@
-"""Numbers that a rank computed from its own experts: refused where experts leave, or the largest for all ranks."""
+"""Numbers that a rank computed from its own experts: refused where these leave, or the largest for all."""
 
 from __future__ import annotations
 
