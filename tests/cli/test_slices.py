@@ -22,7 +22,7 @@ NAMES = {"vllm": ("w13_weight", "w2_weight"), "huggingface": ("gate_up_proj", "d
 
 
 def sliced(num_ranks=2, names=NAMES["vllm"]):
-    """All experts on every rank, each a slice of the width; bytes and shapes as `torch.chunk` would cut them."""
+    """All experts on every rank, each a slice of the width."""
     first, second = names
     width = WIDTH // num_ranks
     ranks = []
@@ -60,7 +60,7 @@ def test_the_widths_of_config_json(case, names, config, num_ranks):
     """It says how wide a whole expert is; `inspect` finds it too, and whoever asks for nothing else."""
     case.write(sliced(num_ranks, names))
     configure(case, config)
-    says = ("rows of all 4 experts", f"wide instead of {2 * WIDTH}", "slices of tensor parallelism")
+    says = ("rows of all 4 experts", "wide instead of", "slices of tensor parallelism")
     for old in ("linear", "round_robin"):
         case.refuse("EP232", *says, old=old, new="linear")
     more = ("--num-logical-experts", 4, "--num-ranks", num_ranks)
@@ -86,7 +86,7 @@ def test_bytes_of_no_two_ranks(tp, config):
     (tp.src / "config.json").unlink()
     if config is not None:
         configure(tp, config)
-    tp.refuse("EP232", "each of the 2 ranks has all 4 experts, and no two of them the same")
+    tp.refuse("EP232", "each of the 2 ranks has all 4 experts, and of no expert they have the same")
     tp.refuse("EP232", options=("--dry-run",))
     tp.refuse("EP232", old="linear", options=("--num-logical-experts", 4, "--num-ranks", 2))
 
@@ -120,11 +120,28 @@ def test_a_replica_that_differs(case):
 
 
 def test_two_ranks_of_four_alike(case):
-    """Slices on pairs of ranks are slices all the same where config.json says the width."""
+    """Halves on two pairs of ranks are slices all the same, with config.json and without."""
     two = sliced()
     case.write([two[0], two[1], two[0], two[1]])
+    (case.src / "config.json").unlink()
+    case.old(placement([[0, 1, 2, 3] * 4] * 2, 4))
+    case.new(placement([[3, 2, 1, 0] * 4] * 2, 4))
+    case.refuse("EP232", "of no expert they have the same")
     configure(case)
-    case.refuse("EP232", old="linear", new="linear")
+    case.refuse("EP232", f"{WIDTH} wide instead of {2 * WIDTH}")
+
+
+def test_a_model_as_wide_as_its_experts(case):
+    """One dimension of the model's own width says nothing."""
+    configure(case, {**CONFIG, "hidden_size": 2 * WIDTH})
+    whole = {"w13_weight": ("U8", (2 * WIDTH, 2 * WIDTH)), "w2_weight": ("U8", (2 * WIDTH, WIDTH))}
+    case.write(stacked(REPLICATED, whole))
+    case.old(REPLICATED)
+    case.new(OTHER)
+    case.reshard()
+    half = {"w13_weight": ("U8", (WIDTH, 2 * WIDTH)), "w2_weight": ("U8", (2 * WIDTH, WIDTH // 2))}
+    case.write(stacked(REPLICATED, half))
+    case.refuse("EP232", "w13_weight", f"{WIDTH} wide instead of {2 * WIDTH}", dst=case.home / "other")
 
 
 def test_an_expert_per_rank(case):
@@ -137,7 +154,7 @@ def test_an_expert_per_rank(case):
 
 
 def test_expert_parallelism_of_a_quantised_model(case):
-    """Packed weights are narrower than config.json says, and no slices where ranks have experts of their own."""
+    """Packed weights are narrow, and no slices where ranks have experts of their own."""
     old = placement([[0, 1, 2, 3], [0, 1, 2, 3]])
     case.write(stacked(old, {"w13_weight": ("U8", (2 * WIDTH, 3)), "w2_weight": ("U8", (HIDDEN, 2))}))
     configure(case)
