@@ -130,7 +130,7 @@ def groups_of(shards: Shards) -> list[Group]:
     for tensors in shards.tensors:
         for key, at in tensors.items():
             found = shards.expert_keys.get(key)
-            if found is not None and (at.entry.shape or found.number is not None):
+            if found is not None:
                 dtypes[found.layer, found.home].setdefault(found.tensor, at.entry.dtype)
     return [Group(layer, home, found) for (layer, home), found in sorted(dtypes.items())]
 
@@ -156,12 +156,15 @@ def check_scales(shards: Shards) -> None:
     for (layer, home), tensors in sorted(present.items()):
         for scale, weights in layout.scales.items():
             owners = [weight for weight in weights.split() if weight in tensors]
-            where = f"layer {layer}: {home.replace('{tensor}', '')}"
-            if scale in tensors and not owners:
-                raise CheckpointError("EP210", f"{where}{scale} is there without {weights.split()[0]}")
             lacks = [weight for weight in owners if (tensors[weight], _kind(scale, weight)) in kinds]
-            if lacks and scale not in tensors:
-                raise CheckpointError("EP210", f"{where}{lacks[0]} is there without {scale}")
+            found, missing = "", ""
+            if scale in tensors and not owners:
+                found, missing = scale, weights.split()[0]
+            elif lacks and scale not in tensors:
+                found, missing = lacks[0], scale
+            if found:
+                name = home.replace("{tensor}", found)
+                raise CheckpointError("EP210", f"layer {layer}: {name} is there without {missing}")
 
 
 def _kind(scale: str, weight: str) -> str:

@@ -156,16 +156,16 @@ def _check_like(groups: list[Group], name_of: Mapping[int, str]) -> list[str]:
         form = weight.tensor.removeprefix(weight.projection), weight.dtype
         lacking = sorted(of_projection[weight.projection, *form] - weight.kinds.keys())
         where = f"layer {name_of[weight.group.layer]}: {weight.group.home}.{weight.tensor}"
-        if form in scaled and not _scales(weight):
-            raise CheckpointError(
-                "EP210", f"{where} is there without any scale, and other {weight.dtype} has one"
-            )
         for kind in lacking:
             if _is_calibration(kind):
                 warnings.append(f"{where} is there without {kind}, which its like have")
                 continue
             code = "EP210" if is_scale(kind) else "EP230"
             raise CheckpointError(code, f"{where} is there without {kind}")
+        if form in scaled and not _scales(weight):
+            raise CheckpointError(
+                "EP210", f"{where} is there without any scale, and other {weight.dtype} has one"
+            )
     _check_projections(groups, name_of)
     return warnings
 

@@ -31,14 +31,21 @@ class MapKey(NamedTuple):
 
 
 def map_keys(shards: Shards) -> list[MapKey]:
-    """The maps of all layers, by layer."""
-    found = set()
-    for tensors in shards.tensors:
-        for key in tensors:
-            if shards.layout.is_map(key) and (name := split_expert_key(key)) is not None:
-                number = shards.layers.numbers.get(name.place)
-                found |= set() if number is None else {MapKey(key, number)}
+    """The maps of all layers, by layer. Raises EP215 for one whose layer has no experts."""
+    keys = {key for tensors in shards.tensors for key in tensors if shards.layout.is_map(key)}
+    found = [MapKey(key, _layer_of(shards, key)) for key in keys]
     return sorted(found, key=lambda each: (each.layer, each.key))
+
+
+def _layer_of(shards: Shards, key: str) -> int:
+    """The number of the layer whose experts are beside a map; patterns may say more than their module."""
+    name, numbers = split_expert_key(key), shards.layers.numbers
+    if name is not None and name.place in numbers:
+        return numbers[name.place]
+    for place, number in numbers.items():
+        if name is not None and place[:2] == name.place[:2] and place.home.startswith(f"{name.place.home}."):
+            return number
+    raise CheckpointError("EP215", f"{key!r} says where the experts of a layer are that has none", _HINT)
 
 
 def placement_inside(shards: Shards, num_logical_experts: int | None = None) -> Placement | None:
@@ -80,6 +87,26 @@ def placement_inside(shards: Shards, num_logical_experts: int | None = None) -> 
             raise CheckpointError("EP215", f"the maps in {shards.path} give slots to other ranks", _HINT)
         return None
     return Placement(tables, first_slot, experts, np.array(layers, np.int64))
+
+
+def require_as_inside(shards: Shards, old: Placement) -> None:
+    """EP215 where a map in the shards says that a slot holds another expert than OLD.
+
+    Raises:
+        CheckpointError: EP215; EP201 or EP220, a shard cannot be read.
+    """
+    inside = placement_inside(shards, old.num_logical_experts)
+    if inside is None or inside.layer_ids is None or old.layer_ids is None:
+        return
+    rows = dict(zip(old.layer_ids.tolist(), old.physical_to_logical, strict=True))
+    for layer, row in zip(inside.layer_ids.tolist(), inside.physical_to_logical, strict=True):
+        if layer in rows and not np.array_equal(rows[layer], row):
+            at = int(np.flatnonzero(rows[layer] != row)[0])
+            problem = (
+                f"layer {shards.layers.name(layer)}: OLD has expert {rows[layer][at]} in slot {at}, "
+                f"and the map inside the shards {row[at]}"
+            )
+            raise CheckpointError("EP215", problem, "leave out --old: the shards say it themselves")
 
 
 def _read(shards: Shards, key: str) -> Iterator[tuple[int, NDArray[np.int64]]]:

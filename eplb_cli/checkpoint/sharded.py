@@ -18,7 +18,7 @@ from eplb_cli.checkpoint.expert_maps import map_keys
 from eplb_cli.checkpoint.known import known_digests
 from eplb_cli.checkpoint.layout import has_parts, numbering
 from eplb_cli.checkpoint.others import lacking_others, looks_sharded
-from eplb_cli.checkpoint.places import Extents, Places, old_places
+from eplb_cli.checkpoint.places import Extents, Places, old_places, other_numbers
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import row_nbytes_of
@@ -82,6 +82,12 @@ class ShardedCheckpoint:
     def settled(self) -> frozenset[str]:
         """Keys of others that new ranks do not have from the old rank of their number."""
         return frozenset({*self.maps, *self.chosen_rank})
+
+    @property
+    def settled_places(self) -> list[int]:
+        """The places of settled tensors, in the order of `places`."""
+        settled, numbers = self.settled, other_numbers(self.others)
+        return [self.extents.file.size + number for (_, key), number in numbers.items() if key in settled]
 
     @cached_property
     def sharded_others(self) -> list[str]:

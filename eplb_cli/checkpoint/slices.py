@@ -29,19 +29,31 @@ def slices_in(shards: Shards) -> str | None:
     layer = shards.layers.placed[0]
     if width is None or experts is None or (shards.rows_of(layer) != experts).any():
         return None
-    for key, at in shards.tensors[0].items():
+    said = None
+    for key, at in sorted(shards.tensors[0].items()):
         found = shards.expert_keys.get(key)
         times = None if found is None or found.layer != layer else _WIDTHS.get(found.tensor)
         if times is None:
             continue
-        whole, shape = times * width, at.entry.shape[1:]
-        if whole not in shape and whole % num_ranks == 0 and whole // num_ranks in shape:
-            return (
+        whole, sizes = times * width, _sizes(at.entry.shape[1:], config.hidden_size)
+        if whole in sizes:  # packed, the other weight is narrower too
+            return None
+        part = next((size for size in sizes if whole % size == 0 and num_ranks % (whole // size) == 0), None)
+        if part is not None and said is None:
+            said = (
                 f"{shards.path}: each of the {num_ranks} ranks has rows of all {experts:,} experts, and in "
-                f"{key!r} {list(at.entry.shape)} they are {whole // num_ranks:,} wide instead of {whole:,}: "
+                f"{key!r} {list(at.entry.shape)} they are {part:,} wide instead of {whole:,}: "
                 "slices of tensor parallelism"
             )
-    return None
+    return said
+
+
+def _sizes(row_shape: tuple[int, ...], hidden: int | None) -> list[int]:
+    """The dimensions of a row that may be the width of an expert: those but one of the model's width."""
+    sizes = [size for size in row_shape if size]
+    if hidden in sizes:
+        sizes.remove(hidden)
+    return sizes
 
 
 def require_no_slices(shards: Shards) -> None:
@@ -51,7 +63,7 @@ def require_no_slices(shards: Shards) -> None:
 
 
 def require_replicas(checkpoint: ShardedCheckpoint) -> None:
-    """EP232 where all ranks hold all experts and no rank has the bytes of another: these are no replicas.
+    """EP232 where all ranks hold all experts, and the replicas of every expert differ: these are none.
 
     A sample of one tensor of one layer is read.
 
@@ -69,14 +81,14 @@ def require_replicas(checkpoint: ShardedCheckpoint) -> None:
     tensor = int(sizes[0].argmax())
     samples = [_sample(checkpoint, tensor, slot) for slot in range(old.num_slots)]
     for expert in held[0]:
-        slots = np.flatnonzero(table == expert)
-        if len({samples[slot] for slot in slots}) < len(slots):
+        if len({samples[slot] for slot in np.flatnonzero(table == expert)}) == 1:
             return
     template = checkpoint.expert_tensors[tensor].template
     problem = (
-        f"each of the {old.num_ranks} ranks has all {len(held[0]):,} experts, and no two of them the same"
+        f"each of the {old.num_ranks} ranks has all {len(held[0]):,} experts, and of no expert they have "
+        f"the same {template!r}"
     )
-    raise CheckpointError("EP232", f"{checkpoint.shards.path}: {problem} bytes of {template!r}")
+    raise CheckpointError("EP232", f"{checkpoint.shards.path}: {problem}")
 
 
 def _sample(checkpoint: ShardedCheckpoint, tensor: int, slot: int) -> bytes:

@@ -80,9 +80,8 @@ def read_old(
         _refuse_unclear(options)
     manifest = shards.manifest
     known = None if manifest is None else manifest.read_placement(shards.path)
-    inside = _placement_inside(shards, known, options)
     if old is None:
-        return _require(known or inside, shards), []
+        return _require(known or _placement_inside(shards, options), shards), []
     hints = _old_hints(old, shards, options)
     given, warnings = read_placement(old, hints)
     given = with_layers(given, shards)
@@ -93,35 +92,17 @@ def read_old(
             "EP215",
             f"{old} is not the placement in {shards.path / 'eplb.json'}",
         )
-    require_as_inside(given, inside, old)
     return given, warnings
 
 
-def _placement_inside(shards: Shards, known: Placement | None, options: PlacementOptions) -> Placement | None:
-    """What maps inside shards say; None without any. Raises EP215 where eplb.json says another placement."""
+def _placement_inside(shards: Shards, options: PlacementOptions) -> Placement | None:
+    """What maps inside shards say; None without any. Raises EP215 where they contradict the shards."""
     from eplb_cli.checkpoint.expert_maps import placement_inside
 
     experts = options.num_logical_experts
     if experts is None and shards.config is not None:
         experts = shards.config.num_logical_experts
-    inside = placement_inside(shards, experts if known is None else known.num_logical_experts)
-    if known is not None:
-        require_as_inside(known, inside, str(shards.path / "eplb.json"))
-    return inside
-
-
-def require_as_inside(given: Placement, inside: Placement | None, name: str) -> None:
-    """EP215 where a map in the shards says that a slot holds another expert than a placement."""
-    if inside is None or inside.layer_ids is None or given.layer_ids is None:
-        return
-    rows = dict(zip(given.layer_ids.tolist(), given.physical_to_logical, strict=True))
-    for layer, row in zip(inside.layer_ids.tolist(), inside.physical_to_logical, strict=True):
-        if layer in rows and not np.array_equal(rows[layer], row):
-            at = np.flatnonzero(rows[layer] != row)[0] if len(row) == len(rows[layer]) else None
-            what = f"{len(rows[layer]):,} slots" if at is None else f"expert {rows[layer][at]} in slot {at}"
-            has = f"{len(row):,}" if at is None else f"expert {row[at]}"
-            problem = f"layer {layer}: {name} has {what}, and the map inside the shards {has}"
-            raise CheckpointError("EP215", problem, "leave out --old: the shards say it themselves")
+    return placement_inside(shards, experts)
 
 
 def _refuse_unclear(options: PlacementOptions) -> None:

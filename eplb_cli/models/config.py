@@ -83,6 +83,11 @@ class ModelConfig:
         return self._agreed("moe_intermediate_size") or self._agreed("intermediate_size")
 
     @property
+    def hidden_size(self) -> int | None:
+        """The width of the model, where it is said."""
+        return self._agreed("hidden_size")
+
+    @property
     def vocab_size(self) -> int | None:
         """Rows of the embedding, where it is said."""
         return self._agreed("vocab_size")

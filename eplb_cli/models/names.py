@@ -191,14 +191,17 @@ def number_layers(places: Iterable[LayerPlace], hidden: int | None = None, main:
         main: the main module, where somebody says it; else the one of the most layers that is not MTP's.
 
     Raises:
-        CheckpointError: EP212, there are several modules of which any could be the main one.
+        CheckpointError: EP212, `main` has no experts, or there are several modules of which any could be it.
     """
     modules: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for module, number, home in places:
         modules[module][home].add(number)
     if not modules:
         return LayerNames(main, {}, hidden)
-    main = main if main in modules else _main_module(modules)
+    if main and main not in modules:
+        problem = f"the layout says that the layers are those of {main!r}, which has no experts"
+        raise CheckpointError("EP212", problem, f"modules with experts: {', '.join(sorted(modules))}")
+    main = main or _main_module(modules)
     numbers: dict[LayerPlace, int] = {}
     taken: set[int] = set()
     for home, found in sorted(modules[main].items(), key=lambda item: (-len(item[1]), item[0])):

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from eplb_cli.checkpoint.expert_maps import require_as_inside
 from eplb_cli.checkpoint.places import Places, other_numbers, places_of
 from eplb_cli.checkpoint.rank_numbers import choose_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind, with_layers
@@ -148,6 +149,7 @@ def bind_and_plan(
     old, new = with_layers(old, shards), with_layers(new, shards)
     old, new, added = with_unnamed_layers(shards, old, new)
     checkpoint = bind(shards, old)
+    require_as_inside(shards, old)
     raise_first(check_pair(old, new))
     plan = plan_reshard(
         old, new, senders, expert_nbytes=checkpoint.expert_nbytes, ranks_per_node=ranks_per_node

@@ -45,6 +45,20 @@ class Hints:
         """L, from whichever of the two says it."""
         return self.num_layers if self.layer_ids is None else len(self.layer_ids)
 
+    @property
+    def own_layers(self) -> list[int] | None:
+        """The model's own numbers of its MoE layers without MTP, ascending; None where nothing says them."""
+        model = self.model
+        if self.layer_ids is None:
+            return None if model is None else list(model.moe_layers)
+        numbers: list[int] = sorted(self.layer_ids.tolist())
+        if model is None:
+            return numbers
+        hidden = model.num_hidden_layers
+        return [
+            layer for layer in numbers if layer not in model.mtp_layers and (hidden is None or layer < hidden)
+        ]
+
     def after(self, old: Placement) -> Hints:
         """The hints for NEW: the same ranks, but the experts and layers of OLD."""
         layer_ids = self.layer_ids if old.layer_ids is None else old.layer_ids

@@ -103,8 +103,11 @@ def _integer(content: Mapping[str, Any], key: str) -> int | None:
 
 
 def _hinted_layer_ids(num_layers: int, hints: Hints) -> NDArray[np.int64] | None:
+    """The numbers of so many rows: those of OLD, or of the model's layers without MTP, which no map names."""
     if hints.layer_count in (None, num_layers):
         return hints.layer_ids
+    if hints.own_layers is not None and len(hints.own_layers) == num_layers:
+        return np.array(hints.own_layers, np.int64)
     message = f"the map has {num_layers:,} layers; {_ELSEWHERE} says {hints.layer_count:,}"
     raise PlacementError("EP109", message, '"layer_ids" says which layers its rows are')
 

@@ -178,14 +178,19 @@ class _Share:
         self.wire_nbytes = int(schedule.sends.nbytes.sum())
 
     def _staying(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Which pieces stay on this worker, and which of its old rows are only to be digested."""
+        """Which pieces stay on this worker, and what of its old ranks is only to be digested.
+
+        That is rows, and other tensors that new ranks do not have from their old rank.
+        """
         pieces, old, wire = self._prepared.pieces, self._prepared.old_places, self._wire
         staying = self._is_mine(pieces.src_rank) & self._is_mine(pieces.dst_rank) & ~self._done
         read = np.asarray(self.old_digests.values.any(axis=1))
         read[pieces.source[staying]] = True
         read[pieces.source[wire.piece[wire.sender == self._worker]]] = True
-        rows = np.arange(len(old.rank)) < self._prepared.checkpoint.extents.file.size
-        return staying, np.flatnonzero(self._is_mine(old.rank) & (old.nbytes > 0) & rows & ~read)
+        checkpoint = self._prepared.checkpoint
+        wanted = np.arange(len(old.rank)) < checkpoint.extents.file.size
+        wanted[checkpoint.settled_places] = True
+        return staying, np.flatnonzero(self._is_mine(old.rank) & (old.nbytes > 0) & wanted & ~read)
 
     def _is_mine(self, rank: NDArray[np.int64]) -> NDArray[np.bool_]:
         return np.asarray(worker_of(rank, self._options.num_workers) == self._worker, np.bool_)

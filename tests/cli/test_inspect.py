@@ -30,6 +30,7 @@ def test_json(eplb, case):
         "num_ranks": 2,
         "slots_per_rank": [3, 3],
         "layers": [3, 4],
+        "further_layers": {},
         "expert_tensors": [
             {
                 "name": f"model.layers.{{layer}}.mlp.experts.{name}",

@@ -29,6 +29,13 @@ from tests.cli.tree import (
 )
 
 W13 = "model.layers.3.mlp.experts.w13_weight"
+LAYOUT_FILE = """
+format = "eplb-layout/1"
+name = "mine"
+files = ["model-rank-{rank}-part-{part}.safetensors"]
+experts = ["blocks.{layer}.moe.{tensor}"]
+tensors = ["up"]
+"""
 OLD_3 = placement([[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 2, 3]], 3)
 NEW_3 = placement([[3, 0, 0, 1, 2, 2], [0, 1, 2, 3, 3, 1]], 3)
 
@@ -144,21 +151,30 @@ class TestFiles:
 
     def test_no_expert_in_the_shards(self, case):
         """EP206, with --layout auto and with a layout that knows none of the tensors."""
-        case.refuse("EP206", "layout per-row", options=("--layout", "per-row"))
+        (case.home / "mine.toml").write_text(LAYOUT_FILE)
+        case.refuse("EP206", "layout mine", options=("--layout", case.home / "mine.toml"))
         case.write([others(), others()])
         case.refuse("EP206", "no tensor is an expert's")
 
 
 class TestTensors:
-    def test_an_expert_tensor_that_the_layout_does_not_know(self, case):
-        """EP207: it is never passed through in silence."""
-        change(case, 0, **{"model.layers.3.mlp.experts.w13_lora": tensor("BF16", (3, 2), "x")})
-        case.refuse("EP207", "w13_lora", "rank 0", "sharded-state")
+    def test_an_expert_tensor_that_nobody_knows(self, case):
+        """EP207 where dim 0 does not say that it has rows: it is never passed through in silence."""
+        for rank in (0, 1):
+            change(case, rank, **{"model.layers.3.mlp.experts.lora": tensor("BF16", (2, 3), "x")})
+        case.refuse("EP207", "experts.lora", "rank 0", "[2, 3]", "3 rows of experts")
+        change(case, 1, **{"model.layers.3.mlp.experts.lora": None})
+        case.refuse("EP209", "experts.lora", "missing on rank 1")
+
+    def test_an_expert_tensor_of_no_layer(self, case):
+        """EP207: nothing says whose rows it has."""
+        change(case, 0, **{"model.w13_weight": tensor("BF16", (3, 2), "x")})
+        case.refuse("EP207", "model.w13_weight", "rank 0", "sharded-state")
 
     def test_a_kernel_layout_with_the_expert_last(self, case):
-        """EP208: dim 0 is not the rank's row count."""
+        """EP207: dim 0 is not the rank's row count."""
         change(case, 1, **{W13: tensor("F8_E4M3", (4, 6, 3), "x")})
-        case.refuse("EP208", W13, "rank 1", "4 rows where OLD has 3")
+        case.refuse("EP207", W13, "rank 1", "[4, 6, 3]", "3 rows of experts")
 
     def test_another_number_of_slots(self, case):
         """EP208: OLD is not the placement of these shards."""
@@ -170,11 +186,23 @@ class TestTensors:
         case.old({**OLD, "slots_per_rank": [4, 2]})
         case.refuse("EP208", "rank 0", "3 rows where OLD has 4")
 
-    def test_an_expert_tensor_without_a_dimension(self, case):
+    def test_a_weight_without_a_dimension(self, case):
         """EP208: nothing in it belongs to a row."""
         for rank in (0, 1):
-            change(case, rank, **{"model.layers.3.mlp.experts.w2_weight_scale_inv": tensor("F32", (), "x")})
-        case.refuse("EP208", "w2_weight_scale_inv", "no dimension")
+            change(case, rank, **{"model.layers.3.mlp.experts.w2_weight": tensor("F32", (), "x")})
+        case.refuse("EP208", "w2_weight", "no dimension")
+
+    def test_a_scale_without_a_dimension(self, case):
+        """It is of all experts where all ranks have the same; EP231 where they do not."""
+        key = "model.layers.3.mlp.experts.w2_weight_scale_inv"
+        for rank in (0, 1):
+            change(case, rank, **{key: tensor("F32", (), "x")})
+        case.reshard()
+        for rank in (0, 1):
+            change(case, rank, **{key: tensor("F32", (), str(rank))})
+        case.refuse("EP231", key, dst=case.home / "other")
+        hint = "not known to be a maximum"
+        case.refuse("EP231", key, hint, options=("--rank-scalars", "max"), dst=case.home / "other")
 
     def test_another_dtype_on_one_rank(self, case):
         """EP209 names both dtypes and their ranks."""
@@ -199,8 +227,11 @@ class TestTensors:
     def test_rows_that_are_not_whole_bytes(self, case):
         """EP209: four bits cannot be moved."""
         ranks = [
-            {**others(), "model.layers.3.mlp.experts.w13_weight": tensor("F4", (4, 3), str(rank))}
-            for rank in (0, 1)
+            {
+                **others(),
+                **{f"model.layers.3.mlp.experts.{name}": odd for name in ("w13_weight", "w2_weight")},
+            }
+            for odd in (tensor("F4", (4, 3), "0"), tensor("F4", (4, 3), "1"))
         ]
         case.write(ranks)
         case.old(placement([[0, 1, 2, 3, 0, 1, 2, 3]]))
@@ -213,15 +244,16 @@ class TestTensors:
         """EP210: its like have one."""
         for rank in (0, 1):
             change(case, rank, **{f"model.layers.{layer}.mlp.experts.{missing}": None})
-        case.refuse("EP210", f"layer {layer}", f"is there without {missing}")
+        weight, _, kind = missing.partition("_")
+        case.refuse("EP210", f"layer {layer}", f"experts.{weight}_weight is there without {kind}")
 
     def test_a_scale_without_its_weight(self, case):
         """EP210: scales that move alone are the worst that can happen."""
         for rank in (0, 1):
             change(case, rank, **{W13: None})
-        case.refuse("EP210", "w13_weight_scale_inv is there without w13_weight")
+        case.refuse("EP210", "w13_weight_scale_inv is there without the weight of w13")
 
-    @pytest.mark.parametrize("shapes", [((4,), (4,)), ((), (3,)), ((1,), (1,)), ((3,), ())])
+    @pytest.mark.parametrize("shapes", [((4,), (4,)), ((), (3,)), ((1,), (3,)), ((3,), ())])
     def test_an_input_scale_that_is_neither_one_value_nor_rows(self, case, shapes):
         """EP211, on any rank."""
         for rank, shape in enumerate(shapes):
@@ -272,7 +304,12 @@ class TestOtherTensors:
 
 
 class TestKeysThatNameExperts:
-    KINDS = {"w1.weight": ("BF16", (2, 3)), "w1.scale": ("F32", (1, 1))}  # noqa: RUF012
+    KINDS = {  # noqa: RUF012
+        "w1.weight": ("BF16", (2, 3)),
+        "w1.scale": ("F32", (1, 1)),
+        "w2.weight": ("BF16", (3, 2)),
+        "w2.scale": ("F32", (1, 1)),
+    }
     OLD = placement([[0, 1, 2, 3], [3, 2, 1, 0]])
 
     @pytest.fixture
@@ -334,13 +371,7 @@ class TestLayoutFiles:
 
     def test_a_key_that_only_a_layout_file_makes_look_like_an_experts(self, case):
         """EP207: what fits `experts` but for its end is never passed through in silence."""
-        (case.home / "mine.toml").write_text("""
-format = "eplb-layout/1"
-name = "mine"
-files = ["model-rank-{rank}-part-{part}.safetensors"]
-experts = ["blocks.{layer}.moe.{tensor}"]
-tensors = ["up"]
-""")
+        (case.home / "mine.toml").write_text(LAYOUT_FILE)
         shards = stacked(OLD, {"up": ("U8", (2,)), "down": ("U8", (3,))}, prefix="blocks.{layer}.moe")
         case.write([{key: at for key, at in rank.items() if "experts" not in key} for rank in shards])
         case.refuse("EP207", "blocks.3.moe.down", options=("--layout", case.home / "mine.toml"))
@@ -435,7 +466,8 @@ def test_a_file_that_changes_while_it_is_read(case, monkeypatch):
 def test_too_few_dimensions_cost_no_memory(case):
     """EP208: a tensor of no bytes may claim any number of rows."""
     for rank in (0, 1):
-        change(case, rank, **{W13: Tensor("F8_E4M3", (1 << 40, 0), b"")})
+        kernel = Tensor("F8_E4M3", (1 << 40, 0), b"")
+        change(case, rank, **{W13: kernel, "model.layers.3.mlp.experts.w2_weight": kernel})
     case.refuse("EP208", "1,099,511,627,776", old="linear")
 
 

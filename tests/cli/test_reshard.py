@@ -173,14 +173,14 @@ class TestTensors:
         assert ranks_of(case.dst) == expected
 
     def test_input_scales(self, case):
-        """Moved with one value for each row, left with one value in all."""
+        """Moved with one value for each row, left with one value that all ranks have alike."""
         rows = {**KINDS, "w13_input_scale": ("F32", ())}
         left = "model.layers.3.mlp.experts.w2_input_scale"
 
         def shards(content):
             ranks = stacked(content, rows)
-            for rank, tensors in enumerate(ranks):
-                tensors[left] = tensor("F32", (), f"scale of rank {rank}")
+            for tensors in ranks:
+                tensors[left] = tensor("F32", (), "scale of all ranks")
             return ranks
 
         case.write(shards(OLD))
@@ -209,7 +209,11 @@ class TestTensors:
 
 class TestLayouts:
     KINDS = {"w1.weight": ("BF16", (2, 3)), "w1.scale": ("F32", (1, 1)), "w2.weight": ("U8", (5,))}  # noqa: RUF012
-    ROW_KINDS = {"w1.weight": ("BF16", (2, 3)), "w1.input_scale": ("F32", ())}  # noqa: RUF012
+    ROW_KINDS = {  # noqa: RUF012
+        "w1.weight": ("BF16", (2, 3)),
+        "w1.input_scale": ("F32", ()),
+        "w2.weight": ("U8", (5,)),
+    }
 
     def test_the_key_has_the_row(self, case):
         """per-row: keys stay, bytes move."""
@@ -379,7 +383,16 @@ class TestManifest:
         design = (
             "format tool placement source_placement senders layout plan_digest expert_tensors files serving"
         )
-        assert set(content) == {*design.split(), "ranks_per_node", "carried", "digests", "options", "digest"}
+        assert set(content) == {
+            *design.split(),
+            "ranks_per_node",
+            "carried",
+            "digests",
+            "options",
+            "decisions",
+            "digest",
+        }
+        assert content["decisions"] == {}
         assert content["format"] == "eplb-checkpoint/1"
         assert content["placement"]["physical_to_logical_map"] == NEW["physical_to_logical_map"]
         assert content["source_placement"]["physical_to_logical_map"] == OLD["physical_to_logical_map"]
@@ -498,7 +511,7 @@ def test_shards_that_vllm_wrote(case, name):
 
 def test_rows_larger_than_a_block(case):
     """They are copied and hashed in parts."""
-    kinds = {"w13_weight": ("U8", (3 << 20,))}
+    kinds = {"w13_weight": ("U8", (3 << 20,)), "w2_weight": ("U8", (1,))}
     case.write(stacked(OLD, kinds))
     case.reshard()
     first = read_tree(case.dst)["model-rank-0"]["model.layers.3.mlp.experts.w13_weight"]

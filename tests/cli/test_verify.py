@@ -245,10 +245,10 @@ def test_replicas_that_differ_and_nodes(case, senders):
         return [rng.sample([0, 1, 2, 3, *rng.choices(range(4), k=4)], 8) for _ in range(2)]
 
     old, new = placement(rows(), 8), placement(rows(), 8)
-    kinds = {"w13_weight": ("U8", (16,))}
+    kinds = {"w13_weight": ("U8", (16,)), "w2_weight": ("U8", (16,))}
     ranks = stacked(old, kinds)
     for rank, tensors in enumerate(ranks):
-        for key in (f"model.layers.{layer}.mlp.experts.w13_weight" for layer in (3, 4)):
+        for key in (f"model.layers.{layer}.mlp.experts.{kind}" for layer in (3, 4) for kind in kinds):
             tensors[key] = tensors[key]._replace(data=bytes([rank]) * 16)
     case.write(ranks)
     case.old(old)

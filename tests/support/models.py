@@ -61,6 +61,8 @@ ROW_FAMILIES: tuple[tuple[tuple[str, str], ...], ...] = (
         ("up_proj.weight_packed", "I32"),
         ("up_proj.weight_scale", "BF16"),
         ("up_proj.weight_shape", "I64"),
+        ("down_proj.weight_packed", "I32"),
+        ("down_proj.weight_scale", "BF16"),
     ),
 )
 
@@ -72,7 +74,7 @@ EXPERT_FAMILIES: tuple[tuple[tuple[str, str], ...], ...] = (
         ("w1.scale", "F8_E8M0"),
         ("w2.scale", "F8_E8M0"),
     ),
-    (("w1.weight", "F4"), ("w1.scale", "F32")),
+    (("w1.weight", "F4"), ("w1.scale", "F32"), ("w2.weight", "U8")),
 )
 
 ROW_SHAPES = ((), (1,), (2,), (3,), (2, 3), (7, 1), (1, 2, 8), (61,), (700,), (0,))
@@ -98,6 +100,7 @@ def models(draw: st.DrawFn, pair: Pair, style: Style) -> Model:
         for index in range(old.num_layers)
     }
     same_ranks = old.num_ranks == new.num_ranks
+    unplaced: list[OtherTensor] = []
     others = [
         OtherTensor("model.norm.weight"),
         OtherTensor("model.layers.77.self_attn.attn._k_scale", "F32", ()),
@@ -106,14 +109,17 @@ def models(draw: st.DrawFn, pair: Pair, style: Style) -> Model:
         key = prefix.format(layer=min(layers))
         others.append(OtherTensor(f"{key}e_score_correction_bias", "F32", (old.num_logical_experts,)))
         others.append(OtherTensor(f"{key}_shared_experts._layer.w13_weight", "BF16", (2, 2), same_ranks))
-        others.append(OtherTensor(f"{key}w2_input_scale", "F32", (), same_ranks))
+        others.append(OtherTensor(f"{key}w2_input_scale", "F32", ()))
     if same_ranks:
         others.append(OtherTensor("model.embed_tokens.weight", "BF16", (3, 3), own=True))
         if style == "stacked" and old.slots_per_rank.tolist() == new.slots_per_rank.tolist():
             key = prefix.format(layer=99)
-            others.append(OtherTensor(f"{key}w13_weight", "BF16", (0, 2), own=True, rows=True))
+            unplaced = [
+                OtherTensor(f"{key}{name}", "I64", (0, 2), own=True, rows=True)
+                for name in ("w13_weight", "w2_weight")
+            ]
     count = draw(st.integers(0, len(others)))
-    chosen = tuple(draw(st.permutations(others))[:count])
+    chosen = (*draw(st.permutations(others))[:count], *(unplaced if draw(st.booleans()) else []))
     num_stages = draw(st.sampled_from([0, 0, 1, 2])) if style == "stacked" else 0
     return Model(style, prefix, layers, chosen, old.num_ranks, num_stages)
 

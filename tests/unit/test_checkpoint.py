@@ -66,7 +66,8 @@ class TestRows:
         assert read_rows(checkpoint) == expected_rows(OLD, KINDS)
         assert checkpoint.expert_nbytes.tolist() == [48, 48]
         assert [set(rank) for rank in checkpoint.others] == [set(others())] * 2
-        assert (checkpoint.warnings, checkpoint.sharded_others, checkpoint.unplaced_layers) == ([], [], [])
+        assert (checkpoint.warnings, checkpoint.sharded_others, shards.layers.beside) == ([], [], [])
+        assert (checkpoint.rank_numbers, checkpoint.maps) == (frozenset(), {})
         assert not checkpoint.extents.offset.flags.writeable
 
     def test_one_tensor_for_each_row(self, tmp_path):
@@ -90,9 +91,9 @@ class TestRows:
         assert read_rows(bind(shards, of(uneven))) == expected_rows(uneven, KINDS)
 
     def test_layers_with_other_tensors(self, tmp_path):
-        """A cell that a layer lacks has no bytes and no places."""
-        ranks = stacked(OLD, {"w13_weight": ("U8", (2,))})
-        more = stacked({**OLD, "layer_ids": [3, 4]}, {"w2_weight": ("U8", (3,))})
+        """A cell that a layer lacks has no bytes and no places; it may lack what is of no projection."""
+        ranks = stacked(OLD, {"first": ("U8", (2,))})
+        more = stacked({**OLD, "layer_ids": [3, 4]}, {"second": ("U8", (3,))})
         merged = [
             {**first, **{key: at for key, at in second.items() if "layers.4" in key}}
             for first, second in zip(ranks, more, strict=True)
@@ -175,7 +176,7 @@ class TestBinding:
     def test_too_many_kinds_of_tensors(self, tmp_path):
         """EP209 before any array is made for them."""
         kind = Tensor("U8", (1 << 16, 0), b"")
-        ranks = [{f"x{number}.layers.3.mlp.experts.w13_weight": kind for number in range(3000)}]
+        ranks = [{f"layers.3.mlp.experts.part_{number}": kind for number in range(3000)}]
         rows = placement([[0] * (1 << 16)], 1, layer_ids=[3])
         shards = open_shards(write_tree(tmp_path / "src", ranks))
         with pytest.raises(CheckpointError) as caught:

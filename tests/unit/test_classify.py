@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
-from eplb_cli.checkpoint.classify import Cell, check_scales, split_tensors
+from eplb_cli.checkpoint.classify import SplitTensors, check_scales, split_tensors
+from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.layout_file import layout_from_json, presets
 from eplb_cli.checkpoint.others import lacking_others, looks_sharded
-from eplb_cli.checkpoint.shards import TensorAt
+from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import TensorEntry
 from eplb_cli.models.config import config_beside
@@ -23,14 +25,22 @@ def at(*shape: int, dtype: str = "F32") -> TensorAt:
     return TensorAt(0, 0, TensorEntry(dtype, shape, 0, 0))
 
 
+def shards_of(*ranks: Mapping[str, TensorAt], layout: Layout = VLLM) -> Shards:
+    """Shards without a file."""
+    return Shards(Path("/nowhere"), layout, (), ranks, (), None)
+
+
 def split(
     *ranks: dict[str, TensorAt], layers: tuple[int, ...] = (3,), slots: tuple[int, ...] = (2, 2)
-) -> Any:
-    return split_tensors(VLLM, ranks, layers, slots)
+) -> SplitTensors:
+    return split_tensors(shards_of(*ranks), layers, slots)
 
 
 def key(name: str, layer: int = 3) -> str:
     return PREFIX.format(layer) + name
+
+
+ROWS = {key("w2_weight"): at(2, 5)}
 
 
 def test_expert_tensors_are_sorted_by_layer_name_and_rank():
@@ -40,6 +50,7 @@ def test_expert_tensors_are_sorted_by_layer_name_and_rank():
     assert list(found.experts) == [(3, PREFIX.format("{layer}") + "w2_weight", "w2_weight")]
     assert [set(rank) for rank in next(iter(found.experts.values())).values()] == [{None}, {None}]
     assert [set(rank) for rank in found.others] == [{"model.norm.weight", key("e_score_correction_bias")}] * 2
+    assert not found.rank_numbers
 
 
 def test_layers_outside_the_placement_are_others():
@@ -47,28 +58,40 @@ def test_layers_outside_the_placement_are_others():
     tensors = {key("w2_weight", 61): at(7, 5), key("w2_weight_scale_inv", 61): at()}
     found = split({**tensors, key("w2_weight"): at(2, 5)}, {key("w2_weight"): at(2, 5)})
     assert set(found.others[0]) == set(tensors)
+    assert not found.rank_numbers
 
 
-def test_unknown_numbers_stay():
-    """A tensor without a dimension is nobody's row, unless its name says that it has rows."""
-    tensors = {key("w2_weight"): at(2, 5), key("something_new"): at(), key("w2_input_scale"): at()}
-    assert set(split(tensors, tensors).others[0]) == {key("something_new"), key("w2_input_scale")}
+def test_numbers_of_a_rank():
+    """What has no dimension for rows stays, and may be of its experts; so may a (1,) beside more rows."""
+    tensors = {key("w2_weight"): at(2, 5), key("something_new"): at(), key("w2_input_scale"): at(1)}
+    numbers = {key("something_new"), key("w2_input_scale")}
+    found = split(tensors, tensors)
+    assert set(found.others[0]) == numbers
+    assert found.rank_numbers == numbers
+
+
+def test_one_row_is_a_row():
+    """With a single row on each rank (1,) is a value for it."""
+    tensors = {key("w2_weight"): at(1, 5), key("w2_input_scale"): at(1)}
+    found = split(tensors, tensors, slots=(1, 1))
+    assert {tensor for _, _, tensor in found.experts} == {"w2_weight", "w2_input_scale"}
+    assert not found.rank_numbers
 
 
 @pytest.mark.parametrize(
     ("code", "first", "second"),
     [
-        ("EP207", {key("w2_new"): at(2, 5)}, {}),
-        ("EP207", {"model.w13_weight": at(2, 5)}, {}),
-        ("EP208", {key("w2_weight"): at()}, {}),
+        ("EP207", {"model.w13_weight": at(2, 5), **ROWS}, ROWS),
+        ("EP207", {key("w2_new"): at(5, 2), **ROWS}, {**ROWS, key("w2_new"): at(2, 5)}),
+        ("EP208", {key("w2_weight"): at(), key("w13_weight"): at(2, 5)}, {key("w13_weight"): at(2, 5)}),
         ("EP208", {key("w2_weight"): at(3, 5)}, {key("w2_weight"): at(2, 5)}),
         ("EP208", {key("w2_weight"): at(2, 5)}, {key("w2_weight"): at(5, 2)}),
         ("EP209", {key("w2_weight"): at(2, 5)}, {}),
         ("EP210", {key("w2_weight_scale"): at(2)}, {}),
         ("EP211", {key("w2_input_scale"): at(2)}, {key("w2_input_scale"): at()}),
-        ("EP211", {key("w2_input_scale"): at(3)}, {key("w2_input_scale"): at(3)}),
+        ("EP211", {key("w2_input_scale"): at(3), **ROWS}, {key("w2_input_scale"): at(3), **ROWS}),
     ],
-)
+)  # fmt: skip
 def test_what_is_neither(code, first, second):
     """A code for each way, with the key and the rank."""
     with pytest.raises(CheckpointError) as caught:
@@ -95,19 +118,15 @@ BEHIND = layout_from_json(
     },
     "behind.toml",
 )
-"""A layout in whose keys the tensor does not come last."""
+"""A layout with patterns, in whose keys the tensor does not come last."""
 
 
-class TestScales:
+class TestScalesOfPatterns:
     def check(self, **dtypes: str) -> None:
-        """Check a checkpoint whose tensors are named `w13_weight_3` for layer 3."""
-        experts: dict[Cell, dict[int, dict[int | None, TensorAt]]] = {}
-        for name, dtype in dtypes.items():
-            tensor, layer = name.rsplit("_", 1)
-            experts[int(layer), PREFIX.format("{layer}") + tensor, tensor] = {
-                0: {None: at(2, 5, dtype=dtype)}
-            }
-        check_scales(VLLM, experts)
+        """Check shards whose tensors are named `up_scale_3` for layer 3."""
+        named = [(*name.rsplit("_", 1), dtype) for name, dtype in dtypes.items()]
+        tensors = {f"m.h.{layer}.{tensor}.row0": at(5, dtype=dtype) for tensor, layer, dtype in named}
+        check_scales(shards_of(tensors, layout=BEHIND))
 
     def refused(self, **dtypes: str) -> str:
         with pytest.raises(CheckpointError) as caught:
@@ -117,59 +136,24 @@ class TestScales:
 
     def test_weights_with_and_without(self):
         """A layer in fp8 with scales, another in bf16 without: both are whole."""
-        self.check(
-            w13_weight_3="F8_E4M3",
-            w13_weight_scale_inv_3="F32",
-            w2_weight_3="F8_E4M3",
-            w2_weight_scale_inv_3="F32",
-            w13_weight_4="BF16",
-            w2_weight_4="BF16",
-        )
-        self.check(w13_weight_3="BF16", w2_weight_3="BF16")
-
-    def test_packed_weights(self):
-        """A scale may belong to either of two weights."""
-        self.check(
-            w13_weight_packed_3="I32",
-            w13_weight_scale_3="BF16",
-            w2_weight_packed_3="I32",
-            w2_weight_scale_3="BF16",
-        )
+        scaled = {"up_3": "F8_E4M3", "up_scale_3": "F32", "down_3": "F8_E4M3", "down_scale_3": "F32"}
+        self.check(**scaled, up_4="BF16", down_4="BF16")
+        self.check(up_3="BF16", down_3="BF16")
 
     def test_another_layer_has_it(self):
         """The weight of layer 4 is of the same dtype as that of layer 3, which has a scale."""
-        said = self.refused(w13_weight_3="F8_E4M3", w13_weight_scale_inv_3="F32", w13_weight_4="F8_E4M3")
-        assert "layer 4" in said
-        assert "w13_weight is there without w13_weight_scale_inv" in said
+        said = self.refused(up_3="F8_E4M3", up_scale_3="F32", up_4="F8_E4M3")
+        assert said == "layer 4: up.row{row} is there without up_scale"
 
     def test_the_other_weight_has_it(self):
-        """w13 and w2 of one dtype are quantised alike."""
-        said = self.refused(w13_weight_3="F8_E4M3", w13_weight_scale_inv_3="F32", w2_weight_3="F8_E4M3")
-        assert "w2_weight is there without w2_weight_scale_inv" in said
+        """Both weights of one dtype are quantised alike."""
+        said = self.refused(up_3="F8_E4M3", up_scale_3="F32", down_3="F8_E4M3")
+        assert said == "layer 3: down.row{row} is there without down_scale"
 
     def test_a_scale_alone(self):
         """Refused, even where no weight is of its kind."""
-        assert "w2_scales is there without w2_qweight" in self.refused(w2_scales_3="F16", w13_weight_3="BF16")
-
-    @pytest.mark.parametrize(
-        ("names", "says"),
-        [
-            (["up", "up_scale", "down", "down_scale"], ""),
-            (["up", "up_scale", "down"], "layer 3: m.h.3.down.row{row} is there without down_scale"),
-            (["up", "down_scale"], "layer 3: m.h.3.down_scale.row{row} is there without down"),
-        ],
-    )
-    def test_a_name_with_something_behind_it(self, names, says):
-        """A weight and its scale belong together wherever in the key their names are."""
-        experts: dict[Cell, dict[int, dict[int | None, TensorAt]]] = {
-            (3, f"m.h.{{layer}}.{name}.row{{row}}", name): {0: {0: at(5)}} for name in names
-        }
-        if not says:
-            check_scales(BEHIND, experts)
-            return
-        with pytest.raises(CheckpointError) as caught:
-            check_scales(BEHIND, experts)
-        assert (caught.value.code, caught.value.message) == ("EP210", says)
+        said = self.refused(down_scale_3="F16", up_3="BF16")
+        assert said == "layer 3: down_scale.row{row} is there without down"
 
 
 class TestSharded:

@@ -21,6 +21,7 @@ def test_another_version_of_the_launcher_is_refused():
         layout={},
         senders="balanced",
         ranks_per_node=None,
+        rank_scalars=None,
         shared=[],
         backend="gloo",
         digest="",

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_cli.checkpoint.layout import ExpertKey, ShardName, file_name, key_name
+from eplb_cli.checkpoint.layout import ShardName, file_name, key_name
 from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json, presets, read_layout
 from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import CheckpointError
@@ -85,6 +85,10 @@ class TestKeys:
             (VLLM, "language_model.model.layers.0.feed_forward.experts.w13_weight", "w13_weight", 0, None),
             (VLLM, "layers.1.block_sparse_moe.experts.w2_weight", "w2_weight", 1, None),
             (VLLM, "model.layers.3.mlp.experts.w13_input_scale", "w13_input_scale", 3, None),
+            (VLLM, "model.layers.3.mlp.experts.w13_lora_a", "w13_lora_a", 3, None),
+            (VLLM, "model.layers.3.mlp.experts.gate_up_proj_blocks", "gate_up_proj_blocks", 3, None),
+            (VLLM, "model.layers.3.mlp.experts.correction_bias_2", "correction_bias_2", 3, None),
+            (VLLM, "model.layers.3.mixer.experts.w13_weight", "w13_weight", 3, None),
             (PER_ROW, "model.layers.3.mlp.experts.17.gate_proj.weight", "gate_proj.weight", 3, 17),
             (DEEPSEEK, "layers.3.ffn.experts.255.w1.scale", "w1.scale", 3, 255),
         ],
@@ -92,8 +96,11 @@ class TestKeys:
     def test_what_a_key_says(self, layout, key, tensor, layer, number):
         """Layer, tensor and number; the template gives the key back."""
         found = layout.match_key(key)
-        assert found == ExpertKey(found.template, tensor, layer, number)
+        assert (found.tensor, found.place.number, found.number) == (tensor, layer, number)
         assert key_name(found.template, layer, number) == key
+        assert key_name(found.of_layers, layer, number) == key
+        assert "{layer}" in found.of_layers
+        assert "{layer}" not in found.template
 
     @pytest.mark.parametrize(
         ("key", "is_known"),
@@ -102,22 +109,19 @@ class TestKeys:
             ("model.layers.3.mlp.experts.routed_experts.e_score_correction_bias", True),
             ("model.layers.3.mlp.experts._shared_experts._layer.gate_up_proj.weight", True),
             ("model.layers.3.mlp.experts._gate.weight", True),
+            ("model.layers.3.mlp.experts.expert_map", True),
             ("model.layers.3.mlp.experts.gate.weight", True),
             ("model.layers.3.mlp.shared_experts.down_proj.weight", True),
             ("model.layers.3.mlp.gate.weight", True),
             ("model.embed_tokens.weight", True),
-            ("model.layers.3.mlp.experts.w13_lora_a", False),
             ("model.layers.3.mlp.experts.0.gate_proj.weight", False),
-            ("model.layers.3.mlp.experts.gate_up_proj_blocks", False),
-            ("model.layers.3.mlp.experts.e_score_correction_bias_2", False),
             ("model.layers.03.mlp.experts.w13_weight", False),
-            ("model.layers.3.mixer.experts.w13_weight", False),
             ("model.layers.3.mixer.w13_weight", False),
             ("experts.x", False),
         ],
     )
     def test_keys_that_are_no_experts(self, key, is_known):
-        """What looks like an expert's has to be known not to be one, by its exact name."""
+        """What looks like an expert's has to be known not to be one; or it lacks a layer, or has a number."""
         assert VLLM.match_key(key) is None
         assert VLLM.is_known_other(key) == is_known
 
@@ -141,7 +145,9 @@ class TestKeys:
         """No key makes matching fail."""
         for layout in presets():
             found = layout.match_key(key)
-            assert found is None or key_name(found.template, found.layer, found.number) == key
+            if found is not None:
+                assert key_name(found.template, found.place.number, found.number) == key
+                assert key_name(found.of_layers, found.place.number, found.number) == key
             layout.is_known_other(key)
 
     @pytest.mark.parametrize(
@@ -161,7 +167,8 @@ class TestKeys:
     def test_where_the_tensor_stands(self, pattern, key, expected):
         """Anywhere in a pattern; a key with a placeholder in it could not be written again, and is none."""
         layout = layout_from_json({**MINE, "experts": [pattern]}, "mine")
-        assert layout.match_key(key) == (expected and ExpertKey(*expected))
+        found = layout.match_key(key)
+        assert (found and (found.of_layers, found.tensor, found.place.number, found.number)) == expected
         assert layout.is_known_other(key) == (key == "a.3.")
 
     def test_a_hostile_key_is_matched_in_time(self):
@@ -238,7 +245,7 @@ class TestLayoutFiles:
         """What may be left out is empty; JSON gives it back."""
         layout = layout_from_json(MINE, "mine")
         assert (layout.input_scales, layout.others, layout.description) == ((), (), "")
-        assert layout.numbering == "stacked"
+        assert (layout.numbers, layout.maps, layout.main) == ("", (), "")
         again = layout_from_json(json.loads(json.dumps(layout.as_json())), "again")
         assert again == layout
 
@@ -255,7 +262,7 @@ class TestLayoutFiles:
             ({"extra": 1}, "'extra'"),
             ({"name": 3}, "name"),
             ({"description": 3}, "description"),
-            ({"files": []}, "files or experts is empty"),
+            ({"files": []}, "files is empty"),
             ({"files": "x"}, "files is not a list"),
             ({"files": [""]}, "files is not a list"),
             ({"files": ["x.safetensors"]}, "{rank}"),
@@ -263,7 +270,7 @@ class TestLayoutFiles:
             ({"files": ["{rank}-{host}.safetensors"]}, "{rank}"),
             ({"files": ["../{rank}.safetensors"]}, "{rank}"),
             ({"files": ["{rank}.bin"]}, ".safetensors"),
-            ({"experts": []}, "empty"),
+            ({"experts": []}, "input_scales and scales are of tensors that experts have patterns for"),
             ({"experts": ["a.{layer}"]}, "{tensor}"),
             ({"experts": ["a.{tensor}"]}, "{layer}"),
             ({"experts": ["a.{layer}.{row}.{expert}.{tensor}"]}, "{layer}"),
@@ -275,6 +282,13 @@ class TestLayoutFiles:
             ({"others": ["up"]}, "more than once"),
             ({"others": ["a*b"]}, "* stands only at the end"),
             ({"others": ["a**"]}, "* stands only at the end"),
+            ({"others": ["expert_map"]}, "'expert_map' says which experts a rank has"),
+            ({"tensors": ["up", "up_scale", "_expert_map"]}, "'_expert_map' says which experts a rank has"),
+            ({"maps": ["up"]}, "more than once"),
+            ({"maps": [1]}, "maps is not a list"),
+            ({"main": 3}, "main"),
+            ({"numbers": "slot"}, 'numbers is not "row" or "expert"'),
+            ({"numbers": "row"}, "experts say it"),
             ({"scales": ["up"]}, "scales"),
             ({"scales": {"up_scale": 1}}, "scales"),
             ({"scales": {"up_scale": "upp"}}, "'upp' in scales is not one of the tensors"),

@@ -94,8 +94,22 @@ def test_placements_are_read_as_files_are(tmp_path):
         replace(GOOD, placement={}).read_placement(tmp_path)
 
 
-@pytest.mark.parametrize("key", [key for key in content_of() if key != "format"])
-@pytest.mark.parametrize("value", [3.5, "drop"])
+def test_a_tree_of_an_earlier_version(tmp_path):
+    """It had no decisions."""
+    content = content_of()
+    del content["decisions"]
+    assert read(tmp_path, sealed(content)) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (key, value)
+        for key in content_of()
+        for value in (3.5, "drop")
+        if key != "format" and (key, value) != ("decisions", "drop")
+    ],
+)
 def test_a_key_that_is_missing_or_of_another_type(tmp_path, key, value):
     """EP214 names it."""
     content = content_of()

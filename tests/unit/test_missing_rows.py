@@ -13,10 +13,22 @@ from tests.support.checkpoints import ExpertTensor, Model, read_file, write_file
 
 OLD = Placement(np.array([[0, 1, 2, 3]]), np.array([0, 2, 4]), 4, np.array([3]))
 PREFIXES = {
-    "stacked": ("model.layers.{layer}.mlp.experts.", "w13_weight", "w13_weight_scale"),
-    "row": ("model.layers.{layer}.mlp.experts.", "w1.weight", "w1.weight_scale"),
-    "expert": ("layers.{layer}.ffn.experts.", "w1.weight", "w1.scale"),
+    "stacked": ("model.layers.{layer}.mlp.experts.", "w{}_weight", "w{}_weight_scale"),
+    "row": ("model.layers.{layer}.mlp.experts.", "w{}.weight", "w{}.weight_scale"),
+    "expert": ("layers.{layer}.ffn.experts.", "w{}.weight", "w{}.scale"),
 }
+
+
+def tensors_of(weight: str, scale: str) -> tuple[ExpertTensor, ...]:
+    """Two projections, each with a weight and a scale."""
+    return tuple(
+        tensor
+        for projection in (1, 2)
+        for tensor in (
+            ExpertTensor(weight.format(projection), "F8_E4M3", (4,)),
+            ExpertTensor(scale.format(projection), "F32"),
+        )
+    )
 
 
 @pytest.mark.parametrize("style", PREFIXES)
@@ -24,10 +36,9 @@ PREFIXES = {
 def test_a_rank_without_a_tensor_is_refused(tmp_path, style, which, code):
     """Rank 1 has no scale, or no weight, at all; the message names the rank."""
     prefix, weight, scale = PREFIXES[style]
-    tensors = (ExpertTensor(weight, "F8_E4M3", (4,)), ExpertTensor(scale, "F32"))
-    write_tree(tmp_path, Model(style, prefix, {3: tensors}, (), 2), OLD)
+    write_tree(tmp_path, Model(style, prefix, {3: tensors_of(weight, scale)}, (), 2), OLD)
     (file,) = (file for file in tmp_path.iterdir() if file.name.startswith(("model1", "model-rank-1")))
-    lacking = scale if which == "scale" else weight
+    lacking = (scale if which == "scale" else weight).format(1)
     write_file(file, {key: held for key, held in read_file(file).items() if not key.endswith(lacking)})
     with pytest.raises(CheckpointError, match="rank 1") as raised:
         bind(open_shards(tmp_path), OLD)
@@ -37,8 +48,7 @@ def test_a_rank_without_a_tensor_is_refused(tmp_path, style, which, code):
 def test_a_rank_whose_rows_are_empty_needs_no_keys(tmp_path):
     """With the expert in the key, a rank without experts has no tensor, and is complete."""
     prefix, weight, scale = PREFIXES["expert"]
-    tensors = (ExpertTensor(weight, "F8_E4M3", (4,)), ExpertTensor(scale, "F32"))
     placement = Placement(np.array([[0, 1, -1, -1]]), np.array([0, 2, 4]), 2, np.array([3]))
-    write_tree(tmp_path, Model("expert", prefix, {3: tensors}, (), 2), placement)
+    write_tree(tmp_path, Model("expert", prefix, {3: tensors_of(weight, scale)}, (), 2), placement)
     found = bind(open_shards(tmp_path), placement)
-    assert (found.extents.file >= 0).tolist() == [[[True, True, False, False]] * 2]
+    assert (found.extents.file >= 0).tolist() == [[[True, True, False, False]] * 4]

@@ -11,6 +11,7 @@ from eplb_cli.checkpoint.sharded import bind
 from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, parse_header
+from eplb_cli.output.prepared import bind_and_plan
 from eplb_cli.output.tree import plan_output, source_rank
 from eplb_cli.placements.own_format import placement_from_json
 from tests.cli.tree import NEW, OLD, others, placement, singles, stacked, write_shard, write_tree
@@ -122,7 +123,7 @@ def test_a_name_without_a_part(tmp_path, monkeypatch):
 def test_a_rank_without_a_tensor_has_a_file(tmp_path):
     """So that nobody takes it for missing."""
     old = {**placement([[0, 1, 2, 3]]), "num_ranks": 2}
-    kinds = {"w1.weight": ("BF16", (2,))}
+    kinds = {"w1.weight": ("BF16", (2,)), "w2.weight": ("BF16", (2,))}
     ranks = [
         {key: at for key, at in rank.items() if "experts" in key}
         for rank in singles(old, kinds, "layers.{layer}.ffn.experts.{expert}.{tensor}")
@@ -133,17 +134,14 @@ def test_a_rank_without_a_tensor_has_a_file(tmp_path):
     assert headers_of(tree)["model1-mp2.safetensors"].tensors == {}
 
 
-@pytest.mark.parametrize(
-    ("code", "new", "layer_ids"),
-    [("EP219", placement([[0, 1, 2, 3]]), [3, 9]), ("EP219", placement([[0, 1, 2, 3, 0, 1]], 3), [3, 9])],
-)
-def test_what_cannot_follow(tmp_path, code, new, layer_ids):
-    """MoE layers outside the placement, to other slots or ranks."""
-    ranks = stacked({**OLD, "layer_ids": layer_ids})
-    old = placement([[0, 1, 2, 3, 0, 1]])
-    with pytest.raises(CheckpointError) as caught:
-        planned(tmp_path, new, ranks, old=old)
-    assert caught.value.code == code
+@pytest.mark.parametrize("new", [placement([[0, 1, 2, 3]]), placement([[0, 1, 2, 3, 0, 1]], 3)])
+def test_what_cannot_follow(tmp_path, new):
+    """EP219: MoE layers of the main module that no placement names, to other slots or ranks."""
+    shards = open_shards(write_tree(tmp_path / "src", stacked({**OLD, "layer_ids": [3, 9]})))
+    old = placement_from_json(placement([[0, 1, 2, 3, 0, 1]]), "old")
+    with pytest.raises(CheckpointError, match="layer 9 has experts") as caught:
+        bind_and_plan(shards, old, placement_from_json(new, "new"), "balanced", None)
+    assert caught.value.code == "EP219"
 
 
 def test_sharded_others(tmp_path):

@@ -461,6 +461,7 @@ INSPECTION = Inspection(
     layout="stacked",
     slots_per_rank=(3, 3, 2, 2),
     layers=(0, 3, 4, 5),
+    further_layers={},
     expert_tensors=(
         ExpertTensor(
             name="model.layers.{layer}.mlp.experts.routed_experts.w13_weight",

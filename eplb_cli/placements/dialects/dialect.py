@@ -58,23 +58,9 @@ def not_this(name: str, problem: str, hint: str = "") -> PlacementError:
     return PlacementError("EP103", f"not a placement of {name}: {problem}", hint)
 
 
-def known_layers(hints: Hints) -> list[int] | None:
-    """The model's own numbers of its MoE layers without MTP, ascending; None where nothing says them."""
-    model = hints.model
-    if hints.layer_ids is None:
-        return None if model is None else list(model.moe_layers)
-    numbers = sorted(hints.layer_ids.tolist())
-    if model is None:
-        return numbers
-    hidden = model.num_hidden_layers
-    return [
-        layer for layer in numbers if layer not in model.mtp_layers and (hidden is None or layer < hidden)
-    ]
-
-
 def by_moe_index(rows: object, hints: Hints, **keys: object) -> dict[str, Any]:
     """The content of rows that are the MoE layers in their order."""
-    layers = known_layers(hints)
+    layers = hints.own_layers
     if layers is None or not isinstance(rows, list) or len(rows) != len(layers):
         return content(rows, None, **keys)
     return content(rows, layers, **keys)
@@ -82,7 +68,7 @@ def by_moe_index(rows: object, hints: Hints, **keys: object) -> dict[str, Any]:
 
 def for_all_layers(row: list[int], hints: Hints, **keys: object) -> dict[str, Any]:
     """The content of one row that is meant for every MoE layer: of one, where nothing says how many."""
-    layers = known_layers(hints)
+    layers = hints.own_layers
     count = len(layers) if layers is not None else hints.num_layers or 1
     return by_moe_index([row] * count, hints, **keys)
 
@@ -122,7 +108,7 @@ def moe_table(placement: Placement, hints: Hints, name: str) -> NDArray[np.int64
     if placement.layer_ids is None:
         return placement.physical_to_logical
     numbers = placement.layer_ids.tolist()
-    layers = known_layers(hints)
+    layers = hints.own_layers
     if layers is None:
         layers = list(range(min(numbers), max(numbers) + 1))
     missing, further = sorted(set(layers) - set(numbers)), sorted(set(numbers) - set(layers))
@@ -140,7 +126,7 @@ def layer_numbers(placement: Placement, hints: Hints, name: str) -> list[int]:
     """The model's own number of each row. Raises EP117 where nothing says them."""
     if placement.layer_ids is not None:
         return [int(layer) for layer in placement.layer_ids]
-    layers = known_layers(hints)
+    layers = hints.own_layers
     if layers is None or len(layers) != placement.num_layers:
         known = "" if layers is None else f", and the model has {len(layers):,} MoE layers"
         raise PlacementError(

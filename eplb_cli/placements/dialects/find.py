@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.placements.dialects.dialect import Dialect, known_layers
+from eplb_cli.placements.dialects.dialect import Dialect
 from eplb_cli.placements.dialects.registry import NAMES, OWN, dialect_called
 from eplb_cli.placements.dialects.strangers import stranger
 from eplb_cli.placements.hints import Hints
@@ -44,7 +44,7 @@ def _not_of(name: str, value: object) -> PlacementError:
 
 def _vllm_or_sglang(rows: object, hints: Hints) -> str:
     """Told apart by the number of rows: MoE layers, or all hidden layers."""
-    layers = known_layers(hints)
+    layers = hints.own_layers
     counted = hints.num_layers if layers is None else len(layers)
     hidden = None if hints.model is None else hints.model.num_hidden_layers
     if not isinstance(rows, list) or len(rows) == counted:

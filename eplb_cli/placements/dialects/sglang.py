@@ -16,7 +16,6 @@ from eplb_cli.placements.dialects.dialect import (
     Note,
     content,
     json_rows,
-    known_layers,
     layer_numbers,
     moe_table,
     require_even,
@@ -43,7 +42,7 @@ def _read(value: Any, hints: Hints, note: Note) -> dict[str, Any]:  # noqa: ANN4
     if hidden not in (None, len(rows)):
         problem = f"{len(rows):,} rows for the {hidden:,} hidden layers of the model"
         raise PlacementError("EP109", f"a map of sglang has {problem}")
-    layers = known_layers(hints)
+    layers = hints.own_layers
     if layers is None:
         raise PlacementError(
             "EP116",
