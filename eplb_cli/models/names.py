@@ -234,6 +234,6 @@ def _main_module(modules: Mapping[str, Mapping[str, set[int]]]) -> str:
             "EP212",
             f"{first!r} and {alike[0]!r} have experts in {counts[first]:,} layers each: whose layers does a "
             "placement speak of?",
-            'say it in a layout file, with main = "MODULE": see docs/layouts.md',
+            'say it in a layout file, with main = "MODULE", and name that with --layout: see docs/layouts.md',
         )
     return first

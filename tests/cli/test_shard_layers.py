@@ -220,6 +220,13 @@ class TestMtp:
         assert eplb("merge", tmp_path / "dst", tmp_path / "merged").code == 0
         assert_same(tmp_path / "hf", tmp_path / "merged")
 
+    def test_the_hint_of_inspect_is_followed(self, eplb, tmp_path, model):
+        """`inspect` of such a directory names `eplb shard`, and that does it."""
+        assert_error(eplb("inspect", tmp_path / "hf"), "EP206", "`eplb shard` makes shards of it")
+        assert shard(eplb, tmp_path, "--num-ranks", 2).code == 0
+        assert eplb("inspect", tmp_path / "dst").code == 0
+        assert model.mtp
+
     def test_it_is_said_through_links(self, eplb, tmp_path, model):
         """A cache of Hugging Face is all links; the config.json behind one says which layers are hidden."""
         cache = tmp_path / "cache" / "hf"
