@@ -292,3 +292,26 @@ def test_experts_of_no_layer_are_named(eplb, home, key, code, says):
     write_checkpoint(home / "alone" / "hf", alone, "qwen3_moe")
     write_json(home / "alone" / "map.json", placement(ROWS[:1], layer_ids=[0]))
     assert_error(shard(eplb, home / "alone"), code, says)
+
+
+def test_names_that_look_like_templates_are_names(eplb, home):
+    """Whatever a key holds, it is the same key in the shards and in the checkpoint again."""
+    odd = [
+        "model.layers.{layer}.norm",
+        "model.layers.1.{layer}.norm",
+        "model.layers.1.mlp.experts.{expert}.up_proj.weight",
+        "mtp.{row}",
+        f"model.layers.{'7' * 200}.norm",
+        "model.layers.01.norm",
+        "model.layers.٣.norm",
+    ]
+    tensors = two_towers() | {key: tensor("BF16", (), key) for key in odd}
+    write_checkpoint(home / "odd" / "hf", tensors, "qwen3_moe")
+    write_json(home / "odd" / "map.json", placement(ROWS[:3], layer_ids=[0, 1, 2]))
+    result = shard(eplb, home / "odd")
+    assert result.code == 0, result.err
+    for rank in range(2):
+        found = read_rank(home / "odd" / "dst", rank)
+        assert {key: found[key] for key in odd} == {key: tensors[key] for key in odd}
+    assert eplb("merge", home / "odd" / "dst", home / "merged").code == 0
+    assert_same(home / "odd" / "hf", home / "merged")
