@@ -82,10 +82,9 @@ class OneRank(Shards):
                 name does not say of which layer.
         """
         hint = "say what its name means in a layout file, and name that with --layout: see docs/layouts.md"
-        for key, said in self.keys.items():
-            if said.is_expert or not looks_like_experts(key) or not self.tensors[0][key].entry.shape:
-                continue
-            if not self.layout.is_known_other(key):
+        for key in self.keys:
+            is_known = key in self.expert_keys or self.layout.is_known_other(key)
+            if looks_like_experts(key) and not is_known:
                 problem = f"{key!r} looks like an expert's, and layout {self.layout.name} does not know it"
                 raise CheckpointError("EP207", f"{self.path}: {problem}", hint)
         if not any(said.is_expert for said in self.keys.values()):

@@ -281,6 +281,7 @@ def test_another_word_for_mtp(eplb, home):
             "'model.experts.3.up_proj.weight' looks like an expert's",
         ),
         ("model.layers.1.experts", "EP207", "'model.layers.1.experts' looks like an expert's"),
+        ("model.layers.1.mlp.experts.{expert}.up", "EP207", "experts.{expert}.up' looks like an expert's"),
     ],
 )
 def test_experts_of_no_layer_are_named(eplb, home, key, code, says):
@@ -299,7 +300,6 @@ def test_names_that_look_like_templates_are_names(eplb, home):
     odd = [
         "model.layers.{layer}.norm",
         "model.layers.1.{layer}.norm",
-        "model.layers.1.mlp.experts.{expert}.up_proj.weight",
         "mtp.{row}",
         f"model.layers.{'7' * 200}.norm",
         "model.layers.01.norm",
