@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from eplb_cli.checkpoint.complete import Group, is_scale, is_weight
@@ -45,11 +45,11 @@ def split_tensors(shards: Shards, layer_ids: Sequence[int], slots_per_rank: Sequ
     """
     experts: dict[Cell, dict[int, dict[int | None, TensorAt]]] = defaultdict(lambda: defaultdict(dict))
     others: tuple[dict[str, TensorAt], ...] = tuple({} for _ in shards.tensors)
-    placed = set(layer_ids)
+    placed, strange = set(layer_ids), _strange_layers(shards)
     rank_numbers: set[str] = set()
     for rank, of_rank in enumerate(shards.tensors):
         for key, at in of_rank.items():
-            found = _expert_key(shards, key, at, rank)
+            found = _expert_key(shards, key, at, rank, strange)
             is_placed = found is not None and found.layer in placed
             if found is not None and is_placed and _has_rows(shards, found, key, at, rank):
                 experts[found.layer, found.template, found.tensor][rank][found.number] = at
@@ -62,9 +62,30 @@ def split_tensors(shards: Shards, layer_ids: Sequence[int], slots_per_rank: Sequ
     return SplitTensors(experts, others, frozenset(rank_numbers))
 
 
-def _expert_key(shards: Shards, key: str, at: TensorAt, rank: int) -> PlacedKey | None:
+def _strange_layers(shards: Shards) -> set[int]:
+    """Layers of other modules than the main one in which nothing has a name like that of a weight.
+
+    What is there may be of a layer of the main module, under a name that nobody knows.
+    """
+    if shards.layout.experts:
+        return set()
+    groups = groups_of(shards)
+    known = {tensor for group in groups if group.layer in shards.layers.placed for tensor in group.dtypes}
+    beside = [group for group in groups if group.layer in shards.layers.beside]
+    return {
+        group.layer for group in beside if not any(is_weight(name) or name in known for name in group.dtypes)
+    }
+
+
+def _expert_key(
+    shards: Shards, key: str, at: TensorAt, rank: int, strange: Container[int]
+) -> PlacedKey | None:
     """What the key says; None for another tensor."""
     found, layout = shards.expert_keys.get(key), shards.layout
+    if found is not None and found.layer in strange:
+        name = shards.layers.name(found.layer)
+        problem = f"{key!r} on rank {rank} is of experts of another module, layer {name}, without any weight"
+        raise CheckpointError("EP207", problem)
     if found is None and not layout.is_known_other(key) and (at.entry.shape or not layout.experts):
         raise CheckpointError(
             "EP207",

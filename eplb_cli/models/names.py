@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from eplb_cli.errors import CheckpointError
 
+_PLACEHOLDERS = ("{layer}", "{row}", "{expert}")
 _MTP = ("mtp", "nextn")
 """What the names of modules for further tokens begin with."""
 
@@ -98,9 +99,9 @@ class ExpertName(NamedTuple):
 def split_expert_key(key: str) -> ExpertName | None:
     """What a key says that is under a module of experts of a layer; None for every other.
 
-    A key that has a brace in itself, as placeholders do, is none: it could not be written again.
+    A key that has a placeholder in itself is none: it could not be written again.
     """
-    if "experts" not in key or "{" in key:
+    if "experts" not in key or ("{" in key and any(placeholder in key for placeholder in _PLACEHOLDERS)):
         return None
     parts = tuple(key.split("."))
     begin = _first(parts, names_experts, 0)
