@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -160,8 +160,13 @@ def bind_and_plan(
         **({"layers_in_order": sorted(added)} if added else {}),
         **({"rank_scalars": rank_scalars, "numbers_of_rank": dict(chosen)} if chosen else {}),
     }
-    odd = (*checkpoint.odd, *added.values())
+    largest = [f"every rank gets the largest {key!r}{_and_more(chosen)}" for key in list(chosen)[:1]]
+    odd = (*checkpoint.odd, *added.values(), *largest)
     return replace(checkpoint, chosen_rank=chosen, decisions=decisions, odd=odd), plan
+
+
+def _and_more(keys: Collection[str]) -> str:
+    return f", and {len(keys) - 1:,} more such numbers" if len(keys) > 1 else ""
 
 
 def _changing_layers(plan: ReshardPlan) -> frozenset[int]:
