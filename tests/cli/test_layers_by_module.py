@@ -107,9 +107,12 @@ def test_it_stays_where_a_named_one_can(beside):
     """OLD names it, NEW does not, ranks and slots are the same: each row stays."""
     rows = [3, 3, 1, 2, 0, 0]
     beside.write(both(OLD, rows))
-    beside.old(placement([*OLD["physical_to_logical_map"], rows], layer_ids=[0, 1, 2]))
-    beside.reshard()
-    assert ranks_of(beside.dst) == both(NEW, rows)
+    first, second = OLD["physical_to_logical_map"]
+    for tables, numbers in ([first, second, rows], [0, 1, 2]), ([rows, second, first], [2, 1, 0]):
+        beside.old(placement(tables, layer_ids=numbers))
+        dst = beside.home / str(numbers[0])
+        beside.reshard(dst=dst)
+        assert ranks_of(dst) == both(NEW, rows)
 
 
 def test_it_moves_where_a_named_one_cannot_stay(beside):

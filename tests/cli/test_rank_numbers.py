@@ -188,15 +188,16 @@ def test_what_is_no_maximum(case, name):
     case.reshard()
 
 
+@pytest.mark.parametrize("name", ["g1_alphas", "w13_input_scale_quant"])
 @pytest.mark.parametrize("values", [(0.5, 0.25), (0.5, 0.5)])
-def test_products_of_a_maximum(case, values):
+def test_products_of_a_maximum(case, name, values):
     """EP231: g1_alphas has w13_input_scale in it, of every rank its own, whether they differ or have rows."""
-    write(case, {key("w13_input_scale"): (1.0, 2.0), key("g1_alphas"): values})
+    write(case, {key("w13_input_scale"): (1.0, 2.0), key(name): values})
     case.new(CHANGED)
-    case.refuse("EP231", "g1_alphas", "not known to be a maximum", options=MAX)
+    case.refuse("EP231", name, "not known to be a maximum", options=MAX)
     rows = Tensor("F32", (2,), struct.pack("<2f", 0.5, 0.25))
-    write(case, {key("w13_input_scale"): (1.0, 2.0), key("g1_alphas"): (rows, rows)})
-    case.refuse("EP231", "g1_alphas", options=MAX)
+    write(case, {key("w13_input_scale"): (1.0, 2.0), key(name): (rows, rows)})
+    case.refuse("EP231", name, options=MAX)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 4])

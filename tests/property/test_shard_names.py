@@ -277,7 +277,7 @@ def test_rows_follow_their_experts_under_the_map_of_their_layer(tree):
             refused = error
         if refused is not None:
             event(f"refused: {refused.code}")
-            assert refused.code in ALLOWED, refused
+            assert refused.code == "EP212", refused  # a module beside has as many layers as the model
             assert refused.hint
             assert not (path / "dst").exists()
             return
@@ -287,10 +287,3 @@ def test_rows_follow_their_experts_under_the_map_of_their_layer(tree):
             found = read_file(path / "dst" / file_of(tree, rank, num_ranks))
             found.pop("model.norm.weight")
             assert found == rank_tensors(tree, tables, num_ranks, rank)
-
-
-ALLOWED = {
-    "EP212",  # a module beside has as many layers as the model
-    "EP218",  # the layers beside, in order, would have an expert twice on a rank
-    "EP232",  # every rank has all experts, and bytes of its own
-}
