@@ -132,7 +132,8 @@ BESIDE: Names = {
 
 def rows_of(layer, name, kind, experts):
     """The rows of some experts, each of them other bytes than any other."""
-    return b"".join(tensor(*kind, f"{layer} {name} {expert}").data for expert in experts)
+    dtype, shape = kind
+    return b"".join(tensor(dtype, shape, f"{layer} {name} {expert}").data for expert in experts)
 
 
 def shards(content, names, home=HOMES[0], beside=None):
@@ -147,9 +148,8 @@ def shards(content, names, home=HOMES[0], beside=None):
             for name, (dtype, shape) in names.items():
                 data = rows_of(layer, name, (dtype, shape), experts[rank * S : (rank + 1) * S])
                 held[f"{prefix}.{name}"] = Tensor(dtype, (S, *shape), data)
-            held |= {
-                f"{prefix}.{name}": tensor(*kind, f"{layer} {name}") for name, kind in (beside or {}).items()
-            }
+            for name, (dtype, shape) in (beside or {}).items():
+                held[f"{prefix}.{name}"] = tensor(dtype, shape, f"{layer} {name}")
         ranks.append(held)
     return ranks
 

@@ -46,7 +46,7 @@ def layers_of(tree):
 
 
 @pytest.fixture
-def beside(case) -> Case:
+def beside(case: Case) -> Case:
     """Qwen3-Next in small: the MTP layer is `mtp.layers.0`, beside `model.layers.0`."""
     case.write(both(OLD))
     case.old(OLD)
