@@ -52,6 +52,11 @@ class _Calls:
         self.counts = counts
         self._lock = threading.Lock()
 
+    @property
+    def are_counted(self) -> bool:
+        """Whether another process sees them."""
+        return isinstance(self.counts, memoryview)
+
     def __enter__(self) -> None:
         with self._lock:
             self.counts[0] += 1

@@ -37,7 +37,7 @@ def go_on_judged(timeout_s: float, hint: str) -> None:
     """Go on in a child of this process, which waits for it and ends as it does; only the child returns.
 
     Where there are threads already, as in a program that calls the command line, it does nothing: a child
-    would have none of them, and their locks for good.
+    would have none of them, and their locks for good. Nor does it in a child that is judged already.
 
     Args:
         timeout_s: seconds after which a call to the file system counts as one that does not come back, if
@@ -47,7 +47,7 @@ def go_on_judged(timeout_s: float, hint: str) -> None:
     Raises:
         WorkerError: EP403, in the parent. The child is killed, and not waited for if it cannot die.
     """
-    if threading.active_count() > 1:
+    if threading.active_count() > 1 or files.calls.are_counted:
         return
     counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [*_RELAYED, signal.SIGCHLD])
