@@ -103,6 +103,20 @@ def test_on_from_there(beside, named, new):
         }
 
 
+@pytest.mark.parametrize("new", [NEW_3, NEW_8, NEW])
+def test_by_a_saved_plan(beside, new):
+    """The plan follows from what was said, and so does what is decided."""
+    beside.new(new)
+    beside.reshard(dst=beside.home / "at once")
+    plan = beside.home / "plan.json"
+    said = (beside.home / "old.json", beside.home / "new.json", "--checkpoint", beside.src, "--out", plan)
+    assert beside.eplb("plan", *said).code == 0
+    result = beside.eplb("reshard", beside.src, beside.dst, "--plan", plan, "--backend", "file")
+    assert result.code == 0, result.err
+    assert ranks_of(beside.dst) == ranks_of(beside.home / "at once")
+    assert decisions(beside.dst) == decisions(beside.home / "at once")
+
+
 @pytest.mark.parametrize("new", [NEW_3, NEW_8])
 def test_on_from_where_it_stayed(beside, new):
     """The manifest has digests of its whole tensors: it is laid out in order, and they are compared before."""
