@@ -221,8 +221,10 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: object) ->
         done += count
 
 
-def read_blocks(descriptor: int, nbytes: int, path: object) -> Iterator[tuple[int, memoryview]]:
-    """The first bytes of a file, in blocks that are valid until the next: where each begins, and its bytes.
+def read_blocks(
+    descriptor: int, nbytes: int, path: object, offset: int = 0
+) -> Iterator[tuple[int, memoryview]]:
+    """Bytes of a file, in blocks that are valid until the next: where each begins behind `offset`, and its bytes.
 
     Raises:
         CheckpointError: EP201 on an error, EP220 where the file ends early.
@@ -230,7 +232,7 @@ def read_blocks(descriptor: int, nbytes: int, path: object) -> Iterator[tuple[in
     block = memoryview(bytearray(min(nbytes, COPY_BLOCK_NBYTES)))
     for begin in range(0, nbytes, COPY_BLOCK_NBYTES):
         view = block[: min(len(block), nbytes - begin)]
-        read_into(descriptor, view, begin, path)
+        read_into(descriptor, view, offset + begin, path)
         yield begin, view
 
 

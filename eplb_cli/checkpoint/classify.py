@@ -133,7 +133,7 @@ def _check_rows(shards: Shards, experts: Experts, slots_per_rank: Sequence[int])
             if shape[0] == rows:
                 problem = f"{shape[0]} rows where OLD has {slots}"
                 raise CheckpointError("EP208", f"{key!r} on rank {rank} is {list(shape)}: {problem}")
-            if "input" in tensor:
+            if "input" in tensor or tensor in shards.layout.input_scales:
                 raise _uneven(key, rank)
             problem = f"is {list(shape)}, and the rank has {rows} rows of experts: nothing says what it is"
             raise CheckpointError("EP207", f"{key!r} on rank {rank} {problem}")

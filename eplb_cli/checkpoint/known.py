@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from eplb_cli.arrays import Digests, Int
-from eplb_cli.checkpoint.manifest import digest_file, read_digests
+from eplb_cli.arrays import Digests
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, digest_file, read_digests
 from eplb_cli.checkpoint.places import other_numbers
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import CheckpointError
+from eplb_cli.placements.placement import Placement
 
 
 def known_digests(
     shards: Shards,
-    shape: tuple[int, ...],
-    slots_per_rank: Int,
+    placement: Placement,
+    templates: Sequence[str],
     others: Sequence[Mapping[str, TensorAt]],
 ) -> Digests | None:
     """(X, 16) digests of the places that the manifest has, zero for the others; None without any.
 
+    Of layers that the manifest does not name, it has digests of whole tensors and none of rows.
+
     Args:
-        shape: (L, K), layers and expert tensors.
+        placement: L layers, at least those that the manifest names.
+        templates: of the K expert tensors.
 
     Raises:
         BytesError: EP506, the digests beside the shards are not those that the manifest names.
         CheckpointError: EP214, they cannot be used, or are not there.
     """
-    if shards.manifest is None or not shards.manifest.digests:
+    manifest = shards.manifest
+    if manifest is None or not manifest.digests:
         return None
-    num_layers, num_tensors = shape
-    parts: list[Digests] = []
-    for rank, slots in enumerate(slots_per_rank.tolist()):
-        found = read_digests(shards.path, rank, (num_layers, num_tensors, slots), shards.manifest)
+    layers = _positions(placement.layer_ids, named_layers(shards, manifest), shards)
+    tensors = _positions(templates, manifest.expert_tensors, shards)
+    rows = np.zeros((placement.num_layers, len(templates), placement.num_slots, DIGEST_NBYTES), np.uint8)
+    for rank, slots in enumerate(placement.slots_per_rank.tolist()):
+        found = read_digests(shards.path, rank, (len(layers), len(tensors), slots), manifest)
         if found is None:
             raise CheckpointError("EP214", f"{shards.path / digest_file(rank)} is missing")
-        parts.append(found)
-    rows = np.concatenate(parts, axis=2).reshape(-1, DIGEST_NBYTES)
-    known = np.concatenate([rows, _known_others(shards.manifest.files, shards, others)])
+        first = int(placement.first_slot[rank])
+        rows[np.ix_(layers, tensors, range(first, first + slots))] = found
+    known = np.concatenate([rows.reshape(-1, DIGEST_NBYTES), _known_others(manifest.files, shards, others)])
     known.setflags(write=False)
     return known
+
+
+def named_layers(shards: Shards, manifest: Manifest) -> list[int]:
+    """The layers of which a manifest has digests of rows."""
+    ids = manifest.read_placement(shards.path).layer_ids
+    return [] if ids is None else ids.tolist()
+
+
+def _positions(among: Iterable[object] | None, wanted: Sequence[object], shards: Shards) -> list[int]:
+    """Where the layers or tensors of a manifest are among those of the shards. Raises EP214."""
+    at = {one: number for number, one in enumerate([] if among is None else among)}
+    lost = [one for one in wanted if one not in at]
+    if lost:
+        problem = f"{shards.path / MANIFEST_NAME} has digests of {lost[0]!r}, which is not there"
+        raise CheckpointError("EP214", problem)
+    return [at[one] for one in wanted]
 
 
 def _known_others(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from eplb_cli import files
 from eplb_cli.arrays import Digests
+from eplb_cli.checkpoint.known import named_layers
 from eplb_cli.checkpoint.places import other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
-from eplb_cli.checkpoint.shards import unlike_manifest
+from eplb_cli.checkpoint.shards import ShardFile, TensorAt, unlike_manifest
 from eplb_cli.digests import DIGEST_NBYTES, zero_digests
 from eplb_cli.placements.placement import EMPTY
 
@@ -26,6 +28,7 @@ def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) 
     """
     if checkpoint.known_digests is None:
         return
+    _require_whole_tensors(checkpoint)
     known = checkpoint.known_digests.copy()
     old, num_rows = checkpoint.placement, checkpoint.extents.file.size
     _know_empty_rows(checkpoint, known[:num_rows])
@@ -42,6 +45,37 @@ def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) 
         f"layer {old.layer_number(layer)}, slot {slot} (rank {old.rank_of_slot[slot]}, "
         f"row {old.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}",
     )
+
+
+def _require_whole_tensors(checkpoint: ShardedCheckpoint) -> None:
+    """EP506 where a tensor that has rows now, and had none to the manifest, is not as that says.
+
+    Those are tensors of layers that it does not name. They are read once more: nothing follows from the digest
+    of a tensor for its rows.
+    """
+    shards, manifest = checkpoint.shards, checkpoint.shards.manifest
+    ids = checkpoint.placement.layer_ids
+    if manifest is None or ids is None:
+        return
+    unnamed = set(ids.tolist()) - set(named_layers(shards, manifest))
+    for rank, tensors in enumerate(shards.tensors if unnamed else ()):
+        for key, at in tensors.items():
+            found, file = shards.expert_keys.get(key), shards.files[at.file]
+            digest = manifest.files[file.path.name]["others"].get(key)
+            if found is None or found.layer not in unnamed or not digest or not at.entry.nbytes:
+                continue
+            if _digest_of(file, at) != digest:
+                raise unlike_manifest(shards, f"{key!r} of rank {rank}")
+
+
+def _digest_of(file: ShardFile, at: TensorAt) -> str:
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    with files.opened_source(file.path, file.stamp) as descriptor:
+        for _, view in files.read_blocks(descriptor, at.entry.nbytes, file.path, at.offset):
+            state.update(view)
+    return state.hexdigest()
 
 
 def _know_empty_rows(checkpoint: ShardedCheckpoint, known: Digests) -> None:

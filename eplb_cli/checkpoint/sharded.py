@@ -112,7 +112,8 @@ class ShardedCheckpoint:
         Raises:
             CheckpointError: EP214, the digests beside the shards cannot be used, or are not there.
         """
-        return known_digests(self.shards, self.row_nbytes.shape, self.placement.slots_per_rank, self.others)
+        templates = [tensor.template for tensor in self.expert_tensors]
+        return known_digests(self.shards, self.placement, templates, self.others)
 
     @cached_property
     def warnings(self) -> list[str]:

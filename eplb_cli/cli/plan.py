@@ -131,7 +131,8 @@ def command(
 
         shards = answer.prepared.checkpoint.shards if answer.prepared else None
         names = {"old": old, "new": new, "layout": layout}
-        saved = saved_plan(answer.plan, answer.report, shards, names, rank_scalars)
+        said = answer.said or (answer.plan.old, answer.plan.new)
+        saved = saved_plan(answer.plan, said, answer.report, shards, names, rank_scalars)
         write_output(out, saved.to_bytes().decode(), replace=True)
     if html is not None:
         from eplb_cli.render.html_page import html_page

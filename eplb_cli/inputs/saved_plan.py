@@ -91,6 +91,7 @@ class SavedPlan:
 
 def saved_plan(
     plan: ReshardPlan,
+    said: tuple[Placement, Placement],
     report: Report,
     shards: Shards | None,
     names: Mapping[str, str],
@@ -99,6 +100,7 @@ def saved_plan(
     """What a plan file has to say of a plan.
 
     Args:
+        said: OLD and NEW, from which with the shards the plan follows.
         names: what the command line calls "old", "new" and "layout".
 
     Raises:
@@ -111,8 +113,8 @@ def saved_plan(
     }
     return SavedPlan(
         tool=f"eplb {__version__}",
-        old=placement_to_json(plan.old),
-        new=placement_to_json(plan.new),
+        old=placement_to_json(said[0]),
+        new=placement_to_json(said[1]),
         senders=plan.senders,
         ranks_per_node=plan.ranks_per_node,
         moves_digest=moves_digest(plan.moves),

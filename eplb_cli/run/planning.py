@@ -24,6 +24,7 @@ from eplb_cli.report.tally import plan_report
 if TYPE_CHECKING:
     from eplb_cli.inputs.given import Given
     from eplb_cli.output.prepared import Prepared
+    from eplb_cli.placements.placement import Placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +35,13 @@ class Answer:
         plan: the placements, and the table of moves between them.
         report: what that comes to, per rank and in all.
         prepared: the shards, and the files that a run would write; None where there is no checkpoint.
+        said: OLD and NEW without the layers that follow by themselves, which the plan has as well.
     """
 
     plan: ReshardPlan
     report: Report
     prepared: Prepared | None = None
+    said: tuple[Placement, Placement] | None = None
 
     def with_estimate(self, rates: Rates) -> Answer:
         """The same, with how long it will take."""
@@ -125,10 +128,13 @@ def _plan_placements(
 def _plan_checkpoint(given: Given, progress: ProgressBar, *, full: bool) -> Answer:
     """Plan for a checkpoint, and refuse what a reshard of it would."""
     from eplb_cli.checkpoint.recorded import require_digests
+    from eplb_cli.checkpoint.sharded import with_layers
     from eplb_cli.machine import default_threads
     from eplb_cli.run.clock import Clock
     from eplb_cli.run.preparing import prepare_given, prepared_report
 
     prepared, _ = prepare_given(given, default_threads(1), progress, Clock(), compare=False)
     require_digests(prepared.checkpoint)
-    return Answer(prepared.plan, prepared_report(given, prepared, full=full), prepared)
+    report = prepared_report(given, prepared, full=full)
+    said = with_layers(given.old, given.shards), with_layers(given.new, given.shards)
+    return Answer(prepared.plan, report, prepared, said)

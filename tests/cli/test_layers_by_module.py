@@ -103,6 +103,40 @@ def test_on_from_there(beside, named, new):
         }
 
 
+@pytest.mark.parametrize("new", [NEW_3, NEW_8, NEW])
+def test_by_a_saved_plan(beside, new):
+    """The plan follows from what was said, and so does what is decided."""
+    beside.new(new)
+    beside.reshard(dst=beside.home / "at once")
+    plan = beside.home / "plan.json"
+    said = (beside.home / "old.json", beside.home / "new.json", "--checkpoint", beside.src, "--out", plan)
+    assert beside.eplb("plan", *said).code == 0
+    result = beside.eplb("reshard", beside.src, beside.dst, "--plan", plan, "--backend", "file")
+    assert result.code == 0, result.err
+    assert ranks_of(beside.dst) == ranks_of(beside.home / "at once")
+    assert decisions(beside.dst) == decisions(beside.home / "at once")
+
+
+@pytest.mark.parametrize("new", [NEW_3, NEW_8])
+def test_on_from_where_it_stayed(beside, new):
+    """The manifest has digests of its whole tensors: it is laid out in order, and they are compared before."""
+    beside.reshard()
+    beside.new(new)
+    again = beside.home / "again"
+    beside.reshard(src=beside.dst, dst=again, old=None)
+    assert [at for key, at in ranks_of(again)[-1].items() if "mtp" in key] == [
+        both(new)[-1][key] for key in ranks_of(again)[-1] if "mtp" in key
+    ]
+    assert beside.eplb("verify", again, "--against", beside.dst).code == 0
+    file = beside.dst / "model-rank-1-part-0.safetensors"
+    content = file.read_bytes()
+    row = ranks_of(beside.dst)[1][f"{MTP}.w2_weight"].data
+    at = content.index(row) + len(row) // 2
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    said = {"src": beside.dst, "dst": beside.home / "third", "old": None}
+    beside.refuse("EP506", "mtp.layers.0.mlp.experts.w2_weight", exit_code=5, **said)
+
+
 def test_it_stays_where_a_named_one_can(beside):
     """OLD names it, NEW does not, ranks and slots are the same: each row stays."""
     rows = [3, 3, 1, 2, 0, 0]

@@ -112,8 +112,12 @@ PER_EXPERT = Model(
     "expert",
     "layers.{layer}.ffn.experts.",
     {
-        3: (ExpertTensor("w1.weight", "F4", (9, 6)), ExpertTensor("w1.scale", "F8_E8M0", (9, 1))),
-        7: (ExpertTensor("w1.weight", "F4", (3, 4)), ExpertTensor("w1.scale", "F8_E8M0", (3, 5))),
+        layer: (
+            ExpertTensor("w1.weight", "F4", shape),
+            ExpertTensor("w1.scale", "F8_E8M0", (shape[0], groups)),
+            ExpertTensor("w2.weight", "BF16", (shape[1], 1)),
+        )
+        for layer, shape, groups in ((3, (9, 6), 1), (7, (3, 4), 5))
     },
     (OtherTensor("embed.weight", shape=(5, 7)), OtherTensor("layers.3.attn.bool_mask", "BOOL", (9,))),
     source_ranks=4,

@@ -48,7 +48,7 @@ def assert_layout_works(layout: Layout) -> None:
     """Every key is one thing or the other, and an expert's can be written again."""
     for key in KEYS:
         found = layout.match_key(key)
-        assert found is None or key_name(found.template, found.layer, found.number) == key
+        assert found is None or key_name(found.template, found.place.number, found.number) == key
         layout.is_known_other(key)
     for name in NAMES:
         layout.match_file(name)

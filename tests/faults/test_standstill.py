@@ -168,7 +168,10 @@ NEW = placement([[3, 0, 0, 1, 2, 2], [0, 1, -1, 3, 3, 2]], 2, 4, [3, 4])
 LARGE = Model(
     "stacked",
     "model.layers.{layer}.mlp.experts.",
-    {layer: (ExpertTensor("w13_weight", "BF16", (1024, 512)),) for layer in (3, 4)},
+    {
+        layer: (ExpertTensor("w13_weight", "BF16", (1024, 512)), ExpertTensor("w2_weight", "BF16", (2, 1)))
+        for layer in (3, 4)
+    },
     (),
     source_ranks=2,
 )

@@ -20,7 +20,10 @@ NEW = placement([[3, 0, 0, 1, 2, 2], [0, 1, -1, 3, 3, 2]], 2, 4, [3, 4])
 MODEL = Model(
     "stacked",
     "model.layers.{layer}.mlp.experts.",
-    {layer: (ExpertTensor("w13_weight", "BF16", (3, 2)),) for layer in (3, 4)},
+    {
+        layer: (ExpertTensor("w13_weight", "BF16", (3, 2)), ExpertTensor("w2_weight", "BF16", (1, 2)))
+        for layer in (3, 4)
+    },
     (OtherTensor("model.norm.weight"), OtherTensor("model.embed_tokens.weight", own=True)),
     source_ranks=2,
 )

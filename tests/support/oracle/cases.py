@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,11 +14,15 @@ import numpy as np
 from tests.support.oracle.namings import NAMINGS, Names, Naming, row_shape
 from tests.support.oracle.truth import (
     BITS,
+    FLOATS,
+    Kind,
     Map,
     Model,
     Shard,
     Tensor,
     Tree,
+    number_of,
+    number_tensor,
     random_rows,
     tree_under,
     write_tree,
@@ -32,14 +36,18 @@ Damage = Callable[[Path, Path, Path], object]
 class Step:
     """One `eplb reshard` of a case: NEW, how both placements are said, and the other options.
 
-    `verify`: `eplb verify DST --against SRC` comes after it.
+    `recorded`: what eplb.json says in the end, which may not name all layers that NEW has here.
+    `verify`: `eplb verify DST --against SRC` comes after it. `settled`: numbers of a rank of which all ranks
+    have the same from then on.
     """
 
     new: Map
+    recorded: Map
     old_said: object
     new_said: object
     options: list[object] = field(default_factory=list)
     verify: bool = False
+    settled: Shard = field(default_factory=dict)
 
 
 @dataclass
@@ -47,6 +55,7 @@ class Case:
     """A checkpoint under `first`, and the steps to take; `refusal` is what the last one has to end with.
 
     `saved_plan`: the first step is planned by `eplb plan --out`, and then done by `--plan`.
+    `numbers`: by key of a number that each rank has, its layer; the tensors are among the model's others.
     """
 
     naming: Naming
@@ -60,6 +69,7 @@ class Case:
     carried: dict[str, bytes] = field(default_factory=dict)
     damage: Damage | None = None
     saved_plan: bool = False
+    numbers: dict[str, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """SRC, and a layout file where the naming has one."""
@@ -71,17 +81,24 @@ class Case:
 
 @dataclass
 class Shape:
-    """What all placements of a case have in common: layers, E, and the experts that each layer has."""
+    """What all placements of a case have in common: layers, E, and the experts that each layer has.
+
+    `once`: no rank has an expert twice. `follows`: a layer that NEW does not name, of which all experts are
+    there, and which is laid out in order when ranks or slots change.
+    """
 
     layers: list[int]
     experts: int
     present: list[list[int]]
     once: bool
+    follows: int | None = None
 
     def draw(self, chance: Random, num_ranks: int | None = None, slots: list[int] | None = None) -> Map:
         """A placement of every present expert, with replicas and empty slots."""
         least = max(map(len, self.present))
         slots = slots or draw_slots(chance, least, num_ranks)
+        while self.follows is not None and self.once and max(slots) > self.experts:
+            slots = draw_slots(chance, least, num_ranks)
         ranks = [rank for rank, count in enumerate(slots) for _ in range(count)]
         table = np.full((len(self.layers), len(ranks)), -1, np.int64)
         for row, present in zip(table, self.present, strict=True):
@@ -105,6 +122,19 @@ class Shape:
         twice = any(len(np.unique(found.of_rank(r)[0])) < s for r, s in enumerate(found.slots))
         complete = all(len(present) == self.experts for present in self.present)
         return found if complete and not (self.once and twice) else None
+
+    def with_follower(self, placement: Map) -> Map:
+        """The same with the layer that follows, its experts in order and from 0 on again."""
+        if self.follows is None:
+            return placement
+        row = np.arange(placement.table.shape[1]) % self.experts
+        return replace(
+            placement, table=np.vstack([placement.table, row]), layers=[*self.layers, self.follows]
+        )
+
+    def without_follower(self, placement: Map) -> Map:
+        """The layers that placements name."""
+        return replace(placement, table=placement.table[: len(self.layers)], layers=self.layers)
 
 
 def draw_slots(chance: Random, least: int, num_ranks: int | None) -> list[int]:
@@ -130,6 +160,8 @@ def draw_case(seed: object, number: int) -> Case:
     present = [sorted(chance.sample(range(experts), chance.randint(least, experts))) for _ in layers]
     shape = Shape(layers, experts, present, once=naming.style == "expert")
     with_mtp, same_ranks = chance.random() < 0.15, chance.random() < 0.3
+    if least == experts and not with_mtp and chance.random() < 0.15:
+        shape.follows = max(layers) + chance.choice([1, 1, 2])
     case = Case(naming, Model(naming.style, {}, {}, {}, naming.file), shape.draw(chance), chance)
     names = [_first(case, shape, with_mtp=with_mtp)]
     _fill(case, shape, names, with_mtp=with_mtp, same_ranks=same_ranks)
@@ -138,7 +170,7 @@ def draw_case(seed: object, number: int) -> Case:
     if len(case.steps) > 1:
         _append(case, shape, names, back=True, with_mtp=with_mtp, same_ranks=same_ranks)
         case.traits.append(f"chain of {len(case.steps)}")
-    if chance.random() < 0.1:
+    if chance.random() < 0.1 and case.steps[0].old_said is not None:
         case.saved_plan = True
         case.traits.append("saved plan")
     return case
@@ -161,10 +193,17 @@ def _fill(case: Case, shape: Shape, names: list[str | None], *, with_mtp: bool, 
     """Experts and other tensors, and the tree that they are under OLD."""
     chance, model, naming = case.chance, case.model, case.naming
     dtypes = chance.sample(sorted(BITS), chance.randint(1, 5))
+    modules: dict[int, tuple[int, str | None]] = {layer: (layer, None) for layer in shape.layers}
+    if chance.random() < 0.3:
+        case.carried = {"config.json": b'{"model_type": "fuzz"}', "tokenizer.model": b"\0\1"}
+    if shape.follows is not None:
+        case.traits.append("layer that follows")
+        modules[shape.follows] = _follower(case, shape.layers, shape.follows)
+        case.first = shape.with_follower(case.first)
     stages = chance.choice([1, 2, 3]) if "{stage}" in naming.file else 1
     spelled, rng = Names(naming, chance), np.random.default_rng(chance.randrange(1 << 32))
-    for layer in shape.layers:
-        model.kinds[layer] = spelled.kinds(layer, dtypes, chance.randrange(stages))
+    for layer, (number, module) in modules.items():
+        model.kinds[layer] = spelled.kinds(number, dtypes, chance.randrange(stages), module)
         for kind in model.kinds[layer]:
             model.rows[layer, kind.name] = random_rows(rng, kind, shape.experts)
     ranks = range(case.first.num_ranks)
@@ -179,12 +218,14 @@ def _fill(case: Case, shape: Shape, names: list[str | None], *, with_mtp: bool, 
     if with_mtp:
         case.traits.append("MTP")
         _add_mtp(case, shape, spelled, dtypes, stages)
+    complete = all(len(present) == shape.experts for present in shape.present)
+    if naming.maps and complete and chance.random() < 0.4:
+        case.traits.append("maps")
+        _add_maps(case)
+    if naming.maps and chance.random() < 0.2:
+        case.traits.append("numbers of a rank")
+        _add_numbers(case, chance.choice(shape.layers))
     case.tree = tree_under(model, case.first, list(ranks), rubbish=chance.choice([0, 255, 7]))
-    if chance.random() < 0.3:
-        case.carried = {
-            "config.json": json.dumps({"model_type": "fuzz"}).encode(),
-            "tokenizer.model": b"\0\1",
-        }
     if len(ranks) > 1 and any(0 in s for s in [case.first.slots]):
         case.traits.append("rank without slots")
 
@@ -213,15 +254,50 @@ def _other(chance: Random, dtypes: list[str], rng: np.random.Generator) -> Tenso
 def _add_mtp(case: Case, shape: Shape, spelled: Names, dtypes: list[str], stages: int) -> None:
     """A MoE layer that no placement names: of each rank its own, and other tensors to eplb."""
     chance, model = case.chance, case.model
-    layer = max(shape.layers) + 1
+    layer, module = chance.choice([(max(shape.layers) + 1, None), (0, "mtp.")])
     rng = np.random.default_rng(chance.randrange(1 << 32))
-    kinds = spelled.kinds(layer, dtypes, chance.randrange(stages))
+    kinds = spelled.kinds(layer, dtypes, chance.randrange(stages), module)
     rows = {(layer, kind.name): random_rows(rng, kind, shape.experts) for kind in kinds}
     alone = Shape([layer], shape.experts, [list(range(shape.experts))[:1]], shape.once)
     placement = alone.draw(chance, slots=case.first.slots)
     mtp = Model(model.style, {layer: kinds}, rows, {}, model.file)
     for where, tensors in tree_under(mtp, placement, list(range(placement.num_ranks)), rubbish=9).items():
         model.others.setdefault(where, Shard()).update(tensors)
+
+
+def _follower(case: Case, layers: list[int], layer: int) -> tuple[int, str | None]:
+    """Where the layer of this number is: beyond the model's hidden layers, or the first of another module."""
+    chance = case.chance
+    if layer == max(layers) + 1 and chance.random() < 0.3:
+        return 0, "mtp."
+    said = {"model_type": "fuzz", "num_hidden_layers": layer}
+    case.carried["config.json"] = json.dumps(said).encode()
+    return chance.choice([(layer, None), (0, "mtp.")])
+
+
+def _add_maps(case: Case) -> None:
+    """Each layer says where its experts are."""
+    name, dtype = case.chance.choice(case.naming.maps), case.chance.choice(["I32", "I64"])
+    for layer, kinds in case.model.kinds.items():
+        first = kinds[0]
+        case.model.maps[layer] = Kind(first.key.removesuffix(first.name) + name, name, dtype, (), first.stage)
+
+
+def _add_numbers(case: Case, layer: int) -> None:
+    """A layer has a number that each rank computed from its own experts; all of them may be the same."""
+    chance, kinds = case.chance, case.model.kinds[layer]
+    for projection in ("w13", "w2"):
+        name = f"{projection}_input_scale"
+        if any(kind.name == name for kind in kinds):
+            continue
+        dtype = chance.choice(sorted(FLOATS))
+        values = [chance.random() * 100 if chance.random() < 0.7 else 1.0 for _ in case.first.slots]
+        if chance.random() < 0.4:
+            values = [7.5] * len(values)
+        key = kinds[0].key.removesuffix(kinds[0].name) + name
+        case.numbers[key] = layer
+        for rank, value in enumerate(values):
+            case.model.others[rank, kinds[0].stage][key] = number_tensor(dtype, value)
 
 
 def _append(
@@ -235,8 +311,9 @@ def _append(
 ) -> None:
     """One more step: to a placement that is drawn, a named one, or back to the first."""
     chance = case.chance
-    old, name = (case.steps[-1].new if case.steps else case.first), None
-    new = case.first
+    before, name = (case.steps[-1].new if case.steps else case.first), None
+    old = case.steps[-1].recorded if case.steps else shape.without_follower(case.first)
+    new = shape.without_follower(case.first)
     if not back:
         ranks = case.first.num_ranks if same_ranks else None
         new = shape.draw(chance, ranks, case.first.slots if with_mtp else None)
@@ -245,19 +322,55 @@ def _append(
         if found is not None and chance.random() < 0.4:
             new, name = found, wanted
             case.traits.append(f"NEW {name}")
-    step = Step(new, None, name or _said(new, chance, new=True))
-    if not case.steps:
+    step = Step(shape.with_follower(new), new, None, name or _said(new, chance, new=True))
+    if not case.steps and not names[0] and _is_said_by_maps(case) and chance.random() < 0.5:
+        old = case.first
+    elif not case.steps:
         step.old_said = names[0] or _said(old, chance, may_lack_layers=not with_mtp)
     elif chance.random() < 0.3:
         step.old_said = _said(old, chance)
     _say_numbers(step, old, names[0] if not case.steps else None, name, chance)
+    if old.layers != shape.layers or old.slots != new.slots:
+        step.recorded = step.new
     step.options += _options(chance)
+    _settle(case, step, before)
     if case.naming.toml and not case.steps:
         step.options += ["--layout", "own.toml"]
     elif not case.steps and chance.random() < 0.3:
         step.options += ["--layout", case.naming.name.split(",")[0]]
     step.verify = chance.random() < 0.1
     case.steps.append(step)
+
+
+def _is_said_by_maps(case: Case) -> bool:
+    """Whether maps say where experts are, and not where slots are."""
+    first = case.first
+    return bool(case.model.maps) and first.layers == sorted(first.layers) and first.table.shape[1] == first.experts
+
+
+def changing(old: Map, new: Map) -> set[int]:
+    """The layers of which a rank gets an expert that it had not; all where there are more ranks, or fewer."""
+    if old.num_ranks != new.num_ranks:
+        return set(old.layers)
+    sides = [[of.of_rank(rank).tolist() for rank in range(of.num_ranks)] for of in (old, new)]
+    return {
+        layer
+        for at, layer in enumerate(old.layers)
+        for had, has in zip(*sides, strict=True)
+        if {*has[at]} - {*had[at], -1}
+    }
+
+
+def _settle(case: Case, step: Step, old: Map) -> None:
+    """Give all ranks the largest of the numbers that would stay behind, if any would."""
+    settled = {key for earlier in case.steps for key in earlier.settled}
+    layers = changing(old, step.new)
+    for key, layer in case.numbers.items():
+        found = {others[key] for others in case.model.others.values() if key in others}
+        if len(found) > 1 and layer in layers and key not in settled:
+            step.settled[key] = max(found, key=number_of)
+    if step.settled or (case.numbers and case.chance.random() < 0.3):
+        step.options += ["--rank-scalars", "max"]
 
 
 def _said(

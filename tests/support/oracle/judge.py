@@ -107,7 +107,9 @@ def judge(case: Case, home: Path, backend: list[str], run: Run) -> None:
             _require_refusal(number, ended, refusal, home, destination)
             return
         origins = [origins[rank % old.num_ranks] for rank in range(step.new.num_ranks)]
-        _require_tree(case, number, step.new, origins, ended, destination)
+        for others in case.model.others.values():
+            others.update({key: tensor for key, tensor in step.settled.items() if key in others})
+        _require_tree(case, number, step, origins, ended, destination)
         _require_verified(step, source, destination, run)
         source, old = destination, step.new
 
@@ -157,18 +159,18 @@ def _require_refusal(
 
 
 def _require_tree(
-    case: Case, number: int, new: Map, origins: list[int], ended: Ended, destination: Path
+    case: Case, number: int, step: Step, origins: list[int], ended: Ended, destination: Path
 ) -> None:
     if ended.code:
         raise WrongError(f"step {number}: refused with {ended.code}\n{ended.said}")
-    expected = tree_under(case.model, new, origins)
+    expected = tree_under(case.model, step.new, origins)
     try:
-        found = read_tree(destination, case.model.file, new.num_ranks)
+        found = read_tree(destination, case.model.file, step.new.num_ranks)
     except (ValueError, KeyError, OSError) as error:
         raise WrongError(f"step {number}: DST cannot be read: {error!r}") from error
     if differs := difference(found, expected):
         raise WrongError(f"step {number}: {differs[:600]}")
-    _require_manifest(json.loads((destination / "eplb.json").read_bytes()), new, number)
+    _require_manifest(json.loads((destination / "eplb.json").read_bytes()), step.recorded, number)
     known = r"eplb\.json|eplb-digests-rank-\d+\.npy|.*\.safetensors"
     rest = {name: data for name, data in _contents(destination).items() if not re.fullmatch(known, name)}
     if rest != case.carried or any(path.is_dir() for path in destination.iterdir()):
@@ -187,7 +189,7 @@ def _require_verified(step: Step, source: Path, destination: Path, run: Run) -> 
 
 
 def _require_manifest(manifest: dict[str, Any], new: Map, number: int) -> None:
-    """Of eplb.json the placement, which is NEW."""
+    """Of eplb.json the placement."""
     said = manifest["placement"]
     slots = said.get(
         "slots_per_rank", [len(said["physical_to_logical_map"][0]) // said["num_ranks"]] * said["num_ranks"]

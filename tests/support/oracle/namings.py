@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.support.oracle.truth import BITS, Kind, Style
+from tests.support.oracle.truth import BITS, Kind, Role, Style
 
 PARTS = "model-rank-{rank}-part-{part}.safetensors"
 STAGES = "model-pp-{stage}-tp-{rank}-part-{part}.safetensors"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the experts of one checkpoint consist of, as ends of names: each comes after the name of a projection.
+
+    Attributes:
+        scales: all weights of one dtype have the same of them.
+        extras: a projection has the same of them in all layers where its weight is of the same dtype.
+        inputs: a layer has them or not; moved where there is one value a row.
+    """
+
+    projections: tuple[str, ...]
+    weight: str
+    scales: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -17,11 +35,11 @@ class Naming:
 
     Attributes:
         experts: the end of a key, with `{layer}`, `{tensor}` and perhaps `{number}`.
-        weights: families of weights, of which a checkpoint has one.
-        scales: for each family, ends of names that its weights may have beside them.
-        extras: tensors that a layer may have or not.
-        input_scales: moved where there is one value a row.
+        families: of which a checkpoint has one.
+        loose: tensors of no projection, which a layer has or not.
+        loose_inputs: such ones that are moved where there is one value a row.
         others: tensors under the experts' prefix that are none.
+        maps: what says where the experts of a layer are.
         toml: a layout file.
     """
 
@@ -29,11 +47,11 @@ class Naming:
     style: Style
     file: str
     experts: tuple[str, ...]
-    weights: tuple[tuple[str, ...], ...]
-    scales: tuple[tuple[str, ...], ...]
-    extras: tuple[str, ...] = ()
-    input_scales: tuple[str, ...] = ()
+    families: tuple[Family, ...]
+    loose: tuple[str, ...] = ()
+    loose_inputs: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
     toml: str = ""
     prefixes: tuple[str, ...] = ("model.", "language_model.model.", "thinker.model.", "")
 
@@ -41,23 +59,25 @@ class Naming:
 _VLLM = ("mlp.experts", "block_sparse_moe.experts", "feed_forward.experts.routed_experts")
 _ROW = ("mlp.experts", "block_sparse_moe.experts", "feed_forward.experts")
 _GATED = ("gate_proj", "up_proj", "down_proj")
+_NUMBERED = ("w1", "w2", "w3")
+_STACKED = ("w13", "w2")
 
 
 def _sharded_state(file: str, name: str) -> Naming:
+    extras, inputs = ("_bias", "_g_idx", "_weight_shape"), ("_input_scale",)
+    fp8 = ("_weight_scale_inv", "_weight_scale", "_weight_scale_2")
     return Naming(
         name,
         "stacked",
         file,
         tuple(f"layers.{{layer}}.{part}.{{tensor}}" for part in _VLLM),
         (
-            ("w13_weight", "w2_weight"),
-            ("w13_weight_packed", "w2_weight_packed"),
-            ("w13_qweight", "w2_qweight"),
+            Family(_STACKED, "_weight", fp8, extras, inputs),
+            Family(_STACKED, "_weight_packed", ("_weight_scale", "_weight_global_scale"), extras, inputs),
+            Family(_STACKED, "_qweight", ("_scales", "_qzeros"), extras, inputs),
         ),
-        (("_scale_inv", "_scale", "_scale_2"), ("-_scale", "-_global_scale"), ("-scales",)),
-        ("w13_bias", "w2_bias", "w13_weight_shape", "w2_g_idx", "w13_qzeros"),
-        ("w13_input_scale", "w2_input_scale"),
-        ("e_score_correction_bias", "gate.weight", "shared_experts.down_proj.weight"),
+        others=("e_score_correction_bias", "gate.weight", "shared_experts.down_proj.weight"),
+        maps=("expert_map", "_expert_map"),
     )
 
 
@@ -76,8 +96,10 @@ up_gate_scale = "up_gate"
 down_scale = "down"
 """
     router = ("router.bias",) if style == "stacked" else ()
-    families = (("up_gate", "down"),), (("_scale",),), ("zero",), ("act_scale",), router
-    return Naming(f"own-{style}", style, file, (experts,), *families, toml)
+    families = (Family(("up_gate", "down"), "", ("_scale",)),)
+    return Naming(
+        f"own-{style}", style, file, (experts,), families, ("zero",), ("act_scale",), router, toml=toml
+    )
 
 
 NAMINGS = (
@@ -89,30 +111,29 @@ NAMINGS = (
         PARTS,
         tuple(f"layers.{{layer}}.{part}.{{number}}.{{tensor}}" for part in _ROW),
         (
-            tuple(f"{name}.weight" for name in _GATED),
-            tuple(f"{name}.weight_packed" for name in _GATED),
-            ("w1.weight", "w2.weight", "w3.weight"),
+            Family(_GATED, ".weight", (".weight_scale_inv", ".weight_scale"), (".bias",), (".input_scale",)),
+            Family(_GATED, ".weight_packed", (".weight_scale",), (".bias", ".weight_g_idx")),
+            Family(_NUMBERED, ".weight", (".weight_scale_inv", ".weight_scale"), (), (".input_scale",)),
+            Family(_NUMBERED, ".qweight", (".scales", ".qzeros"), (".g_idx",)),
         ),
-        (("_scale_inv", "_scale"), ("-_scale",), ("_scale_inv", "_scale")),
-        ("gate_proj.bias", "up_proj.bias"),
-        ("gate_proj.input_scale", "w1.input_scale"),
     ),
     Naming(
         "huggingface",
         "stacked",
         PARTS,
         ("layers.{layer}.mlp.experts.{tensor}", "layers.{layer}.feed_forward.experts.{tensor}"),
-        (("gate_up_proj", "down_proj"), ("gate_up_proj_blocks", "down_proj_blocks")),
-        ((), ("-scales",)),
-        ("gate_up_proj_bias", "down_proj_bias"),
+        (
+            Family(("gate_up_proj", "down_proj"), "", (), ("_bias",)),
+            Family(("gate_up_proj", "down_proj"), "_blocks", ("_scales",), ("_bias",)),
+        ),
+        others=("router.bias",),
     ),
     Naming(
         "deepseek",
         "expert",
         "model{rank}-mp{world}.safetensors",
         ("layers.{layer}.ffn.experts.{number}.{tensor}",),
-        (("w1.weight", "w2.weight", "w3.weight"),),
-        (("-scale",),),
+        (Family(_NUMBERED, ".weight", (".scale",)),),
     ),
     _own("stacked", "bank_{rank}.{part}.safetensors", "blocks.{layer}.moe.bank.{tensor}"),
     _own("row", "ep{rank}of{world}.safetensors", "h.{layer}.ffn.{tensor}.row{number}"),
@@ -120,43 +141,53 @@ NAMINGS = (
 )
 
 
-def scale_name(weight: str, end: str) -> str:
-    """A scale of a weight; "-" stands for the name without its last part, which the end replaces."""
-    if not end.startswith("-"):
-        return weight + end
-    for last in ("_packed", "qweight", "blocks", "weight"):
-        if weight.endswith(last):
-            return weight.removesuffix(last) + end[1:]
-    raise ValueError(weight)
-
-
 @dataclass
 class Names:
-    """The names of one checkpoint: a prefix, a family of weights, and which scales all of them have."""
+    """The names of one checkpoint: a prefix, a family, and what belongs to its weights."""
 
     naming: Naming
     chance: Random
     prefix: str = field(init=False)
-    family: list[str] = field(init=False)
+    family: Family = field(init=False)
+    _belongings: dict[tuple[str, str], list[str]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.prefix = self.chance.choice(self.naming.prefixes)
-        number = self.chance.randrange(len(self.naming.weights))
-        weights, ends = self.naming.weights[number], self.naming.scales[number]
-        kept = [end for end in ends if self.chance.random() < 0.5]
-        self.family = [*weights, *(scale_name(weight, end) for weight in weights for end in kept)]
+        self.family = self.chance.choice(self.naming.families)
 
-    def kinds(self, layer: int, dtypes: list[str], stage: int) -> list[Kind]:
-        """The tensors of an expert of a layer."""
-        optional = [*self.naming.extras, *self.naming.input_scales]
-        names = [*self.family, *(name for name in optional if self.chance.random() < 0.3)]
+    def kinds(self, layer: int, dtypes: list[str], stage: int, module: str | None = None) -> list[Kind]:
+        """The tensors of an expert of a layer. `module`: what its keys begin with, if not as all others'."""
         end = self.chance.choice(self.naming.experts)
-        key = self.prefix + end.replace("{layer}", str(layer))
-        return [
-            Kind(key.replace("{tensor}", name), name, dtype, row_shape(dtype, self.chance), stage)
-            for name in names
-            for dtype in [self.chance.choice(dtypes)]
-        ]
+        key = (self.prefix if module is None else module) + end.replace("{layer}", str(layer))
+        found = []
+        for projection, name, role, dtype in self._tensors(dtypes):
+            at = key.replace("{tensor}", name)
+            found.append(Kind(at, name, dtype, row_shape(dtype, self.chance), stage, projection, role))
+        return found
+
+    def _tensors(self, dtypes: list[str]) -> Iterator[tuple[str, str, Role, str]]:
+        """Projection, name, role and dtype of each."""
+        family, chance = self.family, self.chance
+        for projection in family.projections:
+            dtype = chance.choice(dtypes)
+            yield projection, projection + family.weight, "weight", dtype
+            ends: list[tuple[str, Role]] = [(end, "scale") for end in self._kept("", dtype, family.scales)]
+            ends += [(end, "extra") for end in self._kept(projection, dtype, family.extras)]
+            ends += [(end, "input") for end in family.inputs if chance.random() < 0.2]
+            for end, role in ends:
+                yield projection, projection + end, role, chance.choice(dtypes)
+        loose: list[tuple[str, Role]] = [(name, "loose") for name in self.naming.loose]
+        loose += [(name, "input") for name in self.naming.loose_inputs]
+        for name, role in loose:
+            if chance.random() < 0.3:
+                yield "", name, role, chance.choice(dtypes)
+
+    def _kept(self, projection: str, dtype: str, ends: tuple[str, ...]) -> list[str]:
+        """Those of some ends that a weight of this dtype has, wherever it is."""
+        known = self._belongings
+        if (projection, dtype) not in known:
+            known[projection, dtype] = [end for end in ends if self.chance.random() < 0.4]
+        return known[projection, dtype]
 
 
 def row_shape(dtype: str, chance: Random) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ that can go wrong in its way it says None, and another way is tried. What is don
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -41,6 +42,7 @@ def said_of(placement: Map, **changes: object) -> dict[str, Any]:
 
 def say(case: Case, old: dict[str, Any] | None = None, new: dict[str, Any] | None = None) -> None:
     step = case.steps[0]
+    step.recorded = step.new
     step.old_said, step.new_said = old or said_of(case.first), new or said_of(step.new)
     step.options = [option for option in step.options if option not in ("--no-digest", "--no-verify")]
     for option in ("--num-ranks", "--num-logical-experts", "--num-redundant-experts"):
@@ -66,3 +68,28 @@ def keys_of(case: Case, kind: Kind) -> list[tuple[tuple[int, int], str]]:
 
 def any_kind(case: Case, chance: Random) -> Kind:
     return chance.choice(case.model.kinds[chance.choice(case.first.layers)])
+
+
+def all_kinds(case: Case) -> list[Kind]:
+    """The tensors of the experts of all layers that a placement can name."""
+    return [kind for kinds in case.model.kinds.values() for kind in kinds]
+
+
+def all_weights(case: Case) -> list[Kind]:
+    return [kind for kind in all_kinds(case) if kind.role == "weight"]
+
+
+def layer_of(case: Case, kind: Kind) -> int:
+    return next(layer for layer, kinds in case.model.kinds.items() if kind in kinds)
+
+
+def weight_of(case: Case, kind: Kind) -> Kind:
+    """The weight that a tensor belongs to."""
+    beside = case.model.kinds[layer_of(case, kind)]
+    return next(each for each in beside if (each.projection, each.role) == (kind.projection, "weight"))
+
+
+def home_of(kind: Kind) -> str:
+    """What is between a layer's number and its experts."""
+    behind = re.split(r"\.\d+\.", kind.key, maxsplit=1)[1]
+    return behind.partition("experts")[0]

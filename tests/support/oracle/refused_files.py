@@ -98,7 +98,7 @@ def rank_lost(case: Case, chance: Random) -> Due:
 def _next_step(case: Case, **said: object) -> None:
     """One more step, from what the first has written."""
     step = case.steps[0]
-    case.steps.append(Step(step.new, said.get("old"), said_of(step.new), ["--format", "json"]))
+    case.steps.append(Step(step.new, step.new, said.get("old"), said_of(step.new), ["--format", "json"]))
 
 
 @way

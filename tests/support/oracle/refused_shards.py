@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.support.oracle.cases import Case
-from tests.support.oracle.refusals import Due, any_kind, has_mtp, keys_of, say, way
-from tests.support.oracle.truth import Shard, Tensor
+import numpy as np
+
+from tests.support.oracle.cases import Case, changing
+from tests.support.oracle.refusals import (
+    Due,
+    all_kinds,
+    all_weights,
+    any_kind,
+    has_mtp,
+    home_of,
+    keys_of,
+    layer_of,
+    said_of,
+    say,
+    way,
+    weight_of,
+)
+from tests.support.oracle.truth import Kind, Map, Shard, Tensor, Tree, number_tensor, random_rows, tree_under
 
 
 @way
@@ -53,6 +68,8 @@ def other_dtype(case: Case, chance: Random) -> Due:
     dtypes = {"U8": "I8", "BF16": "F16", "F32": "I32", "I64": "F64", "F8_E4M3": "F8_E5M2"}
     if kind.dtype not in dtypes or (case.naming.style == "stacked" and not tensor.shape[0]):
         return None
+    if any(known.dtype == dtypes[kind.dtype] for known in all_kinds(case)):  # whose like have something else
+        return None
     case.tree[where][key] = tensor._replace(dtype=dtypes[kind.dtype])
     say(case)
     return 3, "EP209"
@@ -60,51 +77,132 @@ def other_dtype(case: Case, chance: Random) -> Due:
 
 @way
 def lost_tensor(case: Case, chance: Random) -> Due:
-    """A weight of one rank is not there, or a row of it."""
+    """A tensor of one rank is not there, or a row of it."""
     kind = any_kind(case, chance)
     found = keys_of(case, kind)
     where, key = chance.choice(found)
     rank = where[0]
     alone = sum(at == where for at, _ in found) == 1
-    if "scale" in kind.name or len(found) < 2 or not case.first.slots[rank]:
+    if kind.role == "input" or len(found) < 2 or not case.first.slots[rank]:
         return None
     del case.tree[where][key]
     say(case)
     if case.naming.style == "stacked" or alone:
-        return 3, "EP209"
+        return 3, _lost(kind)
     return 3, "EP217" if case.naming.style == "expert" else "EP208"
+
+
+def _lost(kind: Kind, whole: str = "EP209") -> str:
+    """What it is called that a scale or a zero point is not there, or anything else."""
+    return "EP210" if "scale" in kind.name or "zero" in kind.name else whole
+
+
+def _drop(case: Case, kinds: list[Kind]) -> None:
+    for kind in kinds:
+        for where, key in keys_of(case, kind):
+            del case.tree[where][key]
+
+
+def _of_projection(case: Case, chance: Random) -> list[Kind]:
+    """All tensors of a projection of a layer."""
+    kinds = case.model.kinds[chance.choice(case.first.layers)]
+    projection = chance.choice([kind.projection for kind in kinds if kind.projection])
+    return [kind for kind in kinds if kind.projection == projection]
+
+
+def _like(case: Case, kind: Kind, weights: list[Kind]) -> list[Kind]:
+    """Those of some weights, of the same family as they are, that may not differ from a tensor's own."""
+    own = weight_of(case, kind)
+    return [weight for weight in weights if weight != own and weight.dtype == own.dtype]
 
 
 @way
 def scale_alone(case: Case, chance: Random) -> Due:
     """A layer has the scale of a weight, and not the weight."""
-    layer = chance.choice(case.first.layers)
-    scales = [
-        kind for kind in case.model.kinds[layer] if kind.name.endswith(("_scale", "_scale_inv", ".scale"))
-    ]
-    scales = [kind for kind in scales if "act" not in kind.name and "input" not in kind.name]
-    if not scales:
+    kinds = _of_projection(case, chance)
+    if not any(kind.role == "scale" for kind in kinds):
         return None
-    scale = chance.choice(scales)
-    stem = scale.name.removesuffix("_inv").removesuffix("_scale").removesuffix(".scale")
-    stem = stem.removesuffix("_weight").removesuffix(".weight")
-    weights = [
-        kind for kind in case.model.kinds[layer] if kind.name.startswith(stem) and "scale" not in kind.name
-    ]
-    for kind in weights:
-        for where, key in keys_of(case, kind):
-            del case.tree[where][key]
+    _drop(case, [kind for kind in kinds if kind.role in ("weight", "extra")])
+    say(case)
+    return 3, "EP210"
+
+
+@way
+def extra_alone(case: Case, chance: Random) -> Due:
+    """A layer has the bias of a projection, and not the projection."""
+    kinds = _of_projection(case, chance)
+    if not any(kind.role == "extra" for kind in kinds):
+        return None
+    _drop(case, [kind for kind in kinds if kind.role != "extra"])
+    say(case)
+    return 3, "EP230"
+
+
+@way
+def no_projection(case: Case, chance: Random) -> Due:
+    """A layer has a projection, and not the one that comes before or after it, or that other layers have."""
+    kinds = _of_projection(case, chance)
+    others = [kind for kind in all_kinds(case) if kind.projection == kinds[0].projection]
+    has_like = any(home_of(kind) == home_of(kinds[0]) and kind not in kinds for kind in others)
+    if case.naming.toml or (kinds[0].projection in ("gate_proj", "w3") and not has_like):
+        return None
+    _drop(case, kinds)
+    say(case)
+    return 3, "EP230"
+
+
+@way
+def no_extra(case: Case, chance: Random) -> Due:
+    """A projection has no bias in one layer, and in another it has."""
+    kind = any_kind(case, chance)
+    if kind.role != "extra":
+        return None
+    if not any(like.projection == kind.projection for like in _like(case, kind, all_weights(case))):
+        return None
+    _drop(case, [kind])
+    say(case)
+    return 3, "EP230"
+
+
+@way
+def no_scale(case: Case, chance: Random) -> Due:
+    """A weight has no scale, and another one of its dtype has."""
+    kind = any_kind(case, chance)
+    if kind.role != "scale":
+        return None
+    like = _like(case, kind, all_weights(case))
+    layer = layer_of(case, kind)
+    scales = [of for of in case.model.kinds[layer] if (of.projection, of.role) == (kind.projection, "scale")]
+    is_last = len(scales) == 1 or bool(case.naming.toml)
+    if not any(is_last or weight.projection == kind.projection for weight in like):
+        return None
+    _drop(case, [kind])
     say(case)
     return 3, "EP210"
 
 
 @way
 def unknown_tensor(case: Case, chance: Random) -> Due:
-    """A tensor beside those of the experts that the layout does not name."""
+    """A tensor beside those of the experts that is no row of them, and is not known."""
     kind = any_kind(case, chance)
-    where, key = chance.choice(keys_of(case, kind))
+    if not case.naming.toml and case.naming.style != "stacked":
+        return None
     name = kind.name.split(".")[0] + "_mystery"
-    case.tree[where][key.replace(kind.name, name)] = Tensor("F32", (2,), b"\1" * 8)
+    for at, slots in enumerate(case.first.slots):
+        shard = case.tree.setdefault((at, kind.stage), Shard())
+        key = kind.key.replace(kind.name, name).replace("{number}", "0")
+        shard[key] = Tensor("F32", (slots + 2,), b"\1" * 4 * (slots + 2))
+    say(case)
+    return 3, "EP207"
+
+
+@way
+def homeless(case: Case, chance: Random) -> Due:
+    """A tensor of experts is in no layer, or what engines call one is in no module of experts."""
+    if case.naming.toml:
+        return None
+    where = chance.choice(sorted(case.tree))
+    case.tree[where][chance.choice(["experts.w13_weight", "model.w2_weight"])] = Tensor("U8", (2, 1), b"12")
     say(case)
     return 3, "EP207"
 
@@ -115,7 +213,7 @@ def half_bytes(case: Case, chance: Random) -> Due:
     if case.naming.style != "stacked" or any(slots % 2 for slots in case.first.slots):
         return None
     kind = any_kind(case, chance)
-    if "scale" in kind.name or any("scale" in other.name for other in case.model.kinds[case.first.layers[0]]):
+    if any(known.dtype == "F4" for known in all_kinds(case)):  # whose like have something else
         return None
     for where, key in keys_of(case, kind):
         slots = case.tree[where][key].shape[0]
@@ -127,14 +225,110 @@ def half_bytes(case: Case, chance: Random) -> Due:
 @way
 def odd_input_scale(case: Case, chance: Random) -> Due:
     """An input scale has neither one value nor one per row."""
-    if case.naming.style != "stacked" or not case.naming.input_scales:
+    family = case.naming.families[0]
+    names = [*case.naming.loose_inputs, *(family.projections[0] + end for end in family.inputs)]
+    if case.naming.style != "stacked" or not names:
         return None
-    layer = chance.choice(case.first.layers)
-    kind = case.model.kinds[layer][0]
-    key = kind.key.replace(kind.name, case.naming.input_scales[0])
-    rank = chance.randrange(case.first.num_ranks)
+    kind = any_kind(case, chance)
+    key = kind.key.replace(kind.name, names[0])
+    rank = chance.choice([at for at, slots in enumerate(case.first.slots) if slots])
     for at, slots in enumerate(case.first.slots):
         rows = slots + 1 if at == rank else slots
         case.tree.setdefault((at, kind.stage), Shard())[key] = Tensor("F32", (rows,), b"\1" * 4 * rows)
     say(case)
     return 3, "EP211"
+
+
+def _number(case: Case, layer: int, name: str, values: list[float]) -> None:
+    """Give each rank a number beside the experts of a layer."""
+    kind = case.model.kinds[layer][0]
+    for rank, value in enumerate(values):
+        shard = case.tree.setdefault((rank, kind.stage), Shard())
+        shard[kind.key.removesuffix(kind.name) + name] = number_tensor("F32", value)
+
+
+def _changing_layer(case: Case, chance: Random) -> int | None:
+    """A layer of which an expert changes rank, of a case whose ranks may have numbers that differ."""
+    layers = sorted(changing(case.first, case.steps[0].new))
+    known = {kind.role for kind in all_kinds(case)} | set(case.numbers)
+    is_fit = case.naming.maps and case.first.num_ranks > 1 and known <= {"weight", "scale", "extra"}
+    return chance.choice(layers) if is_fit and layers else None
+
+
+@way
+def number_stays(case: Case, chance: Random) -> Due:
+    """A number of a rank differs, and experts of its layer change rank."""
+    if (layer := _changing_layer(case, chance)) is None:
+        return None
+    _number(case, layer, "w2_input_scale", [float(rank) for rank in range(case.first.num_ranks)])
+    say(case)
+    return 3, "EP231"
+
+
+@way
+def number_is_no_maximum(case: Case, chance: Random) -> Due:
+    """So does one that is no maximum, or from which another was computed, and the largest is asked for."""
+    if (layer := _changing_layer(case, chance)) is None:
+        return None
+    values = [float(rank) for rank in range(case.first.num_ranks)]
+    if chance.random() < 0.5:
+        _number(case, layer, "w2_alpha", values)
+    else:
+        _number(case, layer, "w2_input_scale", values)
+        _number(case, layer, "w2_input_scale_quant", [2.0] * len(values))
+    say(case)
+    case.steps[0].options += ["--rank-scalars", "max"]
+    return 3, "EP231"
+
+
+@way
+def slices(case: Case, chance: Random) -> Due:
+    """Each rank has all experts, and they are not the same on any two."""
+    old = case.first
+    complete = all({*row.tolist()} >= set(range(old.experts)) for row in old.table)
+    sizes = [kind.row_nbytes for kind in case.model.kinds[old.layers[0]]]
+    if not complete or old.experts == 1 or old.num_ranks == 1 or max(sizes) < 8 or has_mtp(case):
+        return None
+    if case.model.maps:
+        return None
+    rng = np.random.default_rng(chance.randrange(1 << 32))
+    ranks, experts = old.num_ranks, range(old.experts)
+    table = np.array([[*experts] * ranks] * len(old.layers))
+    case.first = Map(table, [old.experts] * ranks, old.layers, old.experts)
+    tree: Tree = {}
+    for rank in range(ranks):
+        for layer, kinds in case.model.kinds.items():
+            for kind in kinds:
+                case.model.rows[layer, kind.name] = random_rows(rng, kind, old.experts)
+        for where, shard in tree_under(case.model, case.first, list(range(ranks))).items():
+            if where[0] == rank:
+                tree[where] = shard
+    case.tree = tree
+    say(case)
+    return 3, "EP232"
+
+
+@way
+def two_towers(case: Case, chance: Random) -> Due:
+    """Two modules have experts in as many layers."""
+    if has_mtp(case):
+        return None
+    copied = [(where, key) for kind in all_kinds(case) for where, key in keys_of(case, kind)]
+    for where, key in copied:
+        case.tree[where]["tower." + key] = case.tree[where][key]
+    say(case)
+    return 3, "EP212"
+
+
+@way
+def other_map(case: Case, chance: Random) -> Due:
+    """A map inside the shards says that a slot holds another expert than OLD."""
+    old = case.first
+    if not case.model.maps or old.table.shape[1] != old.experts or old.experts == 1:
+        return None
+    table = old.table.copy()
+    row = chance.randrange(len(table))
+    one, other = chance.sample(range(old.experts), 2)
+    table[row, [one, other]] = table[row, [other, one]]
+    say(case, said_of(old, physical_to_logical_map=table.tolist()))
+    return 3, "EP215"

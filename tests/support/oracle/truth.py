@@ -12,7 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
@@ -34,6 +34,10 @@ Style = Literal["stacked", "row", "expert"]
 """One tensor a layer; one a slot, named by its row on the rank; one a slot, named by its expert."""
 
 
+Role = Literal["weight", "scale", "extra", "input", "loose"]
+"""Of a projection its weight, and what belongs to it; or a tensor of no projection."""
+
+
 class Tensor(NamedTuple):
     """A tensor of a file."""
 
@@ -50,6 +54,8 @@ class Kind(NamedTuple):
     dtype: str
     row_shape: tuple[int, ...]
     stage: int = 0
+    projection: str = ""
+    role: Role = "weight"
 
     @property
     def row_nbytes(self) -> int:
@@ -82,13 +88,17 @@ class Map:
 
 @dataclass
 class Model:
-    """A checkpoint whatever its placement: rows of experts, and other tensors by (old rank, stage)."""
+    """A checkpoint whatever its placement: rows of experts, and other tensors by (old rank, stage).
+
+    `maps`: by layer a tensor that says where its experts are.
+    """
 
     style: Style
     kinds: dict[int, list[Kind]]
     rows: dict[tuple[int, str], NDArray[np.uint8]]
     others: Tree
     file: str
+    maps: dict[int, Kind] = field(default_factory=dict)
 
 
 def random_rows(rng: np.random.Generator, kind: Kind, experts: int) -> NDArray[np.uint8]:
@@ -113,6 +123,9 @@ def tree_under(model: Model, placement: Map, origins: list[int], rubbish: int = 
                 rows = model.rows[layer, kind.name][experts]
                 rows[experts < 0] = rubbish
                 tree[rank, kind.stage].update(_tensors(model.style, kind, experts, rows))
+            if layer in model.maps:
+                said = model.maps[layer]
+                tree[rank, said.stage][said.key] = _map(said.dtype, placement, rank, experts)
     return {key: shard for key, shard in tree.items() if shard}
 
 
@@ -126,6 +139,31 @@ def _tensors(style: Style, kind: Kind, experts: NDArray[np.int64], rows: NDArray
         for number, row in zip(numbers, rows, strict=True)
         if number >= 0
     }
+
+
+FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<f4"}
+
+
+def number_tensor(dtype: str, value: float) -> Tensor:
+    """A tensor of one number."""
+    content = np.array(value, FLOATS[dtype]).tobytes()
+    return Tensor(dtype, (), content[2:] if dtype == "BF16" else content)
+
+
+def number_of(tensor: Tensor) -> float:
+    """What a tensor of one number says."""
+    content = b"\0\0" + tensor.data if tensor.dtype == "BF16" else tensor.data
+    return float(np.frombuffer(content, FLOATS[tensor.dtype])[0])
+
+
+def _map(dtype: str, placement: Map, rank: int, experts: NDArray[np.int64]) -> Tensor:
+    """The row on a rank that each expert has, or each slot where there are more slots than experts; or -1."""
+    count = placement.table.shape[1]
+    first = sum(placement.slots[:rank])
+    ids = experts if count == placement.experts else np.arange(first, first + len(experts))
+    rows = np.full(count, -1, {"I32": "<i4", "I64": "<i8"}[dtype])
+    rows[ids] = np.arange(len(experts))
+    return Tensor(dtype, (count,), rows.tobytes())
 
 
 def shard_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], align: int) -> bytes:
