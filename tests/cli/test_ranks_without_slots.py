@@ -35,16 +35,16 @@ NEW = placement([[2, 0, 1, -1], [1, 0, 2, 1]], None, 3, LAYERS, [1, 0, 0, 3, 0, 
 LINEAR = placement([[0, 1, 2]] * 2, None, 3, LAYERS, [1, 1, 1, 0, 0, 0])
 """The named map of three experts on six ranks."""
 
-PREFIXES: dict[Style, tuple[str, str]] = {
-    "stacked": ("model.layers.{layer}.mlp.experts.", "w13_weight"),
-    "row": ("model.layers.{layer}.mlp.experts.", "up_proj.weight"),
-    "expert": ("layers.{layer}.ffn.experts.", "w1.weight"),
+PREFIXES: dict[Style, tuple[str, str, str]] = {
+    "stacked": ("model.layers.{layer}.mlp.experts.", "w13_weight", "w2_weight"),
+    "row": ("model.layers.{layer}.mlp.experts.", "up_proj.weight", "down_proj.weight"),
+    "expert": ("layers.{layer}.ffn.experts.", "w1.weight", "w2.weight"),
 }
 
 
 def model_of(style: Style) -> Model:
-    prefix, name = PREFIXES[style]
-    tensors = (ExpertTensor(name, "BF16", (3, 2)),)
+    prefix, first, second = PREFIXES[style]
+    tensors = (ExpertTensor(first, "BF16", (3, 2)), ExpertTensor(second, "BF16", (1, 2)))
     return Model(style, prefix, dict.fromkeys(LAYERS, tensors), (OtherTensor("model.norm.weight"),), 5)
 
 
@@ -95,7 +95,7 @@ def test_their_digests_are_of_no_row(tmp_path, eplb: Run):
     new = ["--old", tmp_path / "old.json", "--new", tmp_path / "new.json"]
     assert eplb("reshard", src, tmp_path / "dst", *new, "--backend", "file").code == 0
     shapes = [np.load(tmp_path / "dst" / digest_file(rank)).shape for rank in range(NEW.num_ranks)]
-    assert shapes == [(2, 1, slots, 16) for slots in NEW.slots_per_rank.tolist()]
+    assert shapes == [(2, 2, slots, 16) for slots in NEW.slots_per_rank.tolist()]
     tensors = read_file(tmp_path / "dst" / "model-rank-1-part-0.safetensors")
     assert tensors["model.layers.3.mlp.experts.w13_weight"].shape == (0, 3, 2)
 
@@ -103,7 +103,7 @@ def test_their_digests_are_of_no_row(tmp_path, eplb: Run):
 def test_shards_that_leave_out_what_has_no_element(tmp_path, eplb: Run):
     """As vLLM saves them: the rank has the other tensors, and no expert's."""
     src = write(tmp_path, model_of("stacked"), ("old", OLD), ("new", NEW))
-    assert drop_tensors_without_elements(src) == 6
+    assert drop_tensors_without_elements(src) == 12
     new = ["--old", tmp_path / "old.json", "--new", tmp_path / "new.json"]
     result = eplb("reshard", src, tmp_path / "dst", *new, "--backend", "file")
     assert result.code == 0, result.err

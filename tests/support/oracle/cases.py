@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.support.oracle.namings import NAMINGS, Names, Naming, row_shape
 from tests.support.oracle.truth import (
@@ -123,11 +124,12 @@ class Shape:
         complete = all(len(present) == self.experts for present in self.present)
         return found if complete and not (self.once and twice) else None
 
-    def with_follower(self, placement: Map) -> Map:
-        """The same with the layer that follows, its experts in order and from 0 on again."""
+    def with_follower(self, placement: Map, row: NDArray[np.int64] | None = None) -> Map:
+        """The same with the layer that follows, its experts in order and from 0 on again if nothing says more."""
         if self.follows is None:
             return placement
-        row = np.arange(placement.table.shape[1]) % self.experts
+        if row is None:
+            row = np.arange(placement.table.shape[1]) % self.experts
         return replace(
             placement, table=np.vstack([placement.table, row]), layers=[*self.layers, self.follows]
         )
@@ -199,7 +201,7 @@ def _fill(case: Case, shape: Shape, names: list[str | None], *, with_mtp: bool, 
     if shape.follows is not None:
         case.traits.append("layer that follows")
         modules[shape.follows] = _follower(case, shape.layers, shape.follows)
-        case.first = shape.with_follower(case.first)
+        case.first = shape.with_follower(case.first, case.first.table[0] if names[0] else None)
     stages = chance.choice([1, 2, 3]) if "{stage}" in naming.file else 1
     spelled, rng = Names(naming, chance), np.random.default_rng(chance.randrange(1 << 32))
     for layer, (number, module) in modules.items():
@@ -322,7 +324,9 @@ def _append(
         if found is not None and chance.random() < 0.4:
             new, name = found, wanted
             case.traits.append(f"NEW {name}")
-    step = Step(shape.with_follower(new), new, None, name or _said(new, chance, new=True))
+    step = Step(new, new, None, name or _said(new, chance, new=True))
+    if not case.steps and names[0]:
+        old = case.first
     if not case.steps and not names[0] and _is_said_by_maps(case) and chance.random() < 0.5:
         old = case.first
     elif not case.steps:
@@ -330,7 +334,10 @@ def _append(
     elif chance.random() < 0.3:
         step.old_said = _said(old, chance)
     _say_numbers(step, old, names[0] if not case.steps else None, name, chance)
-    if old.layers != shape.layers or old.slots != new.slots:
+    is_named = old.layers != shape.layers
+    row = new.table[0] if name and is_named else before.table[-1] if old.slots == new.slots else None
+    step.new = shape.with_follower(new, row)
+    if is_named or old.slots != new.slots:
         step.recorded = step.new
     step.options += _options(chance)
     _settle(case, step, before)
