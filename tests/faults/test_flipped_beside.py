@@ -21,7 +21,7 @@ READ = {
     "merge": CARRIED,
     "merge --bake": CARRIED,
     "inspect --deep": {"config.json"},
-    "verify --against": DIGESTS,
+    "verify --against": {"config.json"} | DIGESTS,
     "plan": {"config.json"} | DIGESTS,
     "convert": {"config.json"},
     "validate": {"config.json"},
