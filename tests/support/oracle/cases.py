@@ -352,7 +352,11 @@ def _append(
 def _is_said_by_maps(case: Case) -> bool:
     """Whether maps say where experts are, and not where slots are."""
     first = case.first
-    return bool(case.model.maps) and first.layers == sorted(first.layers) and first.table.shape[1] == first.experts
+    return (
+        bool(case.model.maps)
+        and first.layers == sorted(first.layers)
+        and first.table.shape[1] == first.experts
+    )
 
 
 def changing(old: Map, new: Map) -> set[int]:

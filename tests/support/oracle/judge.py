@@ -52,7 +52,9 @@ def in_process(arguments: list[str]) -> Ended:
     said, code, descriptors = io.StringIO(), 0, _open_descriptors()
     sys.argv = ["eplb", *arguments]
     try:
-        unjudged = patch("eplb_cli.run.judge.go_on_judged", lambda *_: None)  # or it goes on in a child of itself
+        unjudged = patch(
+            "eplb_cli.run.judge.go_on_judged", lambda *_: None
+        )  # or it goes on in a child of itself
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), tiny_buffers(), unjudged:
             entry.main()
     except SystemExit as end:

@@ -126,7 +126,9 @@ def other_slots(case: Case, chance: Random) -> Due:
     """OLD has a slot more than a rank of the checkpoint has rows."""
     old = case.first
     has_inputs = any(kind.role == "input" for kind in all_kinds(case))
-    if case.naming.style == "expert" or has_inputs:  # these are looked at before, and have a code of their own
+    if (
+        case.naming.style == "expert" or has_inputs
+    ):  # these are looked at before, and have a code of their own
         return None
     table = np.pad(old.table, ((0, 0), (0, 1)), constant_values=-1)
     slots = [*old.slots[:-1], old.slots[-1] + 1]

@@ -332,3 +332,34 @@ def other_map(case: Case, chance: Random) -> Due:
     table[row, [one, other]] = table[row, [other, one]]
     say(case, said_of(old, physical_to_logical_map=table.tolist()))
     return 3, "EP215"
+
+
+def _second_module(case: Case, rows: dict[str, int]) -> None:
+    """Give each rank tensors of a second module, by name so many more rows than the rank has slots."""
+    for rank, slots in enumerate(case.first.slots):
+        shard = case.tree.setdefault((rank, 0), Shard())
+        for name, more in rows.items():
+            shard[f"mtpx.layers.0.mlp.experts.{name}"] = Tensor(
+                "BOOL", (slots + more,), b"\1" * (slots + more)
+            )
+
+
+@way
+def nothing_but_a_scale(case: Case, chance: Random) -> Due:
+    """A second module has something under its experts, and no weight."""
+    if not case.naming.maps:
+        return None
+    _second_module(case, {"mystery": 0})
+    say(case)
+    return 3, "EP207"
+
+
+@way
+def layer_of_other_rows(case: Case, chance: Random) -> Due:
+    """A layer of a second module has other rows than OLD has slots, and those change."""
+    is_new = all(kind.dtype != "BOOL" for kind in all_kinds(case))
+    if not case.naming.maps or case.steps[0].new.slots == case.first.slots or not is_new or has_mtp(case):
+        return None
+    _second_module(case, {"w13_weight": 1, "w2_weight": 1})
+    say(case)
+    return 3, "EP219"
