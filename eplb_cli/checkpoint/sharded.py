@@ -156,6 +156,14 @@ def _without_experts(shards: Shards, layer: int) -> CheckpointError:
     return CheckpointError("EP212", f"layer {layer} of the placement has no experts in {shards.path}")
 
 
+def require_ranks(shards: Shards, old: Placement) -> None:
+    """EP202 where OLD has other ranks than there are files of."""
+    if old.num_ranks != shards.num_ranks:
+        raise CheckpointError(
+            "EP202", f"OLD has {old.num_ranks} ranks, and {shards.path} has files of {shards.num_ranks}"
+        )
+
+
 def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:
     """Lay OLD over the shards and check that it fits them.
 
@@ -163,10 +171,7 @@ def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:
         CheckpointError: EP202, EP207 to EP212, EP217, EP230, naming the tensor, layer and rank.
     """
     old = with_layers(old, shards)
-    if old.num_ranks != shards.num_ranks:
-        raise CheckpointError(
-            "EP202", f"OLD has {old.num_ranks} ranks, and {shards.path} has files of {shards.num_ranks}"
-        )
+    require_ranks(shards, old)
     layer_ids = [] if old.layer_ids is None else old.layer_ids.tolist()
     split = split_tensors(shards, layer_ids, old.slots_per_rank.tolist())
     odd = _check_tensors(shards)

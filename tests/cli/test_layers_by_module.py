@@ -119,7 +119,7 @@ def test_by_a_saved_plan(beside, new):
 
 @pytest.mark.parametrize("new", [NEW_3, NEW_8])
 def test_on_from_where_it_stayed(beside, new):
-    """The manifest has digests of its whole tensors: it is laid out in order, and they are compared before."""
+    """The manifest has digests of its whole tensors: it is laid out in order, and they are compared."""
     beside.reshard()
     beside.new(new)
     again = beside.home / "again"

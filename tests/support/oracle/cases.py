@@ -125,7 +125,7 @@ class Shape:
         return found if complete and not (self.once and twice) else None
 
     def with_follower(self, placement: Map, row: NDArray[np.int64] | None = None) -> Map:
-        """The same with the layer that follows, its experts in order and from 0 on again if nothing says more."""
+        """The same with the layer that follows, in order and from 0 on again if nothing says more."""
         if self.follows is None:
             return placement
         if row is None:
@@ -220,13 +220,7 @@ def _fill(case: Case, shape: Shape, names: list[str | None], *, with_mtp: bool, 
     if with_mtp:
         case.traits.append("MTP")
         _add_mtp(case, shape, spelled, dtypes, stages)
-    complete = all(len(present) == shape.experts for present in shape.present)
-    if naming.maps and complete and chance.random() < 0.4:
-        case.traits.append("maps")
-        _add_maps(case)
-    if naming.maps and chance.random() < 0.2:
-        case.traits.append("numbers of a rank")
-        _add_numbers(case, chance.choice(shape.layers))
+    _add_extras(case, shape)
     case.tree = tree_under(model, case.first, list(ranks), rubbish=chance.choice([0, 255, 7]))
     if len(ranks) > 1 and any(0 in s for s in [case.first.slots]):
         case.traits.append("rank without slots")
@@ -265,6 +259,18 @@ def _add_mtp(case: Case, shape: Shape, spelled: Names, dtypes: list[str], stages
     mtp = Model(model.style, {layer: kinds}, rows, {}, model.file)
     for where, tensors in tree_under(mtp, placement, list(range(placement.num_ranks)), rubbish=9).items():
         model.others.setdefault(where, Shard()).update(tensors)
+
+
+def _add_extras(case: Case, shape: Shape) -> None:
+    """What vLLM has beside the experts of a layer: a map, and numbers of a rank."""
+    if not case.naming.maps:
+        return
+    if all(len(present) == shape.experts for present in shape.present) and case.chance.random() < 0.4:
+        case.traits.append("maps")
+        _add_maps(case)
+    if case.chance.random() < 0.2:
+        case.traits.append("numbers of a rank")
+        _add_numbers(case, case.chance.choice(shape.layers))
 
 
 def _follower(case: Case, layers: list[int], layer: int) -> tuple[int, str | None]:
@@ -402,7 +408,11 @@ def _said(
     in_order = placement.layers == sorted(placement.layers)
     if not (new or (may_lack_layers and in_order)) or chance.random() < 0.7:
         said["layer_ids"] = placement.layers
-    return {**said, "physical_to_logical_map": placement.table.tolist()}
+    rows = placement.table.tolist()
+    if new and "layer_ids" in said and chance.random() < 0.15:  # its rows follow the numbers of its layers
+        order = chance.sample(range(len(rows)), len(rows))
+        said["layer_ids"], rows = [placement.layers[at] for at in order], [rows[at] for at in order]
+    return {**said, "physical_to_logical_map": rows}
 
 
 def _say_numbers(step: Step, old: Map, old_name: str | None, new_name: str | None, chance: Random) -> None:

@@ -14,7 +14,7 @@ STAGES = "model-pp-{stage}-tp-{rank}-part-{part}.safetensors"
 
 @dataclass(frozen=True)
 class Family:
-    """What the experts of one checkpoint consist of, as ends of names: each comes after the name of a projection.
+    """What the experts of one checkpoint consist of, as ends of names, behind the name of a projection.
 
     Attributes:
         scales: all weights of one dtype have the same of them.

@@ -57,16 +57,6 @@ def other_counts(case: Case, chance: Random) -> Due:
 
 
 @way
-def other_order(case: Case, chance: Random) -> Due:
-    """The rows of NEW are of other layers than those of OLD."""
-    new = case.steps[0].new
-    if len(new.layers) == 1:
-        return None
-    say(case, new=said_of(new, layer_ids=new.layers[1:] + new.layers[:1]))
-    return 3, "EP109"
-
-
-@way
 def no_such_layer(case: Case, chance: Random) -> Due:
     """The placements name a layer that the checkpoint has not."""
     layers = [*case.first.layers[:-1], 77]
