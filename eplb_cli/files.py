@@ -224,7 +224,7 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: object) ->
 def read_blocks(
     descriptor: int, nbytes: int, path: object, offset: int = 0
 ) -> Iterator[tuple[int, memoryview]]:
-    """Bytes of a file, in blocks that are valid until the next: where each begins behind `offset`, and its bytes.
+    """Bytes of a file from `offset` on, in blocks that are valid until the next: where each begins, and it.
 
     Raises:
         CheckpointError: EP201 on an error, EP220 where the file ends early.

@@ -50,8 +50,8 @@ def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) 
 def _require_whole_tensors(checkpoint: ShardedCheckpoint) -> None:
     """EP506 where a tensor that has rows now, and had none to the manifest, is not as that says.
 
-    Those are tensors of layers that it does not name. They are read once more: nothing follows from the digest
-    of a tensor for its rows.
+    Those are tensors of layers that it does not name. They are read once more: from the digest of a tensor
+    nothing follows for its rows.
     """
     shards, manifest = checkpoint.shards, checkpoint.shards.manifest
     ids = checkpoint.placement.layer_ids
