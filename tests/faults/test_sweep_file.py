@@ -102,7 +102,7 @@ def test_rows_that_are_not_what_the_journal_says(case: SmallCase):
     shard.write_bytes(content)
     ended = run_here(*case.command("--backend", "file", "--resume", "--format", "json"))
     assert ended.code == 0, ended
-    assert json.loads(ended.out)["stage_bytes"]["write"] in (4, 12)  # of one tensor
+    assert json.loads(ended.out)["stage_bytes"]["write"] == 12  # its w13
     require_whole(case, "")
 
 
