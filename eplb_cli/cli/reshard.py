@@ -67,7 +67,7 @@ def command(
         typer.Option(
             "--backend",
             help="What moves bytes: nccl or gloo between the workers of a torchrun job, or one process from "
-            "file to file; auto is nccl with a GPU for each worker, else gloo.",
+            "file to file; auto is nccl with a GPU for each worker, else gloo, and file without torch.",
         ),
     ] = Backend.auto,
     nproc_per_node: Annotated[

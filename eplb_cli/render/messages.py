@@ -46,6 +46,11 @@ def print_warning(warning: Finding | str) -> None:
         write(sys.stderr, message_text(tag, place + warning.message, warning.hint))
 
 
+def print_note(line: str) -> None:
+    """Print a line on what is about to be done, to stderr."""
+    write(sys.stderr, f"{_barred(line)}\n")
+
+
 def message_text(tag: str, message: str, hint: str = "") -> str:
     """A message as the design shows it.
 
