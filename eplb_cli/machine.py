@@ -63,7 +63,7 @@ def missing_package(name: str, needed_for: str, hint: str = "", why: str = "is n
 
 
 def not_imported(error: ImportError | OSError, name: str, needed_for: str, hint: str = "") -> UsageError:
-    """EP002, for a package whose import has ended with `error`: it, or one that it needs, is missing or damaged."""
+    """EP002, for a package whose import ended with `error`: it is missing, damaged, or needs one that is."""
     if isinstance(error, ModuleNotFoundError):
         return missing_package((error.name or name).partition(".")[0], needed_for, hint)
     first_line = str(error).partition("\n")[0][:200]

@@ -157,7 +157,7 @@ def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:
 
 
 def _without_torch(backend: str, wanted: int | None) -> tuple[str, int]:
-    """What moves bytes where no worker can be started. Raises UsageError, EP002, where workers were asked for."""
+    """What moves bytes where no worker can be started. Raises EP002 where workers were asked for."""
     if backend == "auto" and wanted in (None, 1):
         return "file", 1
     asked = f"--nproc-per-node {wanted}" if backend == "auto" else f"--backend {backend}"
