@@ -1,4 +1,4 @@
-"""How a step tells of itself, of its bytes and of what has become of the output, whatever shows them."""
+"""How a step tells of its bytes, and of what has become of the output, whatever shows them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ NOTHING_WRITTEN = "nothing was written"
 
 come_of_it: ContextVar[str] = ContextVar("come_of_it", default=NOTHING_WRITTEN)
 """What is true of the output by now, in words: set by whoever writes it, for whoever ends the command."""
-
-tell: ContextVar[Callable[[str], None]] = ContextVar("tell", default=lambda _: None)
-"""Shows a line about work before it is begun; the command line sets it, and a program is told nothing."""
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from eplb_cli import render
+from eplb_cli.cli.app import app
 from eplb_cli.errors import EXIT_INTERRUPTED, EplbError, WorkerError
-from eplb_cli.progress import NOTHING_WRITTEN, come_of_it, tell
+from eplb_cli.progress import NOTHING_WRITTEN, come_of_it
 
 
 class _Interrupted(BaseException):
@@ -35,10 +36,7 @@ def main() -> None:
     _outlive_readers()
     _replace_closed_streams()
     come_of_it.set(NOTHING_WRITTEN)
-    tell.set(render.print_note)
     try:
-        from eplb_cli.cli.app import app  # here, where a package that is missing is an error like others
-
         app()
     except EplbError as error:
         _fail(error)

@@ -36,6 +36,11 @@ def print_error(error: EplbError) -> None:
     write(sys.stderr, message_text(tag, error.message, error.hint))
 
 
+def print_note(note: str) -> None:
+    """Print what is good to know before the work, and odd in no way, to stderr."""
+    write(sys.stderr, message_text("note", note))
+
+
 def print_warning(warning: Finding | str) -> None:
     """Print a warning to stderr, where it does not disturb the result."""
     if isinstance(warning, str):
@@ -44,11 +49,6 @@ def print_warning(warning: Finding | str) -> None:
         tag = severity_tag(sys.stderr, warning.severity, warning.code)
         place = f"{warning.place}: " if warning.place else ""
         write(sys.stderr, message_text(tag, place + warning.message, warning.hint))
-
-
-def print_note(line: str) -> None:
-    """Print a line on what is about to be done, to stderr."""
-    write(sys.stderr, f"{_barred(line)}\n")
 
 
 def message_text(tag: str, message: str, hint: str = "") -> str:

@@ -8,7 +8,7 @@ from eplb_cli.output.shard_files import check_space
 from eplb_cli.output.staging import WORK
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
-from eplb_cli.run.preparing import Planned, plan_request, tell_of_backend
+from eplb_cli.run.preparing import Planned, plan_request
 from eplb_cli.run.request import AnyRequest
 from eplb_cli.run.resume import written_before
 
@@ -20,7 +20,6 @@ def dry_run(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
         EplbError: what ends a run before its first byte moves.
     """
     planned = plan_request(request, progress, compare=False, full=full)
-    tell_of_backend(planned)
     try:
         _try_destination(planned)
     except EplbError as error:

@@ -14,7 +14,7 @@ from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared, bind_and_plan
 from eplb_cli.output.tree import check_output, plan_output
 from eplb_cli.plan.choice import RankScalars
-from eplb_cli.progress import ProgressBar, silent, tell
+from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
 from eplb_cli.report.tally import plan_report
 from eplb_cli.run.clock import Clock
@@ -68,12 +68,6 @@ def plan_request(
         require_digests(prepared.checkpoint)
     report = prepared_report(given, prepared, full=full)
     return Planned(request, prepared, alike, report, backend, num_workers, clock.seconds, given.rank_scalars)
-
-
-def tell_of_backend(planned: Planned) -> None:
-    """Say, before any byte moves, what `auto` has chosen where that is not what it usually is."""
-    if planned.request.backend == "auto" and planned.backend == "file":
-        tell.get()("torch is not installed: --backend auto takes file, which is one process and needs none")
 
 
 def prepare_given(

@@ -15,7 +15,7 @@ from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report, RunReport
 from eplb_cli.run.clock import Clock
 from eplb_cli.run.move import Moved, move
-from eplb_cli.run.preparing import Planned, plan_request, tell_of_backend
+from eplb_cli.run.preparing import Planned, plan_request
 from eplb_cli.run.request import AnyRequest
 from eplb_cli.run.resume import known_before, written_before
 
@@ -45,7 +45,6 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
         (25, 60)
     """
     planned = plan_request(request, progress)
-    tell_of_backend(planned)
     clock = Clock(planned.seconds)
     prepared = planned.prepared
     shards = prepared.checkpoint.shards
