@@ -25,7 +25,7 @@ EXIT_INTERRUPTED = 130
 
 CODES = {
     "EP001": "options that cannot be used together, or one that is missing",
-    "EP002": "an option needs a package that is not installed",
+    "EP002": "what was asked for needs a package that is not installed",
     "EP101": "a placement file cannot be read",
     "EP102": "a placement file is not well-formed JSON",
     "EP103": "a file is not a placement: a key is missing, unknown or of the wrong type",

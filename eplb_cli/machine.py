@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, devices; the defaults that follow from it."""
+"""What this machine has: cores, memory, devices, packages; the defaults that follow from it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from eplb_cli.errors import UsageError
+
 MIN_BUFFER_NBYTES = 64 << 20
 MAX_BUFFER_NBYTES = 1 << 30
 """Bounds of the default `--buffer-size`; the lower one is that of gloo's best messages."""
+
+_INSTALLED_AS = {"plotly": "'.[html]'", "yaml": "pyyaml"}
+"""What pip calls a package, where that is not its name; eplb itself is on no index, but in its directory."""
 
 _SAMPLE_S = 0.02
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -34,6 +39,44 @@ def count_devices() -> int:
         named = [device.strip() for device in visible.split(",")]
         return len(list(takewhile(lambda device: device and not device.startswith("-"), named)))
     return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
+
+
+def has_package(name: str) -> bool:
+    """Whether a package is installed, told without importing it; a bare directory of its name is none."""
+    from importlib.util import find_spec
+
+    spec = find_spec(name)
+    return spec is not None and spec.has_location
+
+
+def missing_package(name: str, needed_for: str, hint: str = "", why: str = "is not installed") -> UsageError:
+    """EP002, for a package that cannot be had.
+
+    Args:
+        name: what is imported.
+        needed_for: what cannot be done without it, as the subject of a sentence.
+        hint: what else can be done, where there is something.
+    """
+    install = f"`pip install {_INSTALLED_AS.get(name, name)}`"
+    problem = f"{needed_for} needs {name}, which {why}"
+    return UsageError("EP002", problem, f"{install}, or {hint}" if hint else install)
+
+
+def not_imported(error: ImportError | OSError, name: str, needed_for: str, hint: str = "") -> UsageError:
+    """EP002, for a package whose import ended with `error`: it is missing, damaged, or needs one that is."""
+    if isinstance(error, ModuleNotFoundError):
+        return missing_package((error.name or name).partition(".")[0], needed_for, hint)
+    first_line = str(error).partition("\n")[0][:200]
+    return missing_package(name, needed_for, hint, f"cannot be imported: {first_line}")
+
+
+@contextlib.contextmanager
+def needed(name: str, needed_for: str, hint: str = "") -> Iterator[None]:
+    """A block that imports a package and does nothing else. Raises UsageError as `not_imported` has it."""
+    try:
+        yield
+    except (ImportError, OSError) as error:  # a library of torch's that cannot be loaded is an OSError
+        raise not_imported(error, name, needed_for, hint) from error
 
 
 def default_threads(num_workers: int) -> int:

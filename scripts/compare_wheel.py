@@ -31,7 +31,7 @@ def main(directory: str) -> int:
     with zipfile.ZipFile(wheel) as opened_wheel:
         packed = set(opened_wheel.namelist())
     package = files_of("eplb_cli")
-    source = package | files_of("docs", "tests") | {*TEXTS}
+    source = package | files_of("configs", "docs", "scripts", "tests") | {*TEXTS}
     missing = [f"{archive.name} lacks {name}" for name in sorted(source - archived)]
     missing += [f"{wheel.name} lacks {name}" for name in sorted(package - packed)]
     found = f"{wheel.name} has all {len(package)} files of eplb_cli, {archive.name} all {len(source)}"

@@ -50,10 +50,17 @@ def main() -> None:
 
         _fail(output_error(error, error.filename or "stdout"))
     except Exception as error:  # noqa: BLE001 - the last resort: even a bug in eplb has a code and no traceback
-        problem = f"unexpected {type(error).__name__}: {error}"
-        _fail(
-            WorkerError("EP401", problem, "this is a bug in eplb, please report it; EPLB_DEBUG=1 shows where")
-        )
+        _fail(_unexpected(error))
+
+
+def _unexpected(error: Exception) -> EplbError:
+    """A package that is missing where nobody asked for it, or a bug in eplb."""
+    if isinstance(error, ImportError) and (error.name or __package__).partition(".")[0] != "eplb_cli":
+        from eplb_cli.machine import not_imported
+
+        return not_imported(error, str(error.name), "eplb")
+    problem = f"unexpected {type(error).__name__}: {error}"
+    return WorkerError("EP401", problem, "this is a bug in eplb, please report it; EPLB_DEBUG=1 shows where")
 
 
 def _replace_closed_streams() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eplb_cli import render
 from eplb_cli.cli.options import (
     Backend,
     Format,
@@ -24,6 +25,7 @@ from eplb_cli.cli.options import (
 )
 from eplb_cli.cli.show import print_report, progress_bar
 from eplb_cli.errors import UsageError
+from eplb_cli.machine import has_package
 from eplb_cli.plan.choice import Senders
 from eplb_cli.report.sizes import parse_size
 
@@ -35,6 +37,7 @@ Examples:
   eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)
   eplb reshard SRC DST --plan plan.json"""
 
+NO_TORCH = "torch is not installed: --backend auto is one process from file to file"
 KEPT = "is the storage stuck? what was done is kept: --resume goes on from it"
 
 
@@ -67,7 +70,7 @@ def command(
         typer.Option(
             "--backend",
             help="What moves bytes: nccl or gloo between the workers of a torchrun job, or one process from "
-            "file to file; auto is nccl with a GPU for each worker, else gloo.",
+            "file to file; auto is nccl with a GPU for each worker, else gloo, and file without torch.",
         ),
     ] = Backend.auto,
     nproc_per_node: Annotated[
@@ -207,5 +210,7 @@ def command(
     else:
         from eplb_cli.run.reshard import reshard as run
 
+        if backend is Backend.auto and not has_package("torch"):
+            render.print_note(NO_TORCH)
         report = run(request, progress_bar)
     print_report(report, output_format, full=full)

@@ -12,6 +12,7 @@ from typing import Any
 
 from eplb_cli.formats.budget import NotReadableError
 from eplb_cli.formats.json_text import JsonText, parse_json, require_budget
+from eplb_cli.machine import needed
 
 MAX_RECORDS = 100_000
 """Lines of a .jsonl file that are read."""
@@ -32,7 +33,12 @@ class Document:
 
 
 def parse_document(name: str, data: bytes) -> Document:
-    """The value in the content of a file. Raises NotReadableError."""
+    """The value in the content of a file.
+
+    Raises:
+        NotReadableError: it is not what its suffix says, or more of it than is read.
+        UsageError: EP002, torch or yaml is not installed, and only that reads files of its kind.
+    """
     suffix = PurePath(name).suffix.lower()
     if suffix in {".pt", ".pth"}:
         from eplb_cli.formats.tensor_file import parse_tensors
@@ -43,7 +49,8 @@ def parse_document(name: str, data: bytes) -> Document:
 
         return Document(name, parse_array(data))
     if suffix in {".yaml", ".yml"}:
-        from eplb_cli.formats.yaml_text import parse_yaml
+        with needed("yaml", "a YAML file"):
+            from eplb_cli.formats.yaml_text import parse_yaml
 
         return Document(name, parse_yaml(data))
     if suffix == ".csv":

@@ -15,6 +15,7 @@ from eplb_cli.formats.budget import (
     Allowance,
     NotReadableError,
 )
+from eplb_cli.machine import needed
 
 _MAX_PICKLE_NBYTES = 1 << 21
 """What says how tensors lie in lists and objects; each of its bytes may become a list."""
@@ -25,9 +26,11 @@ def parse_tensors(data: bytes) -> Any:  # noqa: ANN401 - what was saved
 
     Raises:
         NotReadableError: it is no such file, is larger than it looks, or holds anything else.
+        UsageError: EP002, torch is not installed.
     """
     _refuse_bombs(data)
-    import torch
+    with needed("torch", "a .pt file", "save it as .npy or JSON where torch is"):
+        import torch
 
     try:
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

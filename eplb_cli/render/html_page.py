@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eplb_cli.errors import UsageError
+from eplb_cli.machine import has_package, missing_package
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.render.html_text import PAGE, THEME
@@ -34,12 +34,8 @@ MAX_CELLS = 256
 
 def require_plotly() -> None:
     """Refuse before anything is planned. Raises EP002."""
-    from importlib.util import find_spec
-
-    if find_spec("plotly") is None:
-        raise UsageError(
-            "EP002", "--html draws with plotly, which is not installed", "pip install 'eplb-cli[html]'"
-        )
+    if not has_package("plotly"):
+        raise missing_package("plotly", "--html")
 
 
 def html_page(plan: ReshardPlan, report: Report, names: tuple[str, str]) -> str:

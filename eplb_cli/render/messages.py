@@ -36,6 +36,11 @@ def print_error(error: EplbError) -> None:
     write(sys.stderr, message_text(tag, error.message, error.hint))
 
 
+def print_note(note: str) -> None:
+    """Print what is good to know before the work, and odd in no way, to stderr."""
+    write(sys.stderr, message_text("note", note))
+
+
 def print_warning(warning: Finding | str) -> None:
     """Print a warning to stderr, where it does not disturb the result."""
     if isinstance(warning, str):

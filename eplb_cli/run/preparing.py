@@ -9,7 +9,7 @@ from eplb_cli.checkpoint.recorded import require_digests
 from eplb_cli.checkpoint.slices import require_replicas
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs.given import Given
-from eplb_cli.machine import count_cores, count_devices, default_threads
+from eplb_cli.machine import count_cores, count_devices, default_threads, has_package, missing_package
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared, bind_and_plan
 from eplb_cli.output.tree import check_output, plan_output
@@ -125,7 +125,7 @@ def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:
 
     Raises:
         UsageError: EP001, workers for `file`, which has none, more of them for `nccl` than devices, or many
-            more than there are ranks.
+            more than there are ranks; EP002, workers where torch is not installed.
     """
     devices = count_devices()
     wanted = request.num_workers
@@ -138,6 +138,8 @@ def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:
         if wanted not in (None, 1):
             raise UsageError("EP001", "--backend file has one process", "leave out --nproc-per-node")
         return backend, 1
+    if not has_package("torch"):
+        return _without_torch(backend, wanted)
     if backend == "auto":
         backend = "nccl" if devices and (wanted or devices) <= devices else "gloo"
     if backend == "nccl":
@@ -146,3 +148,12 @@ def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:
             raise UsageError("EP001", problem, "--backend gloo and --backend file need none")
         return backend, wanted or devices
     return backend, wanted or min(num_ranks, count_cores())
+
+
+def _without_torch(backend: str, wanted: int | None) -> tuple[str, int]:
+    """What moves bytes where no worker can be started. Raises EP002 where workers were asked for."""
+    if backend == "auto" and wanted in (None, 1):
+        return "file", 1
+    asked = f"--nproc-per-node {wanted}" if backend == "auto" else f"--backend {backend}"
+    instead = "leave it out: --backend file writes the same bytes in one process"
+    raise missing_package("torch", asked, instead)

@@ -68,7 +68,8 @@ class Request(AnyRequest):
         layout: how tensors are named: the name of a layout, the name of a TOML file that describes one, or
             "auto", which is that of `eplb.json` or else found from the names.
         backend: what moves bytes: "nccl" or "gloo" between the workers of a torchrun job, "file" in this
-            process, or "auto", which is nccl with a CUDA device for each worker, else gloo.
+            process, or "auto", which is nccl with a CUDA device for each worker, else gloo; file where torch
+            is not installed.
         num_workers: workers of the torchrun job; None for one per CUDA device with nccl, and with gloo for
             one per rank, but no more than cores.
         buffer_nbytes: bytes of all send and receive buffers of one worker, 1 MiB at least; None for what the

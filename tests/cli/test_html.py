@@ -156,7 +156,7 @@ def test_without_plotly(case, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "plotly" else find(name))
     before = fingerprint(case.home)
     result = case.eplb("plan", "a", "b", "--html", case.home / "page.html")
-    assert_error(result, "EP002", "plotly", "eplb-cli[html]", exit_code=2)
+    assert_error(result, "EP002", "plotly", ".[html]", exit_code=2)
     assert fingerprint(case.home) == before
 
 

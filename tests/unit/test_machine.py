@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eplb_cli import machine
-from eplb_cli.machine import PeakMemory, default_buffer_nbytes, default_threads
+from eplb_cli.machine import PeakMemory, default_buffer_nbytes, default_threads, has_package
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.pieces import row_pieces
 from eplb_cli.plan.plan import plan_reshard
@@ -85,3 +85,11 @@ def test_chunks_of_the_default_size_hold_whole_stripes():
         assert stripes.tolist() == [-(-row_nbytes // LEAST_STRIPE_NBYTES)] * 2
         less = np.bincount(plan_traffic(pieces, TransferOptions(2, size * 9 // 10, 1)).units.cell)
         assert (less > stripes).all()
+
+
+def test_a_directory_is_no_package(monkeypatch, tmp_path):
+    """One that is called as a package would be importable, and holds nothing of it."""
+    (tmp_path / "no_such_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not has_package("no_such_package")
+    assert has_package("numpy")

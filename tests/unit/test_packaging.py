@@ -1,0 +1,59 @@
+"""What is installed, by which words, and what they leave out."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LIGHT = "configs/requirements-light.txt"
+INSTALL_LIGHT = f"pip install -r {LIGHT} && pip install --no-deps ."
+FOLDERS = ("eplb_cli", "docs", "configs")
+
+
+def test_the_light_install_lacks_torch_and_nothing_else():
+    """The same bounds as in pyproject.toml, in the same order."""
+    lines = (ROOT / LIGHT).read_text().splitlines()
+    listed = [line for line in lines if not line.startswith("#")]
+    wanted = [line for line in PROJECT["dependencies"] if not line.startswith("torch>=")]
+    assert (listed, len(PROJECT["dependencies"]) - len(listed)) == (wanted, 1)
+
+
+def test_the_light_install_is_one_command():
+    """The same in the file itself and in the README."""
+    for name in (LIGHT, "README.md"):
+        assert INSTALL_LIGHT in (ROOT / name).read_text(), name
+
+
+def test_the_workflow_makes_the_light_install():
+    """From that file and no list of its own."""
+    workflow = yaml.safe_load((ROOT / "configs/workflows/validate-placements.yml").read_text())
+    steps = [step.get("run", "") for step in workflow["jobs"]["validate"]["steps"]]
+    (lines,) = [step.splitlines() for step in steps if "pip install" in step]
+    assert lines == [
+        f"pip install --constraint .eplb/constraints.txt -r .eplb/{LIGHT}",
+        "pip install --no-deps ./.eplb",
+    ]
+
+
+def test_nobody_is_sent_to_an_index():
+    """As long as the name is on none, what is installed is a directory, `.`, or a package of others."""
+    paths = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*"))]
+    texts = {path: path.read_text() for path in paths if path.is_file() and path.suffix != ".pyc"}
+    assert len(texts) > 200
+    for path, text in texts.items():
+        assert not re.search(r"pip install [^`\n]*(?<![./])\beplb\b", text), path
+
+
+def test_every_python_that_is_named_is_allowed():
+    """From the oldest that pyproject.toml requires on, without a gap; and no address that is not there."""
+    prefix = "Programming Language :: Python :: 3."
+    named = [int(line.removeprefix(prefix)) for line in PROJECT["classifiers"] if line.startswith(prefix)]
+    oldest = int(PROJECT["requires-python"].removeprefix(">=3."))
+    assert named
+    assert named == list(range(oldest, oldest + len(named)))
+    assert "urls" not in PROJECT
