@@ -12,6 +12,8 @@ from eplb_cli import files
 from eplb_cli.errors import OutputError
 from eplb_cli.machine import is_mount_point
 
+_STAGING = ".eplb-staging"
+
 
 def real_path(path: Path) -> Path:
     """The path without links, `.` and `..`; a link that leads nowhere, or to itself, stays."""
@@ -21,7 +23,13 @@ def real_path(path: Path) -> Path:
 
 def staging_path(destination: Path) -> Path:
     """The staging directory of a DST: hidden, beside it, on the same file system."""
-    return destination.parent / f".{destination.name}.eplb-staging"
+    return destination.parent / f".{destination.name}{_STAGING}"
+
+
+def is_staging(path: Path) -> bool:
+    """Whether a directory is the staging directory of some DST, by its name."""
+    name = Path(os.path.realpath(path)).name
+    return name.startswith(".") and name.endswith(_STAGING)
 
 
 def check_destination(source: Path, destination: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tree import read_tree, write_json
-from tests.support.huggingface import EXPERTS, deepseek_in_sglang, deepseek_v3, write_checkpoint
+from tests.support.huggingface import EXPERTS, deepseek_in_sglang, deepseek_v3, qwen3_moe, write_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "configs" / "examples"
 ROWS = [[3, 0, 2, 1, 0, 2], [0, 1, 2, 3, 0, 1]]
@@ -25,13 +25,13 @@ CONFIG = {
 }
 
 
-def run(home: Path, script: str, *arguments: str) -> str:
+def run(home: Path, script: str, *arguments: str, **environment: str) -> str:
     """A script's output, where it ends well."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     result = subprocess.run(
         [EXAMPLES / script, *arguments],
         cwd=home,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, **environment, "PATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -98,6 +98,33 @@ def test_vllm(home):
         assert tensors[new] == source[old]
 
 
+def test_vllm_under_any_placement(tmp_path):
+    """The first map, and the next one: shards that are proved, and vLLM's command line for them."""
+    write_checkpoint(tmp_path / "hf", qwen3_moe(), "qwen3_moe")
+    config = {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 2,
+        "num_experts": EXPERTS,
+        "mlp_only_layers": [0],
+    }
+    write_json(tmp_path / "hf" / "config.json", {**config, "hidden_size": 4, "moe_intermediate_size": 6})
+    script = "vllm-any-placement.sh"
+    held = "mlp.experts.routed_experts.w2_weight"
+    for source, rows, dst in (("hf", [[3, 0, 2, 1, 0, 2]], "first"), ("first", [[0, 3, 1, 2]], "second")):
+        write_json(tmp_path / "map.json", rows)
+        out = run(tmp_path, script, source, "map.json", "2", dst, BACKEND="file")
+        assert f"vllm serve {dst} --load-format eplb --enable-expert-parallel" in out
+        assert ("num_redundant_experts" in out) == (dst == "first")
+        half = len(rows[0]) // 2
+        for rank, tensors in enumerate(read_tree(tmp_path / dst).values()):
+            experts = rows[0][rank * half : (rank + 1) * half]
+            down = [
+                qwen3_moe()[f"model.layers.1.mlp.experts.{expert}.down_proj.weight"].data
+                for expert in experts
+            ]
+            assert tensors[f"model.layers.1.{held}"].data == b"".join(down)
+
+
 def test_every_script_is_tried():
     """None is there that nobody runs."""
     assert {path.name for path in EXAMPLES.iterdir()} == {
@@ -105,5 +132,6 @@ def test_every_script_is_tried():
         "deepseek.sh",
         "sglang.sh",
         "tensorrt-llm.sh",
+        "vllm-any-placement.sh",
         "vllm.sh",
     }

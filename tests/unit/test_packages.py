@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "huggingface": {
         "checkpoint", "formats", "inputs", "models", "output", "placements", "plan", "report", "transfer",
     },
+    "engines": {"checkpoint", "models", "output", "placements"},
     "audit": {"checkpoint", "formats", "huggingface", "output", "placements", "plan", "report", "transfer"},
     "render": {"models", "placements", "plan", "report"},
     "cli": {

@@ -1,0 +1,1 @@
+"""What engines load into themselves: nothing else of eplb imports it, and it waits until an engine calls."""
