@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# vLLM takes no map from outside. A map without replicas can be baked: the experts of the checkpoint are put into
+# vLLM by itself takes no map from outside (with eplb in it it does: vllm-any-placement.sh). A map without replicas can be baked: the experts of the checkpoint are put into
 # its order, routers included, and what vLLM does by default is then that placement.
 #
 #   configs/examples/vllm.sh HF_DIR MAP RANKS OUT
