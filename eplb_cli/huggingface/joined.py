@@ -93,7 +93,7 @@ def join(checkpoint: OneRank, names: Names) -> Joined:
     """
     parts = find_parts(checkpoint, names)
     tensors, in_engine = _engine_tensors(checkpoint, parts, names)
-    constants = _constants(checkpoint, names)
+    constants = _constants(checkpoint, names, tensors)
     empty = {
         key: TensorAt(0, 0, TensorEntry(dtype, (), 0, len(data))) for key, (dtype, data) in constants.items()
     }
@@ -251,15 +251,29 @@ def _engine_others(
     return tensors, where
 
 
-def _constants(checkpoint: OneRank, names: Names) -> dict[str, tuple[str, bytes]]:
-    """Dtype and content of each tensor that only the engine has, for every layer of the main module."""
+def _constants(
+    checkpoint: OneRank, names: Names, tensors: Mapping[str, TensorAt]
+) -> dict[str, tuple[str, bytes]]:
+    """Dtype and content of each tensor that only the engine has, for every layer that has its module.
+
+    A layer of linear attention has no attention, and so none of its scales: an engine's loader stops at a
+    tensor that it does not know as at one that is missing.
+    """
     said = checkpoint.keys.values()
     layers = sorted({key.layer for key in said if key.layer is not None and "{layer}" in key.template})
-    return {
-        template.replace("{layer}", str(layer)): (dtype, bytes.fromhex(data))
-        for template, (dtype, data) in names.constants.items()
-        for layer in layers
-    }
+    modules = {_module_in_layer(key) for key in tensors}
+    found = {}
+    for template, (dtype, data) in names.constants.items():
+        for layer in layers:
+            key = template.replace("{layer}", str(layer))
+            if _module_in_layer(key) in modules:
+                found[key] = dtype, bytes.fromhex(data)
+    return found
+
+
+def _module_in_layer(key: str) -> str:
+    """`model.layers.3.self_attn` of `model.layers.3.self_attn.attn._k_scale`."""
+    return ".".join(key.split(".")[:4])
 
 
 def _members(parts: ShardedCheckpoint, names: Names, layer: int) -> dict[str, list[int]]:

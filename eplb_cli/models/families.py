@@ -62,9 +62,9 @@ _FIRST = ("first_k_dense_replace", "mlp_layer_types")
 _STEP = ("decoder_sparse_step", "mlp_layer_types")
 
 FAMILIES = {
-    "deepseek_v2": Family(_MLP, _FIRST),
+    "deepseek_v2": Family(_MLP, _FIRST, router=_GATE, groups="n_group"),
     "deepseek_v3": Family(_MLP, _FIRST, block_scale="F32", router=_BIASED_GATE, groups="n_group"),
-    "deepseek_v32": Family(_MLP, _FIRST),
+    "deepseek_v32": Family(_MLP, _FIRST, router=_BIASED_GATE, groups="n_group"),
     "deepseek_v4": Family(
         "layers.{layer}.ffn.experts.{expert}.{tensor}", projections=_NUMBERED, own_fp4=True
     ),
@@ -73,32 +73,37 @@ FAMILIES = {
         _SPARSE_MOE, _FIRST, inputs=("routed_expert_hidden_size", "hidden_size"), projections=_NUMBERED
     ),
     "glm4_moe": Family(_MLP, _FIRST, router=_BIASED_GATE, groups="n_group"),
-    "glm4_moe_lite": Family(_MLP, _FIRST),
-    "glm_moe_dsa": Family(_MLP, _FIRST),
-    "dots1": Family(_MLP, _FIRST),
+    "glm4_moe_lite": Family(_MLP, _FIRST, router=_BIASED_GATE, groups="n_group"),
+    "glm_moe_dsa": Family(_MLP, _FIRST, router=_BIASED_GATE, groups="n_group"),
+    "dots1": Family(_MLP, _FIRST, router=_BIASED_GATE, groups="n_group"),
     "bailing_moe_v2": Family(_MLP, _FIRST),
-    "qwen2_moe": Family(_MLP, _STEP),
+    "qwen2_moe": Family(_MLP, _STEP, router=_GATE),
     "qwen3_moe": Family(_MLP, _STEP, router=_GATE),
-    "qwen3_next": Family(_MLP, _STEP),
+    "qwen3_next": Family(_MLP, _STEP, router=_GATE),
     "qwen3_vl_moe_text": Family(
         "model.language_model.layers.{layer}.mlp.experts.{tensor}", _STEP, projections=()
     ),
     "qwen3_5_moe_text": Family("model.language_model.layers.{layer}.mlp.experts.{tensor}", projections=()),
     "mixtral": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED, router=_GATE),
     "minimax_m2": Family(
-        _SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED, block_scale="F32"
+        _SPARSE_MOE,
+        intermediate="intermediate_size",
+        projections=_NUMBERED,
+        block_scale="F32",
+        router=("gate.weight", "e_score_correction_bias"),
     ),
-    "minimax": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED),
-    "phimoe": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED),
-    "olmoe": Family(_MLP, intermediate="intermediate_size"),
-    "flex_olmo": Family(_MLP, intermediate="intermediate_size"),
-    "solar_open": Family(_MLP),
+    "minimax": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED, router=_GATE),
+    "phimoe": Family(_SPARSE_MOE, intermediate="intermediate_size", projections=_NUMBERED, router=_GATE),
+    "olmoe": Family(_MLP, intermediate="intermediate_size", router=_GATE),
+    "flex_olmo": Family(_MLP, intermediate="intermediate_size", router=_GATE),
+    "solar_open": Family(_MLP, router=_BIASED_GATE, groups="n_group"),
     "granitemoeshared": Family(intermediate="intermediate_size", projections=()),
     "granitemoe": Family(intermediate="intermediate_size", projections=()),  # its key has no "experts"
     "jamba": Family(
         "model.layers.{layer}.feed_forward.experts.{expert}.{tensor}",
         ("expert_layer_period",),
         intermediate="intermediate_size",
+        router=("router.weight",),
     ),
     "dbrx": Family(
         "transformer.blocks.{layer}.ffn.experts.mlp.{tensor}",
@@ -110,7 +115,9 @@ FAMILIES = {
     "ernie4_5_moe": Family(_MLP, ("moe_layer_start_index",)),
     "hunyuan_v1_moe": Family(_MLP),
     "longcat_flash": Family(_MLP, hidden="num_layers", intermediate="expert_ffn_hidden_size"),
-    "mimo_v2_flash": Family(_MLP, ("moe_layer_freq", "mlp_layer_types")),
+    "mimo_v2_flash": Family(
+        _MLP, ("moe_layer_freq", "mlp_layer_types"), router=_BIASED_GATE, groups="n_group"
+    ),
     "nemotron_h": Family(
         "backbone.layers.{layer}.mixer.experts.{expert}.{tensor}",
         ("hybrid_override_pattern", "layers_block_type"),

@@ -108,6 +108,89 @@ MODELS = {
     "gpt_oss": gpt_oss,
     "glm4_moe": glm4_moe,
 }
+HEADS = {"num_key_value_heads": 2, "head_dim": 8}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
+MIXED = {"intermediate_size": 48, "moe_intermediate_size": 16}
+PLAIN = {**HEADS, "intermediate_size": 16}
+GROUPS = {"n_group": 2, "topk_group": 1, "n_shared_experts": 1}
+INDEXER = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 16}
+ATTENTION = {"layer_types": ["full_attention"] * 2}
+BAKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v2": (
+        "DeepseekV2Config",
+        {**LATENT, **MIXED, **GROUPS, "first_k_dense_replace": 1, "topk_method": "group_limited_greedy"},
+    ),
+    "deepseek_v32": (
+        "DeepseekV32Config",
+        {**LATENT, **MIXED, **GROUPS, **INDEXER, "first_k_dense_replace": 1},
+    ),
+    "dots1": ("Dots1Config", {**HEADS, **MIXED, **GROUPS, **ATTENTION, "first_k_dense_replace": 1}),
+    "flex_olmo": ("FlexOlmoConfig", {"intermediate_size": 16, "num_key_value_heads": 4, "pad_token_id": 0}),
+    "glm4_moe_lite": (
+        "Glm4MoeLiteConfig",
+        {**LATENT, **MIXED, **GROUPS, "mlp_layer_types": ["dense", "sparse"]},
+    ),
+    "glm_moe_dsa": (
+        "GlmMoeDsaConfig",
+        {**LATENT, **MIXED, **GROUPS, **INDEXER, "mlp_layer_types": ["dense", "sparse"]},
+    ),
+    "jamba": (
+        "JambaConfig",
+        {
+            "intermediate_size": 16,
+            "num_key_value_heads": 2,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "attn_layer_period": 1,
+            "attn_layer_offset": 0,
+        },
+    ),
+    "mimo_v2_flash": ("MiMoV2FlashConfig", {**HEADS, **MIXED}),
+    "minimax": ("MiniMaxConfig", {**PLAIN, **ATTENTION}),
+    "minimax_m2": ("MiniMaxM2Config", PLAIN),
+    "olmoe": ("OlmoeConfig", {"intermediate_size": 16, "num_key_value_heads": 4}),
+    "phimoe": ("PhimoeConfig", {"intermediate_size": 16, "num_key_value_heads": 2}),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        {**MIXED, "num_key_value_heads": 2, "shared_expert_intermediate_size": 24, "mlp_only_layers": [0]},
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            **HEADS,
+            **MIXED,
+            "shared_expert_intermediate_size": 24,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    "solar_open": ("SolarOpenConfig", {**HEADS, **GROUPS, "moe_intermediate_size": 16}),
+}
+"""Families that differ from those above in little but names: the class of the config, and what it is given."""
+
+
+def baked_model(name: str):
+    """A small model of a family that is baked; the number of experts is whatever the family calls it."""
+    import transformers
+
+    config_class, values = BAKED[name]
+    config = getattr(transformers, config_class)(**SMALL, num_experts_per_tok=2, **values)
+    counts = ("num_experts", "n_routed_experts", "num_local_experts")
+    for key in [key for key in counts if hasattr(config, key)]:
+        setattr(config, key, NUM_EXPERTS)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
 CASES = [
     ("qwen3_moe", "sglang", "20KB"),
     ("qwen3_moe", "vllm", "20KB"),
@@ -183,25 +266,19 @@ def test_a_model_survives_the_whole_way(eplb, tmp_path, name, engine, file_size)
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers, about itself
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *BAKED])
 def test_a_baked_model_computes_the_same(eplb, tmp_path, monkeypatch, name):
     """Equal logits in float64 to rounding, and the same experts for every token up to the permutation."""
     torch = pytest.importorskip("torch")
-    # Routers go down to float32, where a sum depends on the order of the experts.
-    softmax, to_float = torch.nn.functional.softmax, torch.Tensor.float
-    stay = {
-        "softmax": lambda values, *, dim, dtype=None: softmax(values, dim=dim, dtype=dtype and torch.float64),
-        "float": lambda values: values if values.dtype is torch.float64 else to_float(values),
-    }
-    monkeypatch.setattr(torch.nn.functional, "softmax", stay["softmax"])
-    monkeypatch.setattr(torch.Tensor, "float", stay["float"])
-    torch.manual_seed(len(name))
+    stay_in_float64(torch, monkeypatch)
+    torch.manual_seed(sum(name.encode()))
     hf, out = tmp_path / "hf", tmp_path / "out"
-    model = MODELS[name]().to(torch.float64)
+    model = (MODELS[name]() if name in MODELS else baked_model(name)).to(torch.float64)
     with torch.no_grad():
         for key, parameter in [*model.named_parameters(), *model.named_buffers()]:
-            if any(part in key for part in (".gate.", ".router.")):
-                parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64))
+            if any(part in key for part in (".gate.", ".router.", "correction_bias")):
+                scale = 0.3 if "bias" in key else 1.0  # no expert is chosen for its bias alone
+                parameter.copy_(scale * torch.randn(parameter.shape, dtype=torch.float64))
     model.save_pretrained(hf)
     layers = sorted(moe_layers(hf))
     orders = {layer: [[3, 2, 0, 1], [1, 0, 3, 2]][number % 2] for number, layer in enumerate(layers)}
@@ -216,6 +293,25 @@ def test_a_baked_model_computes_the_same(eplb, tmp_path, monkeypatch, name):
         assert len(before[0][layer].unique()) == NUM_EXPERTS
     assert torch.allclose(before[1], after[1], rtol=1e-9, atol=1e-12)
     assert not all(torch.equal(before[0][layer], after[0][layer]) for layer in layers)
+
+
+def stay_in_float64(torch, monkeypatch):
+    """Routers go down to float32, where a sum depends on the order of the experts: not here."""
+
+    def kept(function):
+        def call(values, *arguments, **named):
+            if values.dtype is torch.float64 and torch.float32 in arguments:
+                return values
+            if named.get("dtype") is torch.float32:
+                named["dtype"] = torch.float64
+            return function(values, *arguments, **named)
+
+        return call
+
+    to_float = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda at: at if at.dtype is torch.float64 else to_float(at))
+    for owner, name in ((torch.nn.functional, "softmax"), (torch.Tensor, "softmax"), (torch.Tensor, "type")):
+        monkeypatch.setattr(owner, name, kept(getattr(owner, name)))
 
 
 def chosen_and_logits(path: Path):
@@ -241,7 +337,7 @@ def chosen_and_logits(path: Path):
         if key.endswith(".experts"):
             module.register_forward_pre_hook(watch(int(key.split(".")[2])), with_kwargs=True)
     with torch.no_grad():
-        logits = model(torch.arange(48).reshape(2, 24)).logits
+        logits = model(torch.arange(2, 50).reshape(2, 24)).logits  # 0 or 1 pads: its embedding is 0
     return chosen, logits
 
 
