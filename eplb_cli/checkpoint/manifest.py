@@ -37,8 +37,8 @@ BAKED_FORMAT = "eplb-baked/1"
 
 MAX_MANIFEST_NBYTES = 1 << 28
 _NPY_HEADER_LIMIT = 4096
-_LATER = {"decisions"}
-"""Objects that manifests of older versions lack."""
+_LATER: dict[str, object] = {"decisions": {}, "engine": ""}
+"""What manifests of older versions lack, and what stands for it."""
 _ENCODER = json.JSONEncoder(indent=1, sort_keys=True)
 
 
@@ -58,6 +58,7 @@ class Manifest:
         options: what was switched off: digests, verify, fsync.
         serving: how each engine loads the tree.
         decisions: what had to be decided, because neither SRC nor the placements say it.
+        engine: whose names `shard` gave the tensors; empty for shards that come from elsewhere.
     """
 
     tool: str
@@ -74,6 +75,7 @@ class Manifest:
     options: Mapping[str, bool]
     serving: list[str]
     decisions: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = ""
 
     def to_bytes(self) -> bytes:
         """The manifest as a file holds it, with a digest of everything else in it."""
@@ -171,14 +173,13 @@ def _parse(text: bytes, where: Path) -> dict[str, Any]:
 def _check(raw: Mapping[str, Any], where: Path) -> None:
     """EP214 unless every key is there and of the right form."""
     kinds: dict[str, tuple[type | UnionType, str]] = {
-        **dict.fromkeys(("tool", "senders", "plan_digest"), (str, "a string")),
+        **dict.fromkeys(("tool", "senders", "plan_digest", "engine"), (str, "a string")),
         **dict.fromkeys(("expert_tensors", "serving"), (list, "a list")),
         "ranks_per_node": (int | None, "a number"),
     }
     for each in fields(Manifest):
         kind, name = kinds.get(each.name, (dict, "an object"))
-        is_there = each.name in raw or each.name in _LATER
-        if not is_there or not isinstance(raw.get(each.name, {} if each.name in _LATER else None), kind):
+        if each.name not in raw | _LATER or not isinstance(raw.get(each.name, _LATER.get(each.name)), kind):
             raise _malformed(where, f'"{each.name}" is not there, or not {name}')
     if not all(isinstance(name, str) for name in raw["expert_tensors"]):
         raise _malformed(where, "expert_tensors is not a list of strings")

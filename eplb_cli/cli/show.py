@@ -20,7 +20,7 @@ def print_written(what: str, done: Written, output_format: Format) -> None:
     from dataclasses import asdict
 
     for warning in done.warnings:
-        render.print_warning(warning)
+        render.print_warning(warning, is_grave=warning in done.misread)
     if output_format is Format.json:
         render.print_json({"format": f"eplb-{what}/1", **asdict(done), "output": str(done.output)})
     else:
@@ -41,8 +41,9 @@ def print_report(report: Report, output_format: Format, *, full: bool) -> None:
 
 def print_warnings(report: Report) -> None:
     """What a report warns of, on stderr."""
+    misread = report.run.misread if report.run else []
     for warning in report.warnings:
-        render.print_warning(warning)
+        render.print_warning(warning, is_grave=warning in misread)
 
 
 @contextlib.contextmanager

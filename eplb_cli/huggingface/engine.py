@@ -50,7 +50,6 @@ class Names:
     family: str
     layout: Layout
     keys: Layout
-    serving: str
     experts: Mapping[str, tuple[str, ...]]
     fused: Mapping[str, tuple[str, ...]]
     kept: tuple[str, ...]
@@ -80,11 +79,11 @@ def names_from_json(raw: Mapping[str, Any]) -> Names:
         field: {str(target): tuple(map(str, sources)) for target, sources in raw[field].items()}
         for field in ("experts", "fused")
     }
-    engine, family, serving = (str(raw[key]) for key in ("engine", "family", "serving"))
+    engine, family = (str(raw[key]) for key in ("engine", "family"))
     kept = tuple(map(str, raw["kept"]))
     constants = {str(target): (str(dtype), str(data)) for target, (dtype, data) in raw["constants"].items()}
     layouts = _layout(raw["layout"]), by_expert(_layout(raw.get("keys", BY_ROW)))
-    return Names(engine, family, *layouts, serving, joined["experts"], joined["fused"], kept, constants)
+    return Names(engine, family, *layouts, joined["experts"], joined["fused"], kept, constants)
 
 
 def _layout(raw: object) -> Layout:
@@ -117,7 +116,7 @@ def find_names(engine: str, family: str, checkpoint: OneRank) -> Names:
         field: {_full(target): list(map(_full, sources)) for target, sources in table[field].items()}
         for field in ("experts", "fused")
     }
-    words = {"engine": engine, "family": family, "serving": raw["serving"], "layout": raw["layout"]}
+    words = {"engine": engine, "family": family, "layout": raw["layout"]}
     constants = {_full(target): value for target, value in table["constants"].items()}
     names = names_from_json({**words, **full, "kept": map(_full, table["kept"]), "constants": constants})
     layout = replace(names.layout, main=checkpoint.layout.main)
@@ -152,7 +151,6 @@ def _as_they_are(family: str, checkpoint: OneRank) -> Names:
         family,
         layout,
         keys,
-        "",
         {name.replace("{expert}", "{row}"): (name,) for name in experts},
         {},
         tuple(dict.fromkeys(key.template for key in said if not key.is_expert)),

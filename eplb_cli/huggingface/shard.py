@@ -44,7 +44,7 @@ from eplb_cli.output.commit import carry_files, fill_unlinked, write_manifest
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.prove import prove
-from eplb_cli.output.serving import NO_ENGINE, serving_notes
+from eplb_cli.output.serving import Served
 from eplb_cli.output.staging import Staging, staging
 from eplb_cli.output.tree import plan_output
 from eplb_cli.placements.findings import Finding, check_pair, raise_first
@@ -131,8 +131,8 @@ def shard(  # noqa: PLR0913 - all that the command line says
         record = origin_bytes(plan.tree, plan.names, plan.beside.skipped, old_digests)
         stage.write(ORIGIN_NAME, record)
         carried[ORIGIN_NAME] = file_entry(record)
-        serving = _serving(new, plan)
-        write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, serving=serving)
+        served = _served(new, plan)
+        write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, served=served)
     return Written(
         destination,
         engine,
@@ -142,9 +142,10 @@ def shard(  # noqa: PLR0913 - all that the command line says
         proof.rows_proved,
         output.own_nbytes,
         time.perf_counter() - started,
-        serving,
-        [*(finding.message for finding in plan.warnings), *proof.warnings],
+        list(served.serving.notes),
+        [*(finding.message for finding in plan.warnings), *proof.warnings, *served.serving.misread],
         plan.beside.notes,
+        list(served.serving.misread),
     )
 
 
@@ -242,13 +243,12 @@ def digest_both(
     return by_part.values, by_whole.values
 
 
-def _serving(new: Placement, plan: _Plan) -> list[str]:
-    """How the engine loads the shards: they are for no other."""
+def _served(new: Placement, plan: _Plan) -> Served:
+    """The shards as the engine gets them: they are for no other."""
     names, checkpoint = plan.names, plan.joined.checkpoint
-    if not names.serving:
-        return ["shards with Hugging Face names: load them with a program that reads those"]
-    if any(is_of_mtp(checkpoint, key) for key in checkpoint.keys):
-        return [f"{names.engine}: its loader of shards stops at tensors of MTP; --mtp skip leaves them out"]
-    notes = [note for note in serving_notes(new, names.layout.name) if note.lower().startswith(names.engine)]
-    notes = [note for note in notes if NO_ENGINE not in note]
-    return [names.serving] if notes else [f"{names.engine}: no stock engine loads this placement from shards"]
+    config = checkpoint.config
+    has_mtp = any(is_of_mtp(checkpoint, key) for key in checkpoint.keys)
+    num_groups = None if config is None else config.num_expert_groups
+    return Served(
+        new, names.layout.name, names.engine, names.family, num_groups, is_whole=True, has_mtp=has_mtp
+    )

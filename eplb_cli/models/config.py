@@ -88,6 +88,14 @@ class ModelConfig:
         return self._agreed("hidden_size")
 
     @property
+    def num_expert_groups(self) -> int | None:
+        """Groups of experts that the router chooses first: 1 where it has none, None if nobody has looked."""
+        if self.family is None:
+            return None
+        count = self.values.get(self.family.groups) if self.family.groups else None
+        return count if type(count) is int else 1
+
+    @property
     def vocab_size(self) -> int | None:
         """Rows of the embedding, where it is said."""
         return self._agreed("vocab_size")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import xxhash
@@ -15,6 +15,7 @@ from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, digest_file, n
 from eplb_cli.errors import BytesError
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.prove import row_view
+from eplb_cli.output.serving import Served
 from eplb_cli.output.staging import Staging
 from eplb_cli.placements.own_format import placement_to_json
 
@@ -84,13 +85,14 @@ def write_manifest(
     carried: Mapping[str, Mapping[str, object]],
     *,
     verified: bool,
-    serving: Sequence[str],
+    served: Served,
     decisions: Mapping[str, object] | None = None,
 ) -> None:
     """Row digests beside the shards, and `eplb.json` last.
 
     Args:
         new_digests: (X, 16) of new places; None where none were taken.
+        served: what an engine gets.
         decisions: what was decided besides what `prepared` says.
     """
     plan, checkpoint, outputs = prepared.plan, prepared.checkpoint, prepared.output.files
@@ -131,7 +133,8 @@ def write_manifest(
         carried=carried,
         digests=digests,
         options={"digests": new_digests is not None, "verified": verified, "fsync": stage.durable},
-        serving=list(serving),
+        serving=[*served.serving.notes, *served.serving.misread],
         decisions={**prepared.decisions, **(decisions or {})},
+        engine=served.engine,
     )
     stage.write(MANIFEST_NAME, manifest.to_bytes())

@@ -15,7 +15,9 @@ from eplb_cli.checkpoint.rank_numbers import choose_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind, require_ranks, with_layers
 from eplb_cli.checkpoint.shards import Shards
 from eplb_cli.checkpoint.unnamed import with_unnamed_layers
-from eplb_cli.output.serving import serving_notes
+from eplb_cli.models.config import ModelConfig
+from eplb_cli.models.names import is_mtp
+from eplb_cli.output.serving import Served
 from eplb_cli.output.tree import OutputTree, plan_output
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
@@ -24,6 +26,8 @@ from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.pieces import Pieces, row_pieces
 from eplb_cli.plan.plan import plan_reshard
+
+_EMBEDDINGS = ("embed_tokens.weight", "embedding.weight")
 
 
 def new_places(plan: ReshardPlan, checkpoint: ShardedCheckpoint, output: OutputTree) -> Places:
@@ -109,9 +113,19 @@ class Prepared:
         return self.checkpoint.decisions
 
     @cached_property
-    def serving(self) -> list[str]:
-        """How engines load the output."""
-        return serving_notes(self.plan.new, self.checkpoint.shards.layout.name)
+    def served(self) -> Served:
+        """The output as an engine gets it, as far as a manifest and config.json beside SRC say it."""
+        shards = self.checkpoint.shards
+        config, manifest = shards.config, shards.manifest
+        return Served(
+            self.plan.new,
+            shards.layout.name,
+            "" if manifest is None else manifest.engine,
+            "" if config is None else config.model_type,
+            None if config is None else config.num_expert_groups,
+            _is_whole(self.checkpoint, config),
+            _has_mtp(self.checkpoint, config),
+        )
 
     def place_name(self, place: int) -> str:
         """A new place in words: file, layer, slot and tensor."""
@@ -127,6 +141,26 @@ class Prepared:
             f"{file}: layer {new.layer_number(layer)}, slot {slot} (rank {new.rank_of_slot[slot]}, "
             f"row {new.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}"
         )
+
+
+def _is_whole(checkpoint: ShardedCheckpoint, config: ModelConfig | None) -> bool | None:
+    """Whether a rank has the embedding of every token, and so no slices; None where nothing says.
+
+    Engines pad the vocabulary a little, and tensor parallelism cuts it in two at the least.
+    """
+    if checkpoint.shards.num_ranks == 1 and checkpoint.others:
+        return True
+    size = None if config is None else config.vocab_size
+    rows = [at.entry.shape[0] for key, at in checkpoint.others[0].items() if key.endswith(_EMBEDDINGS)]
+    return rows[0] >= size if rows and size is not None else None
+
+
+def _has_mtp(checkpoint: ShardedCheckpoint, config: ModelConfig | None) -> bool:
+    """Whether there are tensors of MTP: of a module of its own, or of layers behind the hidden ones."""
+    placement = checkpoint.placement
+    hidden = None if config is None else config.num_hidden_layers
+    last = max(map(placement.layer_number, range(placement.num_layers)))
+    return (hidden is not None and last >= hidden) or any(map(is_mtp, checkpoint.others[0]))
 
 
 def bind_and_plan(

@@ -41,10 +41,11 @@ def print_note(note: str) -> None:
     write(sys.stderr, message_text("note", note))
 
 
-def print_warning(warning: Finding | str) -> None:
-    """Print a warning to stderr, where it does not disturb the result."""
+def print_warning(warning: Finding | str, *, is_grave: bool = False) -> None:
+    """Print a warning to stderr, where it does not disturb the result; a grave one as red as an error."""
     if isinstance(warning, str):
-        write(sys.stderr, message_text(severity_tag(sys.stderr, "warning"), warning))
+        tag = severity_tag(sys.stderr, "warning", colour="error" if is_grave else "")
+        write(sys.stderr, message_text(tag, warning))
     else:
         tag = severity_tag(sys.stderr, warning.severity, warning.code)
         place = f"{warning.place}: " if warning.place else ""

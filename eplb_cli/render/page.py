@@ -75,13 +75,13 @@ def heading(console: Console, text: str) -> None:
     console.print(Text(text, style="bold"))
 
 
-def show_list(console: Console, title: str, items: Iterable[str]) -> None:
+def show_list(console: Console, title: str, items: Iterable[str], style: str = "") -> None:
     """A title and one untrusted item below the other, folded beside its dash; nothing without items."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for item in items:
-        grid.add_row("-", printable(item))
+        grid.add_row("-", Text(printable(item), style))
     if grid.row_count:
         heading(console, title)
         console.print(grid)

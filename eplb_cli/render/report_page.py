@@ -40,7 +40,9 @@ def show_report(console: Console, report: Report, *, full: bool) -> None:
         _show_estimate(console, report.estimate)
     if report.run:
         show_run(console, report.run)
-    show_list(console, "warnings", report.warnings)
+    misread = report.run.misread if report.run else []
+    show_list(console, "warnings", [warning for warning in report.warnings if warning not in misread])
+    show_list(console, "misread without an error", misread, "bold red")
 
 
 def num_rows(totals: Totals) -> int:

@@ -71,11 +71,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def severity_tag(stream: TextIO, severity: str, code: str = "") -> str:
-    """`error[EP106]`, in colour on a terminal that wants it."""
+def severity_tag(stream: TextIO, severity: str, code: str = "", colour: str = "") -> str:
+    """`error[EP106]`, in colour on a terminal that wants it: its own, or that of another severity."""
     tag = f"{severity}[{code}]" if code else severity
     in_colour = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return f"\x1b[{_ANSI[severity]}m{tag}\x1b[0m" if in_colour else tag
+    return f"\x1b[{_ANSI[colour or severity]}m{tag}\x1b[0m" if in_colour else tag
 
 
 def write(stream: TextIO, text: str) -> None:

@@ -95,6 +95,7 @@ class RunReport:
         rows_proved, rows_total: rows (an expert in a slot, with all its tensors) whose digests
             were read back and compared; rows_proved is 0 without the check.
         serving: how each engine loads the output.
+        misread: what an engine would load without an error, and wrongly; `warnings` has it too.
     """
 
     backend: str
@@ -116,6 +117,7 @@ class RunReport:
     rows_total: int
     serving: list[str]
     notes: list[str] = field(default_factory=list)
+    misread: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

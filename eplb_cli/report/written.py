@@ -21,6 +21,7 @@ class Written:
         seconds: wall-clock time.
         serving: how each engine loads it.
         warnings: what is odd about the placement or the bytes.
+        misread: what an engine would load without an error, and wrongly; `warnings` has it too.
         beside: sentences on layers that the placement does not name: those of MTP, and of other modules.
     """
 
@@ -35,3 +36,4 @@ class Written:
     serving: list[str]
     warnings: list[str]
     beside: list[str] = field(default_factory=list)
+    misread: list[str] = field(default_factory=list)

@@ -68,7 +68,7 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
             destination_digests(prepared, moved.old_digests) if request.digests else None,
             carried,
             verified=proof is not None,
-            serving=prepared.serving,
+            served=prepared.served,
         )
     clock.lap("commit")
     return _run_report(planned, moved, proof, stage.unlinked, clock.seconds)
@@ -130,8 +130,10 @@ def _run_report(
         output=str(request.destination),
         rows_proved=0 if proof is None else proof.rows_proved,
         rows_total=rows_total,
-        serving=prepared.serving,
+        serving=list(prepared.served.serving.notes),
+        misread=list(prepared.served.serving.misread),
         notes=notes,
     )
-    warnings = [*planned.report.warnings, *([] if proof is None else proof.warnings)]
+    proved = [] if proof is None else proof.warnings
+    warnings = [*planned.report.warnings, *proved, *prepared.served.serving.misread]
     return replace(planned.report, warnings=warnings, run=run)

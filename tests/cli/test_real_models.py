@@ -176,7 +176,7 @@ BAKED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "solar_open": ("SolarOpenConfig", {**HEADS, **GROUPS, "moe_intermediate_size": 16}),
 }
-"""Families that differ from those above in little but names: the class of the config, and what it is given."""
+"""Families that differ in little but names: the class of the config, and what it is given."""
 
 
 def baked_model(name: str):

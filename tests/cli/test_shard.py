@@ -175,11 +175,15 @@ def test_a_map_of_sglang_is_enough(eplb, home):
 def test_the_serving_note_is_of_the_engine(eplb, home):
     """SGLang loads any even placement without empty slots; nothing is said of vLLM."""
     sharded(eplb, home)
-    serving = json.loads((home / "dst" / "eplb.json").read_text())["serving"]
-    assert serving == ["SGLang (DP attention): --load-format sharded_state --init-expert-location FILE"]
+    manifest = json.loads((home / "dst" / "eplb.json").read_text())
+    assert manifest["engine"] == "sglang"
+    line, misread = manifest["serving"]
+    assert line.startswith("SGLang: --load-format sharded_state --tp-size 2 --attn-dp-size 2 --ep-size 2")
+    assert "--ep-num-redundant-experts 2 --init-expert-location FILE" in line
+    assert "without --init-expert-location" in misread
     arguments = ["--placement", home / "uneven.json", "--engine", "sglang", "--format", "json"]
     result = eplb("shard", home / "hf", home / "uneven", *arguments)
-    assert result.json["serving"] == ["sglang: no stock engine loads this placement from shards"]
+    assert result.json["serving"] == ["SGLang: nothing loads this placement from shards; see docs/serving.md"]
     assert result.json["rows_proved"] == 8
 
 
@@ -221,14 +225,35 @@ def test_the_names_of_vllm_are_those_that_it_wrote(eplb, tmp_path):
     assert_same(hf, tmp_path / "merged")
 
 
-def test_vllm_is_not_promised_what_it_does_not_load(eplb, tmp_path):
-    """From shards it loads its default placements and no other."""
+@pytest.mark.parametrize(("name", "loads"), [("linear", True), ("round_robin", False), ("map.json", False)])
+def test_vllm_is_not_promised_what_it_does_not_load(eplb, tmp_path, name, loads):
+    """Stock vLLM loads its default and no other: round_robin is linear to it without groups of experts."""
     hf = write_checkpoint(tmp_path / "hf", qwen3_moe(), "qwen3_moe")
     write_json(tmp_path / "map.json", [[3, 0, 1, 2]])
-    for name, loads in (("linear", True), (tmp_path / "map.json", False)):
+    placement = tmp_path / name if name == "map.json" else name
+    arguments = ["--placement", placement, "--num-ranks", 2, "--engine", "vllm", "--format", "json"]
+    result = eplb("shard", hf, tmp_path / "dst", *arguments)
+    stock = [line for line in result.json["serving"] if "--load-format sharded_state" in line]
+    assert (len(stock), len(result.json["misread"])) == ((1, 0) if loads else (0, 1))
+    assert result.json["warnings"] == result.json["misread"]
+    assert ("warning: vLLM: --load-format sharded_state would load" in result.err) != loads
+
+
+def test_reshard_says_what_shard_says(eplb, tmp_path):
+    """Of the same placement, by the same table: the manifest remembers whose names they are."""
+    hf = write_checkpoint(tmp_path / "hf", qwen3_moe(), "qwen3_moe")
+    write_json(tmp_path / "map.json", placement([[3, 0, 1, 2]], 2, layer_ids=[1]))
+    for name, goal in (("linear", "linear"), (tmp_path / "map.json", "map")):
         arguments = ["--placement", name, "--num-ranks", 2, "--engine", "vllm", "--format", "json"]
-        result = eplb("shard", hf, tmp_path / f"dst{loads}", *arguments)
-        assert ("--load-format sharded_state" in result.json["serving"][0]) == loads
+        sharded = eplb("shard", hf, tmp_path / f"shard-{goal}", *arguments).json
+        source = tmp_path / f"shard-{'linear' if goal == 'map' else 'map'}"
+        if source.exists():
+            moved = eplb(
+                "reshard", source, tmp_path / "moved", "--new", name, "--backend", "file", "--format", "json"
+            ).json
+            assert moved["run"]["serving"] == sharded["serving"]
+            assert moved["run"]["misread"] == sharded["misread"] != []
+            assert moved["warnings"][-1] == sharded["misread"][0]
 
 
 class TestRefused:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "exchange": set(),
     "report": {"models", "placements", "plan"},
     "live": {"exchange", "models", "placements", "plan"},
-    "output": {"checkpoint", "formats", "placements", "plan"},
+    "output": {"checkpoint", "formats", "models", "placements", "plan"},
     "inputs": {"checkpoint", "formats", "models", "placements", "plan", "report"},
     "transfer": {"checkpoint", "exchange", "formats", "output", "plan"},
     "run": {"checkpoint", "exchange", "inputs", "output", "placements", "plan", "report", "transfer"},
