@@ -24,6 +24,8 @@ from eplb_cli.placements.placement import EMPTY, Placement
 VLLM, SGLANG = "vllm", "sglang"
 NO_ENGINE = "nothing loads this placement from shards; see docs/serving.md"
 
+_STOPS_AT_MTP = "its loader of shards stops at tensors of MTP; `shard --mtp skip` leaves them out"
+
 _WITHOUT_VLLM_EPLB = {"gpt_oss", "olmoe", "qwen2_moe"}
 """Families whose models have no EPLB in vLLM, and so no replicas."""
 
@@ -129,9 +131,6 @@ def serving(served: Served) -> Serving:
     if served.layout != "sharded-state":
         said = f"shards of layout {served.layout}: load them with the program that wrote their like"
         return Serving((said,))
-    if served.has_mtp and served.engine:
-        said = f"{served.engine}: its loader of shards stops at tensors of MTP; --mtp skip leaves them out"
-        return Serving((said,))
     found = [of_engine(served) for name, of_engine in _ENGINES.items() if served.engine in ("", name)]
     notes = (note for one in found for note in one.notes)
     return Serving(tuple(notes), tuple(said for one in found for said in one.misread))
@@ -139,24 +138,19 @@ def serving(served: Served) -> Serving:
 
 def _vllm(served: Served) -> Serving:
     """Its own loader knows two maps, the plugin any that vLLM has slots for."""
-    experts, ranks = served.placement.num_logical_experts, served.num_ranks
-    has_replicas = served.num_redundant > 0
-    if served.num_redundant < 0 or not served.is_full:
-        return Serving((f"vLLM: {NO_ENGINE}",))
-    if has_replicas and served.family in _WITHOUT_VLLM_EPLB:
-        return Serving((f"vLLM: it has no EPLB for {served.family}, and so no replicas",))
-    has_its_slots = np.array_equal(served.placement.slots_per_rank, slots_of_linear(experts, ranks))
-    if not (served.is_even if has_replicas else has_its_slots):
-        return Serving((f"vLLM: {NO_ENGINE}",))
+    if problem := _vllm_lacks(served):
+        return Serving((f"vLLM: {problem}",))
     options = _vllm_ranks(served)
-    if has_replicas:
+    if served.num_redundant:
         config = json.dumps({"num_redundant_experts": served.num_redundant})
         options += ["--enable-eplb", f"--eplb-config '{config}'"]
     plugin = _line("vLLM with eplb installed: vllm serve DST --load-format eplb", options)
+    if served.has_mtp:
+        return Serving((plugin, f"vLLM as it is: {_STOPS_AT_MTP}"))
     if served.is_named("linear"):
         return Serving((plugin, _vllm_stock(served, options)))
     if served.is_named("round_robin") and _vllm_grants_round_robin(served):
-        options = [*options, "--expert-placement-strategy round_robin"]
+        options.append("--expert-placement-strategy round_robin")
         if served.is_whole is not False:
             options.append("--all2all-backend deepep_low_latency")
         return Serving((plugin, _vllm_stock(served, options)))
@@ -165,6 +159,16 @@ def _vllm(served: Served) -> Serving:
         "takes their experts to be in order, whatever eplb.json says. --load-format eplb reads that"
     )
     return Serving((plugin,), (misread,))
+
+
+def _vllm_lacks(served: Served) -> str:
+    """Why vLLM has no slots for a placement; nothing where it has."""
+    experts, has_replicas = served.placement.num_logical_experts, served.num_redundant > 0
+    if has_replicas and served.family in _WITHOUT_VLLM_EPLB:
+        return f"it has no EPLB for {served.family}, and so no replicas"
+    own = slots_of_linear(experts, served.num_ranks)
+    fits = served.is_even if has_replicas else np.array_equal(served.placement.slots_per_rank, own)
+    return "" if served.is_full and served.num_redundant >= 0 and fits else NO_ENGINE
 
 
 def _vllm_grants_round_robin(served: Served) -> bool:
@@ -199,6 +203,8 @@ def _sglang(served: Served) -> Serving:
     no_replicas = family in _SGLANG_WITHOUT_REPLICAS and served.num_redundant > 0
     if served.num_redundant < 0 or not served.is_full or not served.is_even or no_maps or no_replicas:
         return Serving((f"SGLang: {NO_ENGINE}",))
+    if served.has_mtp:
+        return Serving((f"SGLang: {_STOPS_AT_MTP}",))
     options = _sglang_ranks(served)
     if served.num_redundant:
         options.append(f"--ep-num-redundant-experts {served.num_redundant}")

@@ -180,6 +180,8 @@ _RUN_KEYS = (
     "linked_bytes",
     "verified",
     "output",
+    "serving",
+    "misread",
 )
 
 
@@ -201,4 +203,5 @@ def report_json(report: Report) -> dict[str, Any]:
         result["estimate"] = asdict(report.estimate)
     if report.run:
         result |= {key: getattr(report.run, key) for key in _RUN_KEYS}
+        result["warnings"] = report.warnings
     return result

@@ -35,7 +35,7 @@ KINDS_OF_MOVES = ("unchanged", "local", "remote", "duplicate", "empty")
 RUN_KEYS = [
     *("backend", "wire_bytes", "seconds", "stage_bytes", "bound_by", "busy", "exchange_hidden"),
     *("buffer_bytes", "threads", "peak_rss_bytes", "peak_anonymous_bytes", "linked_bytes"),
-    *("verified", "output"),
+    *("verified", "output", "serving", "misread", "warnings"),
 ]
 
 
@@ -389,6 +389,7 @@ class TestManifest:
             "carried",
             "digests",
             "options",
+            "engine",
             "decisions",
             "digest",
         }
@@ -486,10 +487,11 @@ class TestReport:
         assert result.err.startswith("file: ")
 
     def test_the_page(self, case):
-        """Proof and serving are said in words."""
-        out = case.reshard().out
+        """Proof, serving, and what an engine would misread are said in words."""
+        out = " ".join(case.reshard().out.split())
         assert "12 of 12 rows proved against SRC" in out
-        assert "docs/serving.md" in " ".join(out.split())
+        assert "--load-format eplb" in out
+        assert "misread without an error - vLLM: --load-format sharded_state would load" in out
 
 
 @pytest.mark.parametrize("name", ["eplb-replicas", "uneven-ranks"])

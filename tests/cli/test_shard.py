@@ -243,17 +243,17 @@ def test_reshard_says_what_shard_says(eplb, tmp_path):
     """Of the same placement, by the same table: the manifest remembers whose names they are."""
     hf = write_checkpoint(tmp_path / "hf", qwen3_moe(), "qwen3_moe")
     write_json(tmp_path / "map.json", placement([[3, 0, 1, 2]], 2, layer_ids=[1]))
-    for name, goal in (("linear", "linear"), (tmp_path / "map.json", "map")):
-        arguments = ["--placement", name, "--num-ranks", 2, "--engine", "vllm", "--format", "json"]
-        sharded = eplb("shard", hf, tmp_path / f"shard-{goal}", *arguments).json
-        source = tmp_path / f"shard-{'linear' if goal == 'map' else 'map'}"
-        if source.exists():
-            moved = eplb(
-                "reshard", source, tmp_path / "moved", "--new", name, "--backend", "file", "--format", "json"
-            ).json
-            assert moved["run"]["serving"] == sharded["serving"]
-            assert moved["run"]["misread"] == sharded["misread"] != []
-            assert moved["warnings"][-1] == sharded["misread"][0]
+    options = ["--num-ranks", 2, "--engine", "vllm", "--format", "json"]
+    sharded = eplb("shard", hf, tmp_path / "placed", "--placement", tmp_path / "map.json", *options).json
+    assert eplb("shard", hf, tmp_path / "linear", "--placement", "linear", *options).code == 0
+    arguments = ["--new", tmp_path / "map.json", "--backend", "file", "--format", "json"]
+    moved = eplb("reshard", tmp_path / "linear", tmp_path / "moved", *arguments).json
+    for key in ("serving", "misread"):
+        assert moved[key] == sharded[key] != []
+    assert moved["warnings"] == sharded["warnings"] == sharded["misread"]
+    both = [json.loads((tmp_path / name / "eplb.json").read_text()) for name in ("placed", "moved")]
+    assert both[0]["engine"] == both[1]["engine"] == "vllm"
+    assert both[0]["serving"] == both[1]["serving"]
 
 
 class TestRefused:

@@ -256,7 +256,7 @@ def test_engines_are_not_promised_what_they_do_not_load(eplb, tmp_path):
     arguments = ["--placement", "linear", "--num-ranks", 2, "--engine", "sglang", "--format", "json"]
     result = eplb("shard", tmp_path / "hf", tmp_path / "with", *arguments)
     assert result.json["serving"] == [
-        "sglang: its loader of shards stops at tensors of MTP; --mtp skip leaves them out"
+        "SGLang: its loader of shards stops at tensors of MTP; `shard --mtp skip` leaves them out"
     ]
     assert result.json["beside"] == ["layer 3: experts in order, as engines place them"]
     result = eplb("shard", tmp_path / "hf", tmp_path / "without", *arguments, "--mtp", "skip")

@@ -144,6 +144,13 @@ def test_severity_is_coloured_on_a_terminal(monkeypatch):
     assert terminal.getvalue() == "\x1b[1;33mwarning\x1b[0m: slow disk\nwarning: slow disk\n"
 
 
+def test_a_grave_warning_is_as_red_as_an_error(monkeypatch):
+    """What an engine would answer nonsense from is no remark."""
+    terminal = stderr_as_terminal(monkeypatch)
+    render.print_warning("misread", is_grave=True)
+    assert terminal.getvalue() == "\x1b[1;31mwarning\x1b[0m: misread\n"
+
+
 def test_json_has_a_line_per_element(capsys):
     """Readable and comparable line by line, however many ranks there are."""
     obj = {"format": "x/1", "traffic": [[0, 1, 8, 1], [1, 0, 8, 1]], "ranks": [], "seconds": {"total": 1.5}}

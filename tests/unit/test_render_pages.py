@@ -368,6 +368,18 @@ def test_names_are_neither_markup_nor_commands():
     assert r"- \x07" in page
 
 
+def test_what_an_engine_would_misread_is_red_and_last():
+    """Once, below all other warnings."""
+    run = dataclasses.replace(RUN, misread=["an engine would misread it"])
+    report = dataclasses.replace(report_of(ring(2)), run=run, warnings=["odd", *run.misread])
+    stream = Terminal(100)
+    print_report(report, stream)
+    text = stream.getvalue()
+    assert "\x1b[1;31man engine would misread it" in text
+    assert text.count("would misread") == 1
+    assert text.index("odd") < text.index("would misread")
+
+
 def test_long_paths_fold():
     """Every character is there, none beyond the page."""
     path = "/" + "x" * 200

@@ -161,5 +161,9 @@ class TestShardsOfAnyone:
         assert said(LINEAR, engine="huggingface").notes[0].startswith("shards with Hugging Face names")
 
     def test_tensors_of_mtp(self):
-        """An engine's loader stops at what its model lacks."""
-        assert "--mtp skip" in said(LINEAR, has_mtp=True).notes[0]
+        """A loader stops at what its model lacks, so nothing is misread; the plugin leaves them alone."""
+        plugin, stock = said(PERMUTED, has_mtp=True).notes
+        assert "--load-format eplb" in plugin
+        assert "--mtp skip" in stock
+        assert "--mtp skip" in said(PERMUTED, engine="sglang", has_mtp=True).notes[0]
+        assert said(PERMUTED, engine="", has_mtp=True).misread == ()
