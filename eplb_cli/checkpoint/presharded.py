@@ -1,13 +1,15 @@
 """SGLang's `presharded` directories: files by content, and `checksum.json`, which says what each rank reads.
 
-Read in SGLang's loader (`PreshardedModelLoader`, autumn of 2026). A tensor is in a file under the hash of its
-content, once for all ranks that have it; `rank_to_reads` gives it the names of the model::
+Read in the loader of SGLang 0.5.23 (`PreshardedModelLoader`). A tensor is in a file under the hash of its
+content, once for all ranks that have it; `rank_to_reads` gives it the names of the model. They are those of a
+`sharded_state`, after post-processing as there, but a tensor with two names has both here and one there::
 
     {"version": 1, "world_size": 2, "rank_to_reads": {"0": [{"filename": "model-00000-common.safetensor",
      "stored_key": "9a3f...", "name": "model.norm.weight", "is_extra": false}, ...], "1": [...]}}
 
-What was left on a module beside its parameters is an "extra". Only a presharded directory can give it back,
-and eplb writes sharded_state: shards with extras are refused.
+The directory's name is a digest of SGLang's options, with that of the map's file in it: under another map SGLang
+does not look into it. What was left on a module beside its parameters is an "extra". Only a presharded
+directory can give it back, and eplb writes sharded_state: shards with extras are refused.
 """
 
 from __future__ import annotations

@@ -372,9 +372,7 @@ def test_what_an_engine_would_misread_is_red_and_last():
     """Once, below all other warnings."""
     run = dataclasses.replace(RUN, misread=["an engine would misread it"])
     report = dataclasses.replace(report_of(ring(2)), run=run, warnings=["odd", *run.misread])
-    stream = Terminal(100)
-    print_report(report, stream)
-    text = stream.getvalue()
+    text = page_of(report, stream=Terminal())
     assert "\x1b[1;31man engine would misread it" in text
     assert text.count("would misread") == 1
     assert text.index("odd") < text.index("would misread")
