@@ -180,7 +180,7 @@ def _vllm_ranks(served: Served) -> list[str]:
     """What makes R expert-parallel ranks, of which each reads what it has."""
     if served.num_ranks == 1:
         return []
-    kind = "tensor" if served.is_whole is False else "data"
+    kind = "data" if served.is_whole else "tensor"
     return ["--enable-expert-parallel", f"--{kind}-parallel-size {served.num_ranks}"]
 
 
@@ -190,6 +190,8 @@ def _vllm_stock(served: Served, options: Iterable[str]) -> str:
     if served.num_ranks == 1 or served.is_whole is False:
         return line
     pattern = json.dumps({"pattern": "model-rank-RANK-part-{part}.safetensors"})
+    if served.is_whole is None:
+        line += f"; where they were saved with data parallelism --data-parallel-size {served.num_ranks}"
     return (
         f"{line} --data-parallel-rank RANK --model-loader-extra-config '{pattern}', a process for each RANK "
         f"from 0 to {served.num_ranks - 1}: without the pattern all would read rank 0's file, and no error"

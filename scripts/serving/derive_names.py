@@ -41,7 +41,7 @@ _CONVERTED = (torch.float32, torch.bfloat16)
 
 
 class Sources:
-    """Tensors of Hugging Face, found by the bytes of their first row, in each dtype that it may be kept in."""
+    """Tensors of Hugging Face by the bytes of their first row, in each dtype that they may be kept in."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._by_first: dict[bytes, list[torch.Tensor]] = defaultdict(list)

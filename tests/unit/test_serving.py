@@ -49,6 +49,13 @@ class TestVllm:
         assert "--tensor-parallel-size 2" in plugin
         assert "pattern" not in stock
 
+    def test_where_nothing_says_what_a_rank_has(self):
+        """Shards that vLLM saved, without a config.json: with the parallelism that they were saved with."""
+        (_, stock) = said(LINEAR).notes
+        tensor, data = stock.split("; where they were saved with data parallelism ")
+        assert tensor.endswith("--tensor-parallel-size 2")
+        assert data.startswith("--data-parallel-size 2 --data-parallel-rank RANK")
+
     def test_one_rank_has_no_expert_parallelism(self):
         """Nothing but the loader is said."""
         assert said(LINEAR, 1, is_whole=True).notes[1].endswith("--load-format sharded_state")
