@@ -24,8 +24,11 @@ ENGINES = [
     ("sglang", "kimi-k2"),
     ("sglang", "qwen3-30b-a3b"),
     ("sglang", "mixtral"),
+    ("vllm", "deepseek-v3"),
     ("vllm", "glm-4.5"),
     ("vllm", "glm-4.6"),
+    ("vllm", "kimi-k2"),
+    ("vllm", "mixtral"),
     ("vllm", "qwen3-30b-a3b"),
 ]
 
