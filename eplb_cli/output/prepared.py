@@ -117,13 +117,14 @@ class Prepared:
         """The output as an engine gets it, as far as a manifest and config.json beside SRC say it."""
         shards = self.checkpoint.shards
         config, manifest = shards.config, shards.manifest
+        engine = "" if manifest is None else manifest.engine
         return Served(
             self.plan.new,
             shards.layout.name,
-            "" if manifest is None else manifest.engine,
+            engine,
             "" if config is None else config.model_type,
             None if config is None else config.num_expert_groups,
-            _is_whole(self.checkpoint, config),
+            bool(engine) or _is_whole(self.checkpoint, config),  # `shard` writes no slices
             _has_mtp(self.checkpoint, config),
         )
 

@@ -26,6 +26,16 @@ NO_ENGINE = "nothing loads this placement from shards; see docs/serving.md"
 
 _STOPS_AT_MTP = "its loader of shards stops at tensors of MTP; `shard --mtp skip` leaves them out"
 
+_IN_ORDER = (
+    "vLLM: --load-format sharded_state would load these shards without an error and answer nonsense: it "
+    "takes their experts to be in order, whatever eplb.json says. --load-format eplb reads that"
+)
+_OTHER_BACKENDS = (
+    "vLLM: with data parallelism and another --all2all-backend than deepep_low_latency or nixl_ep, "
+    "--load-format sharded_state would load these shards without an error and answer nonsense: round_robin "
+    "is linear then. --load-format eplb reads eplb.json"
+)
+
 _WITHOUT_VLLM_EPLB = {"gpt_oss", "olmoe", "qwen2_moe"}
 """Families whose models have no EPLB in vLLM, and so no replicas."""
 
@@ -151,14 +161,11 @@ def _vllm(served: Served) -> Serving:
         return Serving((plugin, _vllm_stock(served, options)))
     if served.is_named("round_robin") and _vllm_grants_round_robin(served):
         options.append("--expert-placement-strategy round_robin")
-        if served.is_whole is not False:
-            options.append("--all2all-backend deepep_low_latency")
-        return Serving((plugin, _vllm_stock(served, options)))
-    misread = (
-        "vLLM: --load-format sharded_state would load these shards without an error and answer nonsense: it "
-        "takes their experts to be in order, whatever eplb.json says. --load-format eplb reads that"
-    )
-    return Serving((plugin,), (misread,))
+        if served.is_whole is False:
+            return Serving((plugin, _vllm_stock(served, options)))
+        options.append("--all2all-backend deepep_low_latency")
+        return Serving((plugin, _vllm_stock(served, options)), (_OTHER_BACKENDS,))
+    return Serving((plugin,), (_IN_ORDER,))
 
 
 def _vllm_lacks(served: Served) -> str:

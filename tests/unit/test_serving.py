@@ -74,10 +74,14 @@ class TestVllm:
 
     def test_round_robin_where_vllm_grants_it(self):
         """To models with groups of experts; with data parallelism only for one backend."""
-        stock = said(ROUND_ROBIN, family="glm4_moe", num_groups=2, is_whole=False).notes[1]
+        found = said(ROUND_ROBIN, family="glm4_moe", num_groups=2, is_whole=False)
+        stock = found.notes[1]
+        assert found.misread == ()
         assert "--expert-placement-strategy round_robin" in stock
         assert "--all2all-backend" not in stock
-        stock = said(ROUND_ROBIN, family="glm4_moe", num_groups=2, is_whole=True).notes[1]
+        found = said(ROUND_ROBIN, family="glm4_moe", num_groups=2, is_whole=True)
+        stock = found.notes[1]
+        assert "another --all2all-backend" in found.misread[0]
         assert "--expert-placement-strategy round_robin --all2all-backend deepep_low_latency" in stock
         uneven = said([[0, 4, 8, 1, 5, 9, 2, 6, 3, 7]], None, 10, [3, 3, 2, 2], num_groups=2)
         assert "round_robin" in uneven.notes[1]
