@@ -106,7 +106,10 @@ def check(name: str, family: Family) -> str:
     hf, dst = write_model(home / "hf", family), home / "dst"
     eplb_cli.shard(hf, dst, "linear", "vllm", eplb_cli.PlacementOptions(num_ranks=NUM_RANKS), durable=False)
     said: dict[str, Any] = {"tp": 1, "dp": NUM_RANKS, "dtype": family.dtype}
-    saving = {"environment": {"SAVE_TO": str(home / "saved")}, "options": {"load_format": "saving"}}
+    saving: dict[str, Any] = {
+        "environment": {"SAVE_TO": str(home / "saved")},
+        "options": {"load_format": "saving"},
+    }
     first = _answer(Job(f"{name}-saves", hf, mends=(*DP, save_by_rank.__name__), **said, **saving))
     for rank in range(NUM_RANKS):
         ours = tensors_of(sorted(dst.glob(f"model-rank-{rank}-part-*.safetensors")))
