@@ -116,7 +116,7 @@ def check(name: str, family: Family) -> str:
         saved = tensors_of(sorted((home / "saved" / str(rank)).glob("*.safetensors")))
         if unlike := differing(ours, saved):
             return f"rank {rank}: {len(unlike)} of {len(saved)} tensors are not vLLM's, {unlike[0]} for one"
-    stock = {
+    stock: dict[str, Any] = {
         "options": {"load_format": "sharded_state"},
         "pattern": "model-rank-RANK-part-{part}.safetensors",
     }
