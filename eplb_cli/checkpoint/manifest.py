@@ -179,7 +179,8 @@ def _check(raw: Mapping[str, Any], where: Path) -> None:
     }
     for each in fields(Manifest):
         kind, name = kinds.get(each.name, (dict, "an object"))
-        if each.name not in {**raw, **_LATER} or not isinstance(raw.get(each.name, _LATER.get(each.name)), kind):
+        value = raw.get(each.name, _LATER.get(each.name))
+        if each.name not in {**raw, **_LATER} or not isinstance(value, kind):
             raise _malformed(where, f'"{each.name}" is not there, or not {name}')
     if not all(isinstance(name, str) for name in raw["expert_tensors"]):
         raise _malformed(where, "expert_tensors is not a list of strings")

@@ -7,8 +7,8 @@ content, once for all ranks that have it; `rank_to_reads` gives it the names of 
     {"version": 1, "world_size": 2, "rank_to_reads": {"0": [{"filename": "model-00000-common.safetensor",
      "stored_key": "9a3f...", "name": "model.norm.weight", "is_extra": false}, ...], "1": [...]}}
 
-The directory's name is a digest of SGLang's options, with that of the map's file in it: under another map SGLang
-does not look into it. What was left on a module beside its parameters is an "extra". Only a presharded
+The directory's name is a digest of SGLang's options, with that of the map's file in it: under another map
+SGLang does not look into it. What was left on a module beside its parameters is an "extra". Only a presharded
 directory can give it back, and eplb writes sharded_state: shards with extras are refused.
 """
 
