@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli.cli.options import (
+    A_PLACEMENT,
     Format,
     FormatOption,
     FromOption,
@@ -39,23 +40,23 @@ Examples:
 
 
 def command(
-    old: Annotated[str, typer.Argument(metavar="OLD", help="A placement file, or linear, or round_robin.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="A placement file, or linear, or round_robin.")],
+    old: Annotated[str, typer.Argument(metavar="OLD", help=f"The placement there is: {A_PLACEMENT}.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help=f"The placement wanted: {A_PLACEMENT}.")],
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="SRC", help="Shards under OLD, for sizes in bytes.")
     ] = None,
     expert_bytes: Annotated[
         str | None,
-        typer.Option("--expert-bytes", metavar="N", help="Bytes of one expert, for sizes without shards."),
+        typer.Option("--expert-bytes", metavar="SIZE", help="Bytes of one expert, for sizes without shards."),
     ] = None,
     layout: LayoutOption = "auto",
     bandwidth: Annotated[
         str | None,
         typer.Option(
             "--bandwidth",
-            metavar="RATES",
-            help="nvlink=370GB/s,network=50GB/s,disk=3GB/s, or some of them: how long it will take, and what "
-            "bounds it. nvlink and network are of a rank in each direction, disk is of a node.",
+            metavar="LINK=RATE,...",
+            help="Say how long it will take, and what bounds it, at nvlink=370GB/s,network=50GB/s,disk=3GB/s "
+            "or some of these: nvlink and network of a rank in each direction, disk of a node.",
         ),
     ] = None,
     out: Annotated[

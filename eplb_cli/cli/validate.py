@@ -17,6 +17,7 @@ from eplb_cli.cli.options import (
     OldFromOption,
     OldNumRanks,
     named_model,
+    whole_number,
 )
 from eplb_cli.errors import EXIT_FINDINGS
 
@@ -44,7 +45,11 @@ def command(
     num_ranks: Annotated[
         int | None,
         typer.Option(
-            "--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks, where a file does not say."
+            "--num-ranks",
+            "--ep-size",
+            parser=whole_number(1),
+            metavar="RANKS",
+            help="How many ranks there are, if a file does not say.",
         ),
     ] = None,
     old_num_ranks: OldNumRanks = None,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from eplb_cli.errors import EplbError
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.named_map import NAMED_MAPS, named_map
+from eplb_cli.placements.named_map import named_map
 from eplb_cli.placements.placement import EMPTY, Placement
 
 NO_ENGINE = "no stock engine loads this placement from shards; see docs/serving.md"

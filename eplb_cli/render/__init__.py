@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from eplb_cli.render.findings import print_findings
-from eplb_cli.render.messages import print_error, print_json, print_note, print_warning
+from eplb_cli.render.messages import print_error, print_json, print_json_error, print_note, print_warning
 from eplb_cli.render.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ __all__ = [
     "print_identification",
     "print_inspection",
     "print_json",
+    "print_json_error",
     "print_load",
     "print_models",
     "print_note",

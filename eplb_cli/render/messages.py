@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from eplb_cli.errors import EplbError
@@ -34,6 +35,23 @@ def print_error(error: EplbError) -> None:
     """Print an error to stderr, with its code and what to do about it."""
     tag = severity_tag(sys.stderr, "error", error.code)
     write(sys.stderr, message_text(tag, error.message, error.hint))
+
+
+def print_json_error(error: EplbError) -> None:
+    """Print an error to stdout, for a program, with what was found beside it; of much of that the number."""
+    content = _error_json(error)
+    if error.num_further:
+        content |= {"num_further": error.num_further, "further": list(map(_error_json, error.further))}
+    print_json({"error": content})
+
+
+def _error_json(error: EplbError) -> dict[str, Any]:
+    return {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "where": asdict(error.where),
+    }
 
 
 def print_note(note: str) -> None:

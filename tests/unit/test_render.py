@@ -141,7 +141,7 @@ def test_severity_is_coloured_on_a_terminal(monkeypatch):
     render.print_warning("slow disk")
     monkeypatch.setenv("NO_COLOR", "1")
     render.print_warning("slow disk")
-    assert terminal.getvalue() == "\x1b[1;33mwarning\x1b[0m: slow disk\nwarning: slow disk\n"
+    assert terminal.getvalue() == "\x1b[1;35mwarning\x1b[0m: slow disk\nwarning: slow disk\n"
 
 
 def test_json_has_a_line_per_element(capsys):
