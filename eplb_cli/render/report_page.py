@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -10,9 +10,9 @@ from rich.text import Text
 
 from eplb_cli.render.bars import show_layers
 from eplb_cli.render.heat_map import show_traffic
-from eplb_cli.render.page import fits, heading, show_list, table
+from eplb_cli.render.page import fits, heading, show_list, show_pairs, table
 from eplb_cli.render.run_page import show_run
-from eplb_cli.render.text import format_bytes, format_seconds, format_share, plural, printable
+from eplb_cli.render.text import NO_NODES, format_bytes, format_seconds, format_share, plural, printable
 from eplb_cli.report.report import Estimate, RankTraffic, Report, Totals
 
 MAX_RANKS = 64
@@ -30,8 +30,10 @@ _KINDS = {
 
 
 def show_report(console: Console, report: Report, *, full: bool) -> None:
-    """Print the whole page: details first, what matters most last, where a terminal stops scrolling."""
+    """Print the whole page: what matters most first, then the details that it is made of."""
     console.print(Text(_headline(report), style="bold", overflow="fold"))
+    console.print()
+    show_pairs(console, _summary(report))
     _show_ranks(console, report, full=full)
     show_traffic(console, report)
     show_layers(console, report.layers)
@@ -55,6 +57,24 @@ def _headline(report: Report) -> str:
         return f"plan for {ranks}: {report.totals.remote_rows:,} of {rows} come from another rank"
     workers, seconds = plural(run.num_workers, "worker"), format_seconds(run.seconds["total"])
     return f"resharded {ranks} with {run.backend}, {workers}, in {seconds}: {printable(run.output)}"
+
+
+def _summary(report: Report) -> Iterator[tuple[str, str]]:
+    """What decides whether and when a plan is carried out: bytes between ranks, of one of them, and time."""
+    totals = report.totals
+    rows = f"{totals.remote_rows:,} of {plural(num_rows(totals), 'row')}"
+    if totals.remote_bytes is None:
+        yield "between ranks", rows
+    else:
+        yield "between ranks", f"{format_bytes(totals.remote_bytes)}, {rows}"
+    yield "busiest sender", _against_bound(totals, "busiest_sender")
+    yield "between nodes", NO_NODES if report.ranks_per_node is None else _against_bound(totals, "cross_node")
+    if totals.remote_bytes is None:
+        yield "bytes", "unknown: give `--checkpoint`, `--model` or `--expert-bytes`"
+    if report.run:
+        yield "time", format_seconds(report.run.seconds["total"])
+    elif report.estimate and report.estimate.seconds["total"] is not None:
+        yield "time", f"{format_seconds(report.estimate.seconds['total'])} at the given rates"
 
 
 def _show_ranks(console: Console, report: Report, *, full: bool) -> None:
@@ -109,19 +129,8 @@ def _flow_column(ranks: Sequence[RankTraffic], flow: str, quantities: Sequence[s
 
 def _show_totals(console: Console, report: Report) -> None:
     totals = report.totals
-    heading(console, "in total")
+    heading(console, "what becomes of all rows")
     console.print(_totals_table(totals))
-    console.print()
-    if totals.remote_bytes is None:
-        bound = totals.busiest_sender_bound_rows
-        beside = "" if bound is None else f", bound {plural(bound, 'row')}"
-        beside += _gap(totals.busiest_sender_rows, bound)
-        console.print(f"busiest sender {plural(totals.busiest_sender_rows, 'row')}{beside}")
-        console.print("bytes are unknown: give `--checkpoint`, `--model` or `--expert-bytes`")
-        return
-    busiest = _against_bound(totals.busiest_sender_bytes, totals.busiest_sender_bound_bytes)
-    cross_node = _against_bound(totals.cross_node_bytes, totals.cross_node_bound_bytes)
-    console.print(f"busiest sender {busiest}\nbetween nodes {cross_node}")
 
 
 def _show_estimate(console: Console, estimate: Estimate) -> None:
@@ -152,10 +161,17 @@ def _totals_table(totals: Totals) -> Table:
     return table(["", "bytes", "rows", "share", ""], lines, words=(0, 4))
 
 
-def _against_bound(nbytes: int | None, bound_nbytes: int | None) -> str:
+def _against_bound(totals: Totals, name: str) -> str:
     """`29.6 GB, bound 29.5 GB, 0.11% above it`: no choice of senders could do better than the bound."""
-    bound = "" if bound_nbytes is None else f", bound {format_bytes(bound_nbytes)}"
-    return format_bytes(nbytes) + bound + _gap(nbytes, bound_nbytes)
+    in_bytes = totals.remote_bytes is not None
+    quantity = "bytes" if in_bytes else "rows"
+    amount, bound = (getattr(totals, f"{key}_{quantity}") for key in (name, f"{name}_bound"))
+
+    def shown(number: int) -> str:
+        return format_bytes(number) if in_bytes else plural(number, "row")
+
+    beside = "" if bound is None else f", bound {shown(bound)}"
+    return shown(amount) + beside + _gap(amount, bound)
 
 
 def _gap(amount: int | None, bound: int | None) -> str:

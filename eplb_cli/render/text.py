@@ -10,12 +10,15 @@ from typing import TextIO
 UNKNOWN = "unknown"
 """What stands for a number of bytes that nothing says."""
 
+NO_NODES = "unknown, no --ranks-per-node"
+"""What stands for what goes between nodes where nobody says which ranks are on one."""
+
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _MINUTE_S = 60
 _HOUR_S = 3600
 # No yellow, which cannot be read on a light theme.
 _ANSI = {"error": "1;31", "warning": "1;35", "OK": "32"}
-_ASCII = str.maketrans({"…": "...", "·": ".", "×": "x", "─": "-", "→": "->"})
+_ASCII = str.maketrans({"…": "...", "·": ".", "×": "x", "─": "-", "│": "|", "├": "+", "└": "+", "→": "->"})
 
 
 def printable(text: object) -> str:
