@@ -21,9 +21,10 @@ def raise_all(found: Iterable[BytesError], note: str = "") -> None:
         BytesError: the first of them, with the others in `further`.
     """
     differences = iter(found)
-    first, *further = list(islice(differences, MAX_LISTED)) or [None]
-    if first is None:
+    listed = list(islice(differences, MAX_LISTED))
+    if not listed:
         return
+    first, *further = listed
     error = BytesError(first.code, first.message, "; ".join(filter(None, [first.hint, note])), first.where)
     error.further = further
     error.num_further = len(further) + sum(1 for _ in differences)

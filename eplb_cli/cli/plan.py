@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -138,7 +139,9 @@ def command(
     if html is not None:
         from eplb_cli.render.html_page import html_page
 
-        write_output(html, html_page(answer.plan, answer.report, (old, new)), replace=True)
+        write_output(
+            html, html_page(answer.plan, answer.report, (old, new), ("eplb", *sys.argv[1:])), replace=True
+        )
     if STDOUT in (out, html):
         print_warnings(answer.report)
     else:

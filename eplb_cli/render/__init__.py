@@ -6,6 +6,7 @@
     messages      json, errors, warnings
     findings      what `validate` found: text, json, annotations
     progress      bytes done, on stderr
+    words         what the numbers of a report are called and mean
     page          rich: the console and the table all pages share
     report_page   rich: what `plan` and `reshard` print
     run_page      rich: what a run took and proved

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,28 +12,21 @@ from eplb_cli.render.bars import show_layers
 from eplb_cli.render.heat_map import show_traffic
 from eplb_cli.render.page import fits, heading, show_list, show_pairs, table
 from eplb_cli.render.run_page import show_run
-from eplb_cli.render.text import NO_NODES, format_bytes, format_seconds, format_share, plural, printable
-from eplb_cli.report.report import Estimate, RankTraffic, Report, Totals
+from eplb_cli.render.text import format_bytes, format_seconds, plural, printable
+from eplb_cli.render.words import kinds, num_rows, stages, summary
+from eplb_cli.report.report import Estimate, RankTraffic, Report
 
 MAX_RANKS = 64
 """Ranks that are all listed; of more, only the `BUSIEST_RANKS` are, unless all are asked for."""
 
 BUSIEST_RANKS = 16
 
-_KINDS = {
-    "unchanged": "same rank, same row",
-    "local": "same rank, another row",
-    "remote": "from another rank",
-    "duplicate": "copied from a row that arrived",
-    "empty": "no expert in NEW",
-}
-
 
 def show_report(console: Console, report: Report, *, full: bool) -> None:
     """Print the whole page: what matters most first, then the details that it is made of."""
     console.print(Text(_headline(report), style="bold", overflow="fold"))
     console.print()
-    show_pairs(console, _summary(report))
+    show_pairs(console, summary(report))
     _show_ranks(console, report, full=full)
     show_traffic(console, report)
     show_layers(console, report.layers)
@@ -45,11 +38,6 @@ def show_report(console: Console, report: Report, *, full: bool) -> None:
     show_list(console, "warnings", report.warnings)
 
 
-def num_rows(totals: Totals) -> int:
-    """All slots of NEW, over all layers."""
-    return sum(getattr(totals, f"{kind}_rows") for kind in _KINDS)
-
-
 def _headline(report: Report) -> str:
     ranks, run = plural(len(report.ranks), "rank"), report.run
     if run is None:
@@ -57,24 +45,6 @@ def _headline(report: Report) -> str:
         return f"plan for {ranks}: {report.totals.remote_rows:,} of {rows} come from another rank"
     workers, seconds = plural(run.num_workers, "worker"), format_seconds(run.seconds["total"])
     return f"resharded {ranks} with {run.backend}, {workers}, in {seconds}: {printable(run.output)}"
-
-
-def _summary(report: Report) -> Iterator[tuple[str, str]]:
-    """What decides whether and when a plan is carried out: bytes between ranks, of one of them, and time."""
-    totals = report.totals
-    rows = f"{totals.remote_rows:,} of {plural(num_rows(totals), 'row')}"
-    if totals.remote_bytes is None:
-        yield "between ranks", rows
-    else:
-        yield "between ranks", f"{format_bytes(totals.remote_bytes)}, {rows}"
-    yield "busiest sender", _against_bound(totals, "busiest_sender")
-    yield "between nodes", NO_NODES if report.ranks_per_node is None else _against_bound(totals, "cross_node")
-    if totals.remote_bytes is None:
-        yield "bytes", "unknown: give `--checkpoint`, `--model` or `--expert-bytes`"
-    if report.run:
-        yield "time", format_seconds(report.run.seconds["total"])
-    elif report.estimate and report.estimate.seconds["total"] is not None:
-        yield "time", f"{format_seconds(report.estimate.seconds['total'])} at the given rates"
 
 
 def _show_ranks(console: Console, report: Report, *, full: bool) -> None:
@@ -128,54 +98,16 @@ def _flow_column(ranks: Sequence[RankTraffic], flow: str, quantities: Sequence[s
 
 
 def _show_totals(console: Console, report: Report) -> None:
-    totals = report.totals
     heading(console, "what becomes of all rows")
-    console.print(_totals_table(totals))
+    headers, *lines = kinds(report.totals)
+    console.print(table(headers, lines, words=(0, len(headers) - 1)))
 
 
 def _show_estimate(console: Console, estimate: Estimate) -> None:
     heading(console, "estimate")
-    rows = [
-        (stage, "no rate given" if seconds is None else format_seconds(seconds))
-        for stage, seconds in estimate.seconds.items()
-    ]
-    console.print(table(["", "time"], rows))
+    console.print(table(["", "time"], stages(estimate)))
     console.print()
     if estimate.bound_by:
         console.print(f"bound by {estimate.bound_by}")
     console.print(f"memory per worker {format_bytes(estimate.memory_bytes_per_worker)}")
     console.print(f"disk space {format_bytes(estimate.disk_bytes)}")
-
-
-def _totals_table(totals: Totals) -> Table:
-    """A line per kind of move; where sizes are known also bytes, the other tensors and the whole output."""
-    all_rows = num_rows(totals)
-    lines = []
-    for kind, meaning in _KINDS.items():
-        nbytes, rows = getattr(totals, f"{kind}_bytes"), getattr(totals, f"{kind}_rows")
-        lines.append((kind, format_bytes(nbytes), f"{rows:,}", format_share(rows, all_rows), meaning))
-    if totals.remote_bytes is None:
-        return table(["", "rows", "share", ""], [(kind, *rest) for kind, _, *rest in lines], words=(0, 3))
-    lines.append(("other tensors", format_bytes(totals.other_bytes), "", "", "of all ranks"))
-    lines.append(("whole output", format_bytes(totals.output_bytes), "", "", "all shard files"))
-    return table(["", "bytes", "rows", "share", ""], lines, words=(0, 4))
-
-
-def _against_bound(totals: Totals, name: str) -> str:
-    """`29.6 GB, bound 29.5 GB, 0.11% above it`: no choice of senders could do better than the bound."""
-    in_bytes = totals.remote_bytes is not None
-    quantity = "bytes" if in_bytes else "rows"
-    amount, bound = (getattr(totals, f"{key}_{quantity}") for key in (name, f"{name}_bound"))
-
-    def shown(number: int) -> str:
-        return format_bytes(number) if in_bytes else plural(number, "row")
-
-    beside = "" if bound is None else f", bound {shown(bound)}"
-    return shown(amount) + beside + _gap(amount, bound)
-
-
-def _gap(amount: int | None, bound: int | None) -> str:
-    """How far above its bound something is, where it is."""
-    if not bound or amount is None or amount <= bound:
-        return ""
-    return f", {100 * (amount / bound - 1):.2g}% above it"

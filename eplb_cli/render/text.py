@@ -10,9 +10,6 @@ from typing import TextIO
 UNKNOWN = "unknown"
 """What stands for a number of bytes that nothing says."""
 
-NO_NODES = "unknown, no --ranks-per-node"
-"""What stands for what goes between nodes where nobody says which ranks are on one."""
-
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _MINUTE_S = 60
 _HOUR_S = 3600

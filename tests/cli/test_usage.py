@@ -213,7 +213,7 @@ def test_a_number_that_is_none(eplb, option, word, says):
         (["plan", "liner", "linear", "--num-ranks", "2", "--num-logical-experts", "4"], "linear"),
         (["plan", "linear", "round-robin", "--num-ranks", "2", "--num-logical-experts", "4"], "round_robin"),
         (["validate", "Trivial"], "trivial"),
-        (["plan", "linear", "linear", "--num-ranks", "2", "--model", "mixtral-8x7"], "mixtral-8x7b"),
+        (["plan", "linear", "linear", "--num-ranks", "2", "--model", "olmoe-1b-7"], "olmoe-1b-7b"),
         (["inspect", "{src}", "--layout", "per-rows"], "per-row"),
         (["inspect", "{src}", "--layout", "Auto"], "auto"),
         (["convert", "a", "b", "--to", "sglan"], "sglang"),
