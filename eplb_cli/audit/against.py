@@ -51,7 +51,8 @@ def prove_against(tree: Tree, against: Path, advance: Callable[[int], None]) -> 
         found.append(list(trial.differences()))
         if not found[-1]:
             break
-    raise_all(min(found, key=len))
+    least: list[BytesError] = min(found, key=len)
+    raise_all(least)
     return trial.prove(), trial.compared
 
 

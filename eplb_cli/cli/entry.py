@@ -20,7 +20,7 @@ from eplb_cli.cli.app import app
 from eplb_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, EplbError, UsageError, WorkerError
 from eplb_cli.progress import NOTHING_WRITTEN, come_of_it
 
-_Mistake = typer.BadParameter.__bases__[0]
+_Mistake: type[Exception] = typer.BadParameter.__bases__[0]
 """What click raises for a call that it does not understand; not all versions of typer have a name for it."""
 
 
