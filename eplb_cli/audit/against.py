@@ -79,11 +79,21 @@ def _placements_of(shards: Shards, placement: Placement, step: Placement) -> lis
     The latter is that of a chain which went back to where it began. None of them fits where R or S differ.
     """
     if shards.manifest is not None:
-        return [shards.manifest.read_placement(shards.path)]
-    inside = placement_inside(shards, placement.num_logical_experts)
-    if inside is not None:
-        return [inside]
+        known = shards.manifest.read_placement(shards.path)
+    else:
+        known = placement_inside(shards, placement.num_logical_experts)
+    if known is not None:
+        return [step if _has_all_of(step, known) else known]
     return [each for each in (step, placement) if np.array_equal(each.slots_per_rank, shards.slots_per_rank)]
+
+
+def _has_all_of(step: Placement, known: Placement) -> bool:
+    """Whether the OLD of a step is what SRC says, perhaps with more layers, which had to be laid out."""
+    rows = {step.layer_number(layer): row for layer, row in enumerate(step.physical_to_logical)}
+    return np.array_equal(step.first_slot, known.first_slot) and all(
+        np.array_equal(rows.get(known.layer_number(layer)), row)
+        for layer, row in enumerate(known.physical_to_logical)
+    )
 
 
 def _prepare(tree: Tree, shards: Shards, placement: Placement) -> Prepared:

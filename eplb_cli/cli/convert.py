@@ -58,7 +58,7 @@ def command(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", metavar="DIR", help="Whose config.json or shards say the model's layers."
+            "--checkpoint", metavar="DIR", help="A checkpoint or shards, for the layers of the model."
         ),
     ] = None,
     output_format: FormatOption = Format.text,

@@ -133,7 +133,7 @@ NumRanks = Annotated[
         "--ep-size",
         parser=whole_number(1),
         metavar="RANKS",
-        help="How many ranks NEW has, if its file does not say.",
+        help="How many ranks the placement wanted (NEW) has, if its file does not say.",
     ),
 ]
 OldNumRanks = Annotated[
@@ -160,11 +160,12 @@ NumRedundant = Annotated[
         "--num-redundant-experts",
         parser=whole_number(0),
         metavar="SLOTS",
-        help="How many slots of the map linear or trivial hold an expert for the second time.",
+        help="How many more slots than experts the map linear or trivial has.",
     ),
 ]
 FromOption = Annotated[
-    str | None, dialect_option("--from", "The dialect of NEW, if its content fits several.")
+    str | None,
+    dialect_option("--from", "The dialect of the placement wanted (NEW), if its content fits several."),
 ]
 OldFromOption = Annotated[
     str | None, dialect_option("--old-from", "The dialect of OLD, if its content fits several.")

@@ -39,7 +39,7 @@ def command(
         typer.Option(
             "--checkpoint",
             metavar="DIR",
-            help="Shards whose layers, ranks and slots each of them has to have; with --against, OLD.",
+            help="Shards: every FILE, or OLD with --against, has to have their layers, ranks and slots.",
         ),
     ] = None,
     num_ranks: Annotated[
