@@ -89,11 +89,15 @@ def _placements_of(shards: Shards, placement: Placement, step: Placement) -> lis
 
 def _has_all_of(step: Placement, known: Placement) -> bool:
     """Whether the OLD of a step is what SRC says, perhaps with more layers, which had to be laid out."""
-    rows = {step.layer_number(layer): row for layer, row in enumerate(step.physical_to_logical)}
-    return np.array_equal(step.first_slot, known.first_slot) and all(
-        np.array_equal(rows.get(known.layer_number(layer)), row)
-        for layer, row in enumerate(known.physical_to_logical)
-    )
+    wanted = _rows_by_layer(known)
+    rows = {number: row for number, row in _rows_by_layer(step).items() if number in wanted}
+    return np.array_equal(step.first_slot, known.first_slot) and rows == wanted
+
+
+def _rows_by_layer(placement: Placement) -> dict[int, list[int]]:
+    """(P,) experts by the model's own number of the layer."""
+    table = placement.physical_to_logical.tolist()
+    return {placement.layer_number(layer): row for layer, row in enumerate(table)}
 
 
 def _prepare(tree: Tree, shards: Shards, placement: Placement) -> Prepared:
