@@ -78,10 +78,9 @@ def _placements_of(shards: Shards, placement: Placement, step: Placement) -> lis
 
     The latter is that of a chain which went back to where it began. None of them fits where R or S differ.
     """
-    if shards.manifest is not None:
-        known = shards.manifest.read_placement(shards.path)
-    else:
-        known = placement_inside(shards, placement.num_logical_experts)
+    manifest = shards.manifest
+    inside = None if manifest else placement_inside(shards, placement.num_logical_experts)
+    known = manifest.read_placement(shards.path) if manifest else inside
     if known is not None:
         return [step if _has_all_of(step, known) else known]
     return [each for each in (step, placement) if np.array_equal(each.slots_per_rank, shards.slots_per_rank)]
