@@ -78,8 +78,8 @@ def dialect_option(flag: str, help_text: str) -> Any:  # noqa: ANN401 - what typ
     def dialect(word: str) -> str:
         if word not in NAMES:
             listed = ", ".join(map(repr, NAMES))
-            hint = did_you_mean(word, NAMES)
-            raise typer.BadParameter(f"{word!r} is not one of {listed}.{hint and f' D{hint[1:]}'}")
+            meant = did_you_mean(word, NAMES).capitalize()
+            raise typer.BadParameter(f"{word!r} is not one of {listed}. {meant}".rstrip())
         return word
 
     return typer.Option(flag, parser=dialect, metavar=f"<{'|'.join(NAMES)}>", help=help_text)

@@ -48,7 +48,6 @@ def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int,
         raise WorkerError("EP404", problem, "mount /proc, or use --backend file")
     counters = progress_counters(job.progress)
     path = job.write()
-    before_bytes.set("starting workers")
     with (job.work / "torchrun.log").open("wb") as log, inheritable(job.work / OWNER) as owner:
         process = subprocess.Popen(
             _command(job, path),
@@ -58,6 +57,7 @@ def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int,
             env=_environment(),
             process_group=0,
         )
+    before_bytes.set("starting workers")
     try:
         _watch(job, process, counters, timeout_s, show)
     finally:

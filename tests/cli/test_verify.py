@@ -343,6 +343,18 @@ class TestChains:
         assert "'model.norm.weight' differs from its source" in result.err
         assert "\n  | 4 differences in all\n" in result.err
 
+    def test_replicas_that_differ_in_the_first_tree(self, eplb, case):
+        """Each row is one of its expert's replicas there, whichever came through; and they are named."""
+        tensors = read_shard(case.file(1))
+        key = "model.layers.3.mlp.experts.w2_weight"
+        data = bytearray(tensors[key].data)
+        data[12 * 1] ^= 1
+        write_shard(case.file(1), {**tensors, key: tensors[key]._replace(data=bytes(data))})
+        back = self.chain(case, self.THREE, OLD)
+        result = eplb("verify", back, "--against", case.src)
+        assert result.code == 0
+        assert "warning: layer 3: the replicas of expert 0 differ in SRC" in result.err
+
     def test_experts_that_were_exchanged(self, eplb, case):
         """Two experts under each other's names are found wherever SRC says which is which."""
         last = self.chain(case, NEW, self.THREE)
