@@ -17,6 +17,8 @@ Codes are stable: they are added, never reused. `CODES` is the list of all of th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 EXIT_FINDINGS = 1
@@ -189,6 +191,21 @@ HINTS = {
 """What to do about each code, where whoever raises it knows nothing better."""
 
 
+@dataclass(frozen=True)
+class Where:
+    """The place of an error, for programs: as much of it as is known. Messages say it in words."""
+
+    file: str | None = None
+    line: int | None = None
+    layer: int | None = None
+    slot: int | None = None
+    rank: int | None = None
+    tensor: str | None = None
+
+
+NOWHERE = Where()
+
+
 class EplbError(Exception):
     """Base of every error with a code; `str()` is the message without code and hint.
 
@@ -196,19 +213,24 @@ class EplbError(Exception):
         code: "EP101" and so on; a code never changes its meaning.
         message: what is wrong, and where: file, layer, slot, rank.
         hint: what to do about it.
+        where: the same place as numbers and names, where whoever raises it has them.
+        further: errors of the same kind that were found with it, of which there may be `num_further`.
         exit_code: what `eplb` exits with; of a family, not of an error.
     """
 
     exit_code: ClassVar[int] = 3
 
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
+    def __init__(self, code: str, message: str, hint: str = "", where: Where = NOWHERE) -> None:
         super().__init__(message)
         self.code = code  # without a hint of its own an error has that of its code
         self.message = message
         self.hint = hint or HINTS.get(code, "")
+        self.where = where
+        self.further: Sequence[EplbError] = ()
+        self.num_further = 0
 
-    def __reduce__(self) -> tuple[type[EplbError], tuple[str, str, str]]:
-        return type(self), (self.code, self.message, self.hint)
+    def __reduce__(self) -> tuple[type[EplbError], tuple[str, str, str, Where]]:
+        return type(self), (self.code, self.message, self.hint, self.where)
 
 
 class UsageError(EplbError):
@@ -261,3 +283,13 @@ _FAMILIES: dict[str, type[EplbError]] = {
 def error_of(code: str, message: str, hint: str = "") -> EplbError:
     """The error of the family that `code` belongs to, for errors that come from another process."""
     return _FAMILIES[code[:3]](code, message, hint)
+
+
+def did_you_mean(word: str, names: Iterable[str], otherwise: str = "") -> str:
+    """A hint for a word that is none of some names: those that it looks like, then what else is to say."""
+    # Not at the top: only mistakes need it, and it costs as much as all the rest of this module.
+    from difflib import get_close_matches
+
+    close = get_close_matches(word.lower(), names, n=2)
+    meant = f"did you mean {' or '.join(close)}?" if close else ""
+    return " ".join(filter(None, [meant, otherwise]))

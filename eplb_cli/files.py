@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, MutableSequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from eplb_cli.errors import CheckpointError, EplbError, OutputError, WorkerError
+from eplb_cli.errors import CheckpointError, EplbError, OutputError, Where, WorkerError
 
 T = TypeVar("T")
 
@@ -174,14 +174,16 @@ def not_regular(path: object, what: str) -> CheckpointError:
 
 def source_error(error: OSError, path: object) -> CheckpointError:
     """EP201 for an error of the operating system while reading `path`."""
-    return CheckpointError("EP201", f"{path} cannot be read: {error.strerror or error}")
+    problem = f"{path} cannot be read: {error.strerror or error}"
+    return CheckpointError("EP201", problem, where=Where(str(path)))
 
 
 def output_error(error: OSError, path: object) -> OutputError:
     """EP603 or EP604 for an error of the operating system while writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError("EP603", f"{path}: {error.strerror}")
-    return OutputError("EP604", f"{path} cannot be written: {error.strerror or error}")
+        return OutputError("EP603", f"{path}: {error.strerror}", where=Where(str(path)))
+    problem = f"{path} cannot be written: {error.strerror or error}"
+    return OutputError("EP604", problem, where=Where(str(path)))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,10 @@ come_of_it: ContextVar[str] = ContextVar("come_of_it", default=NOTHING_WRITTEN)
 """What is true of the output by now, in words: set by whoever writes it, for whoever ends the command."""
 
 
+before_bytes: ContextVar[str] = ContextVar("before_bytes", default="")
+"""What is going on while no byte is done yet, in words: set by whoever waits, for whoever shows bytes."""
+
+
 @contextlib.contextmanager
 def silent(nbytes: int, description: str) -> Iterator[Callable[[int], None]]:
     """A bar that shows nothing."""

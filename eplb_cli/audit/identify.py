@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.arrays import Digests, Int
+from eplb_cli.audit.differences import raise_all
 from eplb_cli.audit.reading import reading
 from eplb_cli.audit.unknown import unknown_placement
 from eplb_cli.checkpoint.layout import Layout
@@ -25,7 +26,7 @@ from eplb_cli.checkpoint.places import Places
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.digests import zero_digests
-from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.errors import BytesError, CheckpointError, Where
 from eplb_cli.files import write_whole
 from eplb_cli.formats.index_file import INDEX_SUFFIX
 from eplb_cli.huggingface.engine import find_names
@@ -136,22 +137,24 @@ def prove_placement(
     """Compare the placement of shards with what their rows are; warnings.
 
     Raises:
-        BytesError: EP501, a row is another expert than the placement says.
+        BytesError: EP501, rows are other experts than the placement says; all of them.
     """
-    found, said = identify_rows(shards, against, advance), shards.placement
-    wrong = np.argwhere(found.placement.physical_to_logical != said.physical_to_logical)
-    if len(wrong):
-        layer, slot = (int(number) for number in wrong[0])
-        has = found.placement.physical_to_logical[layer, slot]
-        wants = said.physical_to_logical[layer, slot]
-        raise BytesError(
-            "EP501",
-            f"layer {said.layer_number(layer)}, slot {slot} (rank {said.rank_of_slot[slot]}): the placement "
-            f"says expert {wants}, and the bytes are those of {'none' if has == EMPTY else f'expert {has}'} "
-            f"in {against}; {len(wrong):,} slots differ in all",
-            "was it made with the wrong OLD? `eplb inspect SRC --identify HF_DIR` says what SRC holds",
-        )
+    found = identify_rows(shards, against, advance)
+    raise_all(_other_experts(shards.placement, found.placement, against))
     return found.warnings
+
+
+def _other_experts(said: Placement, found: Placement, against: Path) -> Iterator[BytesError]:
+    """EP501 for each slot in which another expert was found than is said."""
+    hint = "was it made with the wrong OLD? `eplb inspect SRC --identify HF_DIR` says what SRC holds"
+    for layer, slot in np.argwhere(found.physical_to_logical != said.physical_to_logical).tolist():
+        has, wants = (int(each.physical_to_logical[layer, slot]) for each in (found, said))
+        rank, number = int(said.rank_of_slot[slot]), said.layer_number(layer)
+        problem = (
+            f"layer {number}, slot {slot} (rank {rank}): the placement says expert {wants}, and the bytes "
+            f"are those of {'none' if has == EMPTY else f'expert {has}'} in {against}"
+        )
+        yield BytesError("EP501", problem, hint, Where(layer=number, slot=slot, rank=rank))
 
 
 def _cells(shards: ShardedCheckpoint, experts: ShardedCheckpoint) -> list[_Cell]:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from eplb_cli.arrays import Digests
-from eplb_cli.audit.own_digests import check_files, check_own_digests, digest_tree
+from eplb_cli.audit.differences import MAX_LISTED
+from eplb_cli.audit.own_digests import (
+    Tree,
+    digest_tree,
+    file_differences,
+    own_differences,
+    shard_differences,
+)
 from eplb_cli.audit.reading import reading
 from eplb_cli.audit.unknown import unknown_placement
 from eplb_cli.checkpoint.expert_maps import placement_inside
@@ -113,13 +121,19 @@ def _distinct_rows(checkpoint: ShardedCheckpoint, digests: Digests) -> tuple[int
 
 
 def _damage(checkpoint: ShardedCheckpoint, manifest: Manifest, digests: Digests) -> list[Finding]:
-    """The first thing that is not as the manifest and the digests beside it say."""
+    """What is not as the manifest and the digests beside it say, the first of it."""
+    path = checkpoint.shards.path
+    found: list[BytesError] = []
     try:
-        check_files(checkpoint.shards.path, manifest)
-        check_own_digests(checkpoint, digests)
-    except BytesError as error:
-        return [Finding(error.code, "error", error.message, error.hint)]
-    return []
+        for differences in (
+            shard_differences(path, manifest),
+            file_differences(path, {**manifest.carried, **manifest.digests}),
+            own_differences(Tree(checkpoint, digests, manifest)),
+        ):
+            found += islice(differences, MAX_LISTED)
+    except BytesError as error:  # the digests themselves cannot be trusted
+        found.append(error)
+    return [Finding(error.code, "error", error.message, error.hint) for error in found[:MAX_LISTED]]
 
 
 def _replica_findings(checkpoint: ShardedCheckpoint, digests: Digests) -> list[Finding]:

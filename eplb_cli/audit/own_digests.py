@@ -1,12 +1,14 @@
-"""A tree against the digests beside it."""
+"""A tree against the digests beside it: everything that differs, a coded error for each place."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -18,10 +20,10 @@ from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from eplb_cli.checkpoint.places import file_identities, other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.digests import zero_digests
-from eplb_cli.errors import BytesError, CheckpointError
+from eplb_cli.errors import BytesError, CheckpointError, Where
 from eplb_cli.formats.safetensors_header import MAX_HEADER_NBYTES
 from eplb_cli.machine import default_threads
-from eplb_cli.output.prove import differing_replicas, replica_warnings, row_view
+from eplb_cli.output.prove import differing_replicas, replica_warnings
 from eplb_cli.placements.placement import EMPTY
 from eplb_cli.transfer.trees import digest_distinct, source_tree
 
@@ -45,20 +47,30 @@ def manifest_of(path: Path) -> Manifest:
     return manifest
 
 
-def check_files(path: Path, manifest: Manifest) -> None:
-    """Names, sizes and headers of shards, and the whole of all other files. Raises EP505."""
+def shard_differences(path: Path, manifest: Manifest) -> Iterator[BytesError]:
+    """EP505 for each shard whose name, size or header is not what was written."""
     with files.reading(path):
         present = {file.name for file in path.iterdir() if file.name.endswith(".safetensors")}
-    if difference := present ^ manifest.files.keys():
-        name = min(difference)
-        problem = "is not in the manifest" if name in present else "is missing"
-        raise BytesError("EP505", f"{path / name} {problem}")
+    for name in sorted(present - manifest.files.keys()):
+        yield _changed(path / name, " is not in the manifest")
     for name, file in manifest.files.items():
-        if header_digest(path / name, file["nbytes"]) != file["header_digest"]:
-            raise BytesError("EP505", f"{path / name}: its header is not the one that was written")
-    for name, file in {**manifest.carried, **manifest.digests}.items():
-        if _content_digest(_sized(path / name, file["nbytes"]), file["nbytes"]) != file.get("digest"):
-            raise BytesError("EP505", f"{path / name} is not what was written")
+        if problem := _size_problem(path / name, file["nbytes"]):
+            yield _changed(path / name, problem)
+        elif _header_digest(path / name, file["nbytes"]) != file["header_digest"]:
+            yield _changed(path / name, ": its header is not the one that was written")
+
+
+def file_differences(path: Path, known: Mapping[str, Mapping[str, Any]]) -> Iterator[BytesError]:
+    """EP505 for each file beside the shards that is not what was written, byte for byte."""
+    for name, file in known.items():
+        if problem := _size_problem(path / name, file["nbytes"]):
+            yield _changed(path / name, problem)
+        elif _content_digest(path / name, file["nbytes"]) != file.get("digest"):
+            yield _changed(path / name, " is not what was written")
+
+
+def _changed(path: Path, problem: str) -> BytesError:
+    return BytesError("EP505", f"{path}{problem}", where=Where(str(path)))
 
 
 def _content_digest(path: Path, nbytes: int) -> str:
@@ -70,20 +82,18 @@ def _content_digest(path: Path, nbytes: int) -> str:
     return state.hexdigest()
 
 
-def _sized(path: Path, nbytes: int) -> Path:
-    """The path of a file that has to have `nbytes`."""
+def _size_problem(path: Path, nbytes: int) -> str:
+    """What is wrong with a file that has to have `nbytes`, if it has not."""
     try:
         found = path.lstat().st_size
-    except OSError as error:
-        raise BytesError("EP505", f"{path} is missing") from error
-    if found != nbytes:
-        raise BytesError("EP505", f"{path} has {found} bytes instead of {nbytes}")
-    return path
+    except OSError:
+        return " is missing"
+    return "" if found == nbytes else f" has {found} bytes instead of {nbytes}"
 
 
-def header_digest(path: Path, nbytes: int) -> str:
-    """sha256 of everything before the data of a shard of `nbytes`. Raises EP505 for another size."""
-    with files.opened_source(_sized(path, nbytes)) as descriptor:
+def _header_digest(path: Path, nbytes: int) -> str:
+    """sha256 of everything before the data of a shard of `nbytes`."""
+    with files.opened_source(path) as descriptor:
         length = memoryview(bytearray(8))
         files.read_into(descriptor, length, 0, path)
         header_nbytes = min(int.from_bytes(length, "little"), MAX_HEADER_NBYTES, nbytes - 8)
@@ -102,53 +112,99 @@ def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -
         return digest_distinct(places, wanted, one_file, tree, pool, advance)
 
 
-def check_own_digests(checkpoint: ShardedCheckpoint, digests: Digests) -> list[str]:
-    """Compare a tree with the digests beside it; a warning for each expert whose replicas differ.
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """A tree whose bytes were read.
+
+    Attributes:
+        digests: (X, 16) of its places: rows first, then the other tensors.
+        manifest: what its `eplb.json` says.
+    """
+
+    checkpoint: ShardedCheckpoint
+    digests: Digests
+    manifest: Manifest
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(L, K, P)."""
+        return self.checkpoint.extents.file.shape
+
+    @property
+    def num_rows(self) -> int:
+        """Places that are rows."""
+        return self.checkpoint.extents.file.size
+
+    @property
+    def rows(self) -> Digests:
+        """(L, K, P, 16)."""
+        return self.digests[: self.num_rows].reshape(*self.shape, -1)
+
+    @property
+    def templates(self) -> list[str]:
+        """The K expert tensors."""
+        return [tensor.template for tensor in self.checkpoint.expert_tensors]
+
+    def row_error(self, place: int, code: str, problem: str, hint: str = DAMAGED) -> BytesError:
+        """An error about a row, by the number of its place."""
+        checkpoint, placement = self.checkpoint, self.checkpoint.placement
+        layer, tensor, slot = (int(number) for number in np.unravel_index(place, self.shape))
+        where = Where(
+            file=str(checkpoint.shards.files[int(checkpoint.extents.file[layer, tensor, slot])].path),
+            layer=placement.layer_number(layer),
+            slot=slot,
+            rank=int(placement.rank_of_slot[slot]),
+            tensor=checkpoint.expert_tensors[tensor].template,
+        )
+        message = (
+            f"{where.file}: layer {where.layer}, slot {slot} (rank {where.rank}, "
+            f"row {placement.row_of_slot[slot]}) of {where.tensor!r} {problem}"
+        )
+        return BytesError(code, message, hint, where)
+
+    def other_error(self, rank: int, key: str, problem: str, hint: str = DAMAGED) -> BytesError:
+        """EP504 about another tensor."""
+        path = self.checkpoint.shards.files[self.checkpoint.others[rank][key].file].path
+        where = Where(str(path), rank=rank, tensor=key)
+        return BytesError("EP504", f"{path}: {key!r} {problem}", hint, where)
+
+
+def own_differences(tree: Tree) -> Iterator[BytesError]:
+    """Compare a tree with the digests beside it, if there are any, and its empty rows with zeros.
+
+    Returns:
+        EP501 for each row, EP502 for each empty row, EP504 for each other tensor that differs.
 
     Raises:
         CheckpointError: EP214, the digests cannot be used.
-        BytesError: EP501, a row; EP502, an empty row; EP504, another tensor.
     """
-    known = checkpoint.known_digests
-    if known is None:
-        return []
-    placement, shape = checkpoint.placement, checkpoint.row_nbytes.shape
-    rows, known_rows = (row_view(each, shape, placement.num_slots) for each in (digests, known))
-    filled = (placement.physical_to_logical != EMPTY)[:, None, :] & (checkpoint.row_nbytes > 0)[:, :, None]
-    wrong = np.argwhere((rows != known_rows).any(axis=-1) & filled)
-    if len(wrong):
-        raise BytesError("EP501", f"{row_name(checkpoint, wrong[0])} is not what was written", DAMAGED)
-    _require_zero_rows(checkpoint, rows, filled)
-    _check_others(checkpoint, digests, known)
-    odd = differing_replicas(placement, rows, checkpoint.row_nbytes > 0)
-    return replica_warnings(checkpoint, odd)
-
-
-def row_name(checkpoint: ShardedCheckpoint, place: NDArray[np.int64]) -> str:
-    """A row of a tree in words: file, layer, slot and tensor."""
-    layer, tensor, slot = (int(number) for number in place)
-    placement = checkpoint.placement
-    path = checkpoint.shards.files[int(checkpoint.extents.file[layer, tensor, slot])].path
-    return (
-        f"{path}: layer {placement.layer_number(layer)}, slot {slot} (rank {placement.rank_of_slot[slot]}, "
-        f"row {placement.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}"
-    )
-
-
-def _require_zero_rows(checkpoint: ShardedCheckpoint, rows: Digests, filled: NDArray[np.bool_]) -> None:
-    empty = np.argwhere(~filled & (checkpoint.extents.file >= 0) & (checkpoint.row_nbytes > 0)[:, :, None])
-    zero = zero_digests(np.unique(checkpoint.row_nbytes).tolist())
-    for layer, tensor, slot in empty:
-        if rows[layer, tensor, slot].tobytes() != zero[int(checkpoint.row_nbytes[layer, tensor])]:
-            place = np.array([layer, tensor, slot])
-            raise BytesError("EP502", f"{row_name(checkpoint, place)} is empty and not zero", DAMAGED)
-
-
-def _check_others(checkpoint: ShardedCheckpoint, digests: Digests, known: Digests) -> None:
-    """Compare the other tensors with those digests of the manifest that it has."""
-    num_rows = checkpoint.extents.file.size
-    wrong = (digests != known).any(axis=1) & known.any(axis=1)
+    checkpoint, known = tree.checkpoint, tree.checkpoint.known_digests
+    exists = np.broadcast_to((checkpoint.row_nbytes > 0)[:, :, None], tree.shape)
+    filled = exists & (checkpoint.placement.physical_to_logical != EMPTY)[:, None, :]
+    wrong = np.zeros(len(tree.digests), np.bool_)
+    if known is not None:
+        wrong = (tree.digests != known).any(axis=1)
+    for place in np.flatnonzero(wrong[: tree.num_rows] & filled.ravel()).tolist():
+        yield tree.row_error(place, "EP501", "is not what was written")
+    yield from _empty_differences(tree, exists & ~filled & (checkpoint.extents.file >= 0))
     for (rank, key), number in other_numbers(checkpoint.others).items():
-        if wrong[num_rows + number]:
-            path = checkpoint.shards.files[checkpoint.others[rank][key].file].path
-            raise BytesError("EP504", f"{path}: {key!r} is not what was written", DAMAGED)
+        place = tree.num_rows + number
+        if known is not None and wrong[place] and known[place].any():  # the manifest has not all of them
+            yield tree.other_error(rank, key, "is not what was written")
+
+
+def _empty_differences(tree: Tree, empty: NDArray[np.bool_]) -> Iterator[BytesError]:
+    """EP502 for each empty row, (L, K, P), that has something in it."""
+    row_nbytes = tree.checkpoint.row_nbytes
+    zero = zero_digests(np.unique(row_nbytes).tolist())
+    for layer, tensor, slot in np.argwhere(empty).tolist():
+        if tree.rows[layer, tensor, slot].tobytes() != zero[int(row_nbytes[layer, tensor])]:
+            place = int(np.ravel_multi_index((layer, tensor, slot), tree.shape))
+            yield tree.row_error(place, "EP502", "is empty and not zero")
+
+
+def own_warnings(tree: Tree) -> list[str]:
+    """A warning for each expert whose replicas differ."""
+    checkpoint = tree.checkpoint
+    odd = differing_replicas(checkpoint.placement, tree.rows, checkpoint.row_nbytes > 0)
+    return replica_warnings(checkpoint, odd)

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-import xxhash
-
-from eplb_cli.arrays import Digests
+from eplb_cli.audit.against import prove_against
+from eplb_cli.audit.differences import raise_all
 from eplb_cli.audit.identify import is_huggingface, prove_placement
 from eplb_cli.audit.own_digests import (
-    DAMAGED,
-    check_files,
-    check_own_digests,
+    Tree,
     digest_tree,
+    file_differences,
     manifest_of,
-    row_name,
+    own_differences,
+    own_warnings,
+    shard_differences,
 )
-from eplb_cli.audit.own_plan import check_plan
+from eplb_cli.audit.own_plan import plan_differences
 from eplb_cli.audit.reading import reading
-from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.layout_file import layout_from_json
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
-from eplb_cli.checkpoint.places import other_numbers
-from eplb_cli.checkpoint.recorded import require_as_in_manifest
-from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
+from eplb_cli.checkpoint.sharded import bind
 from eplb_cli.checkpoint.shards import open_shards
-from eplb_cli.errors import BytesError, CheckpointError
-from eplb_cli.output.prepared import Prepared, prepare
-from eplb_cli.output.prove import prove
+from eplb_cli.errors import CheckpointError, EplbError
 from eplb_cli.placements.placement import EMPTY
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.verification import Verification
@@ -55,7 +49,8 @@ def verify(
 
     Raises:
         CheckpointError: EP201, there is no directory; EP214, no manifest, or nothing to verify against.
-        BytesError: EP501 to EP505, the first thing that differs; EP506, SRC is not as its manifest says.
+        BytesError: EP501 to EP505, the first thing that differs, with what else does in `further`; EP506, SRC
+            is not as its manifest says.
 
     Examples:
         >>> eplb_cli.verify("dst", against="src").rows_proved
@@ -68,16 +63,13 @@ def verify(
         if not manifest.digests and against is None:
             hint = "name its source: `eplb verify DST --against SRC`"
             raise CheckpointError("EP214", f"{path} was written without digests", hint)
-        layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
-        check_files(path, manifest)
-        checkpoint = bind(open_shards(path, layout), manifest.read_placement(path))
-        check_plan(checkpoint, manifest)
-        digests = digest_tree(checkpoint, advance)
-        warnings = check_own_digests(checkpoint, digests)
-        if against is not None and is_huggingface(against, layout):
+        tree = _sound_tree(path, manifest, advance)
+        checkpoint, compared = tree.checkpoint, None
+        warnings = own_warnings(tree) if manifest.digests else []
+        if against is not None and is_huggingface(against, checkpoint.shards.layout):
             warnings = [*warnings, *prove_placement(checkpoint, against, advance)]
         elif against is not None:
-            warnings = _prove_against(checkpoint, manifest, layout, against, digests, advance)
+            warnings, compared = prove_against(tree, against, advance)
     return Verification(
         path=path,
         against=against,
@@ -87,68 +79,27 @@ def verify(
         nbytes=checkpoint.shards.nbytes,
         seconds=time.perf_counter() - started,
         warnings=tuple(warnings),
+        compared=compared,
     )
 
 
-def _prove_against(
-    checkpoint: ShardedCheckpoint,
-    manifest: Manifest,
-    layout: Layout,
-    against: Path,
-    digests: Digests,
-    advance: Callable[[int], None],
-) -> list[str]:
-    """Derive the plan anew from SRC and both placements, and prove what it says of every place."""
-    source = manifest.read_source_placement(checkpoint.shards.path)
-    senders, nodes = manifest.read_senders(checkpoint.shards.path), manifest.ranks_per_node
-    rule = manifest.read_rank_scalars(checkpoint.shards.path)
-    shards = open_shards(against, layout)
-    prepared = prepare(shards, source, checkpoint.placement, senders, nodes, rank_scalars=rule)
-    _require_made(prepared, checkpoint, digests)
-    old_digests = digest_tree(prepared.checkpoint, advance)
-    require_as_in_manifest(prepared.checkpoint, old_digests)
-    new_digests = _as_new_places(prepared, checkpoint, digests)
+def _sound_tree(path: Path, manifest: Manifest, advance: Callable[[int], None]) -> Tree:
+    """A tree that is what its manifest says, read as a whole.
 
-    def name_of(place: int) -> str:
-        return place_in_words(checkpoint, prepared, place)
-
+    Raises:
+        BytesError: EP501, EP502, EP504 or EP505, all that is not as it was written. Where a shard, its
+            digests or config.json are not, rows are not read: nothing says where they are, or what they were.
+    """
+    beside = list(file_differences(path, manifest.carried))
+    files = [*shard_differences(path, manifest), *file_differences(path, manifest.digests)]
+    note = "what is in the rows was not looked at"
+    raise_all([*files, *beside] if files else [], note)
     try:
-        proof = prove(prepared, old_digests, new_digests, name_of)
-    except BytesError as error:
-        hint = f"is {against} what it was made from? if so, one of the two was changed or damaged since"
-        raise BytesError(error.code, error.message, hint) from error
-    return proof.warnings
-
-
-def _require_made(prepared: Prepared, checkpoint: ShardedCheckpoint, digests: Digests) -> None:
-    """EP504 where a tensor that follows from the placement alone is not that."""
-    numbers, num_rows = other_numbers(checkpoint.others), checkpoint.extents.file.size
-    for made in prepared.output.made:
-        number = numbers.get((made.dst_rank, made.key))
-        wanted = xxhash.xxh3_128_digest(made.content)
-        if number is None or digests[num_rows + number].tobytes() != wanted:
-            problem = f"rank {made.dst_rank}: {made.key!r} is not what the placement says"
-            raise BytesError("EP504", problem, DAMAGED)
-
-
-def place_in_words(checkpoint: ShardedCheckpoint, prepared: Prepared, place: int) -> str:
-    """A place of the verified tree: file, layer, slot and tensor."""
-    shape = checkpoint.extents.file.shape
-    if place >= checkpoint.extents.file.size:
-        copy = prepared.output.others[place - checkpoint.extents.file.size]
-        return f"rank {copy.dst_rank}: {copy.key!r}"
-    return row_name(checkpoint, np.array(np.unravel_index(place, shape)))
-
-
-def _as_new_places(prepared: Prepared, checkpoint: ShardedCheckpoint, digests: Digests) -> Digests:
-    """Digests of a tree, by the places that the plan gives it: its rows have the same order already."""
-    templates = [tensor.template for tensor in checkpoint.expert_tensors]
-    if templates != [tensor.template for tensor in prepared.checkpoint.expert_tensors]:
-        raise BytesError("EP505", f"{checkpoint.shards.path} has other expert tensors than its source")
-    num_rows = checkpoint.extents.file.size
-    numbers: Mapping[tuple[int, str], int] = other_numbers(checkpoint.others)
-    missing = [copy for copy in prepared.output.others if (copy.dst_rank, copy.key) not in numbers]
-    if missing:
-        raise BytesError("EP504", f"rank {missing[0].dst_rank} lacks {missing[0].key!r}", DAMAGED)
-    others = [num_rows + numbers[copy.dst_rank, copy.key] for copy in prepared.output.others]
-    return np.concatenate([digests[:num_rows], digests[np.array(others, np.int64)]])
+        shards = open_shards(path, layout_from_json(manifest.layout, path / MANIFEST_NAME))
+        checkpoint = bind(shards, manifest.read_placement(path))
+        tree = Tree(checkpoint, digest_tree(checkpoint, advance), manifest)
+    except EplbError:
+        raise_all(beside, note)  # a config.json that was changed may be why
+        raise
+    raise_all([*beside, *plan_differences(checkpoint, manifest), *own_differences(tree)])
+    return tree

@@ -11,7 +11,7 @@ from typing import Any
 
 from eplb_cli.checkpoint.layout import FORMAT, Layout, is_any
 from eplb_cli.checkpoint.layouts import LAYOUTS
-from eplb_cli.errors import CheckpointError
+from eplb_cli.errors import CheckpointError, did_you_mean
 from eplb_cli.formats.reading import read_toml
 from eplb_cli.models.names import split_expert_key
 
@@ -56,7 +56,8 @@ def find_layout(name: str, shard_names: Iterable[str], keys: Iterable[str]) -> L
         return preset(name)
     if name != "auto":
         if not Path(name).exists():
-            hint = f"layouts: auto, {', '.join(LAYOUTS.names)}"
+            names = ["auto", *LAYOUTS.names]
+            hint = did_you_mean(name, names, f"layouts: {', '.join(names)}")
             raise CheckpointError("EP206", f"{name} is neither a layout nor a file", hint)
         return read_layout(Path(name))
     names, all_keys, known = list(shard_names), list(keys), presets()

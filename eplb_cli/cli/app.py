@@ -11,11 +11,14 @@ from eplb_cli import __version__
 from eplb_cli.cli import bake, convert, inspect, merge, plan, reshard, shard, validate, verify
 from eplb_cli.errors import EXIT_USAGE
 
+WIDEST_HELP = 160
+"""Columns of the help on a terminal that has as many; beyond it lines are too long to read."""
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST_HELP},
     help="Re-shard Mixture-of-Experts checkpoints offline, from one expert-parallel placement to another.",
     epilog="""\b
 Exit codes: 0 done, 1 findings, 2 usage, 3 an input cannot be used,

@@ -10,6 +10,7 @@ import typer
 
 from eplb_cli import render
 from eplb_cli.cli.options import (
+    A_PLACEMENT,
     Format,
     FormatOption,
     ModelOption,
@@ -17,6 +18,7 @@ from eplb_cli.cli.options import (
     NumRedundant,
     dialect_option,
     named_model,
+    whole_number,
 )
 from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
 
@@ -29,9 +31,7 @@ Examples:
 
 
 def command(
-    source: Annotated[
-        str, typer.Argument(metavar="IN", help="A placement in any dialect, or linear, or round_robin.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="IN", help=f"In any dialect: {A_PLACEMENT}.")],
     output: Annotated[
         Path,
         typer.Argument(
@@ -40,11 +40,17 @@ def command(
     ],
     to: Annotated[str, dialect_option("--to", "The dialect to write.")],
     dialect: Annotated[
-        str | None, dialect_option("--from", "The dialect of IN, where its content is not to say it.")
+        str | None, dialect_option("--from", "The dialect of IN, if its content fits several.")
     ] = None,
     num_ranks: Annotated[
         int | None,
-        typer.Option("--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks, where IN does not say."),
+        typer.Option(
+            "--num-ranks",
+            "--ep-size",
+            parser=whole_number(1),
+            metavar="RANKS",
+            help="How many ranks IN has, if it does not say.",
+        ),
     ] = None,
     num_logical_experts: NumExperts = None,
     num_redundant_experts: NumRedundant = None,
@@ -52,7 +58,7 @@ def command(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", metavar="DIR", help="Whose config.json or shards say the model's layers."
+            "--checkpoint", metavar="DIR", help="A checkpoint or shards, for the layers of the model."
         ),
     ] = None,
     output_format: FormatOption = Format.text,

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import sys
 import traceback
+from itertools import pairwise, takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import typer
+
 from eplb_cli import render
 from eplb_cli.cli.app import app
-from eplb_cli.errors import EXIT_INTERRUPTED, EplbError, WorkerError
+from eplb_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, EplbError, UsageError, WorkerError
 from eplb_cli.progress import NOTHING_WRITTEN, come_of_it
+
+_Mistake: type[Exception] = typer.BadParameter.__bases__[0]
+"""What click raises for a call that it does not understand; not all versions of typer have a name for it."""
 
 
 class _Interrupted(BaseException):
@@ -37,7 +44,9 @@ def main() -> None:
     _replace_closed_streams()
     come_of_it.set(NOTHING_WRITTEN)
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except _Mistake as error:
+        _correct(error)
     except EplbError as error:
         _fail(error)
     except _Interrupted:
@@ -61,6 +70,24 @@ def _unexpected(error: Exception) -> EplbError:
         return not_imported(error, str(error.name), "eplb")
     problem = f"unexpected {type(error).__name__}: {error}"
     return WorkerError("EP401", problem, "this is a bug in eplb, please report it; EPLB_DEBUG=1 shows where")
+
+
+def _wants_json() -> bool:
+    """Whether stdout is for a program: told from the words themselves, whatever else is wrong with them."""
+    words, said = takewhile(lambda word: word != "--", sys.argv[1:]), ""
+    for word, after in pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        if option == "--format":
+            said = value if equals else after
+    return said == "json"
+
+
+def _correct(error: Any) -> NoReturn:  # noqa: ANN401 - an exception of click's
+    """End with what click says of a call that it does not understand."""
+    if _wants_json():
+        _fail(UsageError("EP001", error.format_message(), error.ctx.get_usage() if error.ctx else ""))
+    error.show()
+    sys.exit(EXIT_USAGE)
 
 
 def _replace_closed_streams() -> None:
@@ -107,8 +134,14 @@ def _outlive_readers() -> None:
 
 
 def _fail(error: EplbError) -> NoReturn:
-    """End with the error's message and exit code."""
+    """End with the error's message and exit code: for a program on stdout, where that takes it."""
     if os.environ.get("EPLB_DEBUG") == "1":
         traceback.print_exc()
-    render.print_error(error)
+    is_said = False
+    if _wants_json():
+        with contextlib.suppress(OSError):
+            render.print_json_error(error)
+            is_said = True
+    if not is_said:
+        render.print_error(error)
     sys.exit(error.exit_code)

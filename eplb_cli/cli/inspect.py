@@ -35,7 +35,7 @@ def command(
         typer.Option(
             "--baked",
             metavar="DIR",
-            help="The baked checkpoint that a load is of: show the model's own experts.",
+            help="The baked checkpoint that the load in SRC is of: show the model's own experts.",
         ),
     ] = None,
     identify: Annotated[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,12 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eplb_cli.checkpoint.layouts import LAYOUTS
-from eplb_cli.errors import UsageError
+from eplb_cli.errors import UsageError, did_you_mean
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.dialects.registry import NAMES
 from eplb_cli.plan.choice import RankScalars, Senders
 
 if TYPE_CHECKING:
     from eplb_cli.models.model import Model
+
+
+A_PLACEMENT = f"a file, or the map {', '.join(NAMED_MAPS[:-1])} or {NAMED_MAPS[-1]}"
+"""What an argument or option takes that is a placement."""
 
 
 class Backend(StrEnum):
@@ -41,13 +48,38 @@ class FindingsFormat(StrEnum):
     github = "github"
 
 
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """What turns the word of an option into a number from `least` on, and says so of any other word."""
+    span = f"from {least:,} on" if most is None else f"from {least:,} to {most:,}"
+
+    def whole(word: str) -> int:
+        number = int(word) if re.fullmatch(r"-?[0-9]{1,1000}", word) else None
+        if number is None or number < least or (most is not None and number > most):
+            raise typer.BadParameter(f"{word!r} is not a whole number {span}.")
+        return number
+
+    return whole
+
+
+def seconds(word: str | float) -> float:
+    """A number of seconds; that it is none of the odd ones (nan, inf) is for whoever waits to say."""
+    try:
+        number = float(word)
+    except ValueError:
+        number = 0.0
+    if number < 1:
+        raise typer.BadParameter(f"{str(word)!r} is not a number of seconds from 1 on.")
+    return number
+
+
 def dialect_option(flag: str, help_text: str) -> Any:  # noqa: ANN401 - what typer.Option returns
     """An option that takes the name of a dialect, and lists them all for any other word."""
 
     def dialect(word: str) -> str:
         if word not in NAMES:
             listed = ", ".join(map(repr, NAMES))
-            raise typer.BadParameter(f"{word!r} is not one of {listed}.")
+            meant = did_you_mean(word, NAMES).capitalize()
+            raise typer.BadParameter(f"{word!r} is not one of {listed}. {meant}".rstrip())
         return word
 
     return typer.Option(flag, parser=dialect, metavar=f"<{'|'.join(NAMES)}>", help=help_text)
@@ -71,7 +103,10 @@ RankScalarsOption = Annotated[
 RanksPerNode = Annotated[
     int | None,
     typer.Option(
-        "--ranks-per-node", min=1, max=1_000_000, metavar="G", help="Cross nodes no more than must be."
+        "--ranks-per-node",
+        parser=whole_number(1, 1_000_000),
+        metavar="RANKS",
+        help="How many ranks a node has: as little as possible goes from one node to another.",
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]
@@ -88,34 +123,52 @@ KeysOption = Annotated[
     typer.Option(
         "--layout",
         metavar="auto|NAME|FILE",
-        help="What the names of tensors in HF_DIR mean, where their shape does not say it: a TOML file.",
+        help="A TOML file that says what the names of tensors in HF_DIR mean, if their shapes do not.",
     ),
 ]
 NumRanks = Annotated[
     int | None,
-    typer.Option("--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks of NEW, where it does not say."),
+    typer.Option(
+        "--num-ranks",
+        "--ep-size",
+        parser=whole_number(1),
+        metavar="RANKS",
+        help="How many ranks the placement wanted (NEW) has, if its file does not say.",
+    ),
 ]
 OldNumRanks = Annotated[
     int | None,
-    typer.Option("--old-num-ranks", min=1, metavar="R", help="Ranks of OLD, where it does not say."),
+    typer.Option(
+        "--old-num-ranks",
+        parser=whole_number(1),
+        metavar="RANKS",
+        help="How many ranks OLD has, if its file does not say.",
+    ),
 ]
 NumExperts = Annotated[
     int | None,
     typer.Option(
-        "--num-logical-experts", min=1, metavar="E", help="Experts of the model, where nothing says."
+        "--num-logical-experts",
+        parser=whole_number(1),
+        metavar="EXPERTS",
+        help="How many experts a layer of the model has, if neither a file nor a checkpoint says.",
     ),
 ]
 NumRedundant = Annotated[
     int | None,
     typer.Option(
-        "--num-redundant-experts", min=0, metavar="N", help="Redundant experts of the named map `linear`."
+        "--num-redundant-experts",
+        parser=whole_number(0),
+        metavar="SLOTS",
+        help="How many more slots than experts the map linear or trivial has.",
     ),
 ]
 FromOption = Annotated[
-    str | None, dialect_option("--from", "The dialect of NEW, where its content is not to say it.")
+    str | None,
+    dialect_option("--from", "The dialect of the placement wanted (NEW), if its content fits several."),
 ]
 OldFromOption = Annotated[
-    str | None, dialect_option("--old-from", "The dialect of OLD, where its content is not to say it.")
+    str | None, dialect_option("--old-from", "The dialect of OLD, if its content fits several.")
 ]
 ModelOption = Annotated[
     str | None,

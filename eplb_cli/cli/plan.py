@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from eplb_cli.cli.options import (
+    A_PLACEMENT,
     Format,
     FormatOption,
     FromOption,
@@ -39,23 +41,23 @@ Examples:
 
 
 def command(
-    old: Annotated[str, typer.Argument(metavar="OLD", help="A placement file, or linear, or round_robin.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="A placement file, or linear, or round_robin.")],
+    old: Annotated[str, typer.Argument(metavar="OLD", help=f"The placement there is: {A_PLACEMENT}.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help=f"The placement wanted: {A_PLACEMENT}.")],
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="SRC", help="Shards under OLD, for sizes in bytes.")
     ] = None,
     expert_bytes: Annotated[
         str | None,
-        typer.Option("--expert-bytes", metavar="N", help="Bytes of one expert, for sizes without shards."),
+        typer.Option("--expert-bytes", metavar="SIZE", help="Bytes of one expert, for sizes without shards."),
     ] = None,
     layout: LayoutOption = "auto",
     bandwidth: Annotated[
         str | None,
         typer.Option(
             "--bandwidth",
-            metavar="RATES",
-            help="nvlink=370GB/s,network=50GB/s,disk=3GB/s, or some of them: how long it will take, and what "
-            "bounds it. nvlink and network are of a rank in each direction, disk is of a node.",
+            metavar="LINK=RATE,...",
+            help="Say how long it will take, and what bounds it, at nvlink=370GB/s,network=50GB/s,disk=3GB/s "
+            "or some of these: nvlink and network of a rank in each direction, disk of a node.",
         ),
     ] = None,
     out: Annotated[
@@ -137,7 +139,9 @@ def command(
     if html is not None:
         from eplb_cli.render.html_page import html_page
 
-        write_output(html, html_page(answer.plan, answer.report, (old, new)), replace=True)
+        write_output(
+            html, html_page(answer.plan, answer.report, (old, new), ("eplb", *sys.argv[1:])), replace=True
+        )
     if STDOUT in (out, html):
         print_warnings(answer.report)
     else:

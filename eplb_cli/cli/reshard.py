@@ -9,6 +9,7 @@ import typer
 
 from eplb_cli import render
 from eplb_cli.cli.options import (
+    A_PLACEMENT,
     Backend,
     Format,
     FormatOption,
@@ -22,6 +23,8 @@ from eplb_cli.cli.options import (
     OldNumRanks,
     RankScalarsOption,
     RanksPerNode,
+    seconds,
+    whole_number,
 )
 from eplb_cli.cli.show import print_report, progress_bar
 from eplb_cli.errors import UsageError
@@ -48,14 +51,14 @@ def command(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="Where the result appears: new, or empty.")],
     new: Annotated[
         str | None,
-        typer.Option("--new", metavar="NEW", help="The placement wanted: a file, or linear, or round_robin."),
+        typer.Option("--new", metavar="FILE|MAP", help=f"The placement wanted, NEW: {A_PLACEMENT}."),
     ] = None,
     old: Annotated[
         str | None,
         typer.Option(
             "--old",
-            metavar="OLD",
-            help="The placement of SRC, where no eplb.json says it: a file, or linear, or round_robin.",
+            metavar="FILE|MAP",
+            help=f"The placement of SRC, OLD, if SRC has no eplb.json that says it: {A_PLACEMENT}.",
         ),
     ] = None,
     plan_file: Annotated[
@@ -77,8 +80,8 @@ def command(
         int | None,
         typer.Option(
             "--nproc-per-node",
-            min=1,
-            metavar="N",
+            parser=whole_number(1),
+            metavar="WORKERS",
             help="Workers of the torchrun job; any number serves any number of ranks.",
         ),
     ] = None,
@@ -105,10 +108,9 @@ def command(
         int | None,
         typer.Option(
             "--threads",
-            min=1,
-            max=1024,
-            metavar="N",
-            help="Threads of a worker for its files; its share of the cores, two at least.",
+            parser=whole_number(1, 1024),
+            metavar="THREADS",
+            help="Threads of a worker for its files; without it its share of the cores, two at least.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -130,7 +132,10 @@ def command(
     timeout: Annotated[
         float,
         typer.Option(
-            "--timeout", min=1, metavar="SECONDS", help="End a run that makes no progress for so long."
+            "--timeout",
+            parser=seconds,
+            metavar="SECONDS",
+            help="End a run that makes no progress for so long.",
         ),
     ] = 600.0,
     num_ranks: NumRanks = None,

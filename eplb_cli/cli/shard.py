@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli.cli.options import (
+    A_PLACEMENT,
     Format,
     FormatOption,
     FromOption,
@@ -34,12 +35,14 @@ def command(
     ],
     placement: Annotated[
         str,
-        typer.Option("--placement", metavar="FILE", help="In any dialect, or linear, or round_robin."),
+        typer.Option("--placement", metavar="FILE|MAP", help=f"In any dialect: {A_PLACEMENT}."),
     ],
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", metavar="NAME", help=f"Whose names tensors get, one of: {', '.join(engine_names())}."
+            "--engine",
+            metavar="ENGINE",
+            help=f"Whose names tensors get, one of: {', '.join(engine_names())}.",
         ),
     ],
     mtp: Annotated[

@@ -17,6 +17,7 @@ from eplb_cli.cli.options import (
     OldFromOption,
     OldNumRanks,
     named_model,
+    whole_number,
 )
 from eplb_cli.errors import EXIT_FINDINGS
 
@@ -38,13 +39,17 @@ def command(
         typer.Option(
             "--checkpoint",
             metavar="DIR",
-            help="Shards whose layers, ranks and slots each of them has to have; with --against, OLD.",
+            help="Shards: every FILE, or OLD with --against, has to have their layers, ranks and slots.",
         ),
     ] = None,
     num_ranks: Annotated[
         int | None,
         typer.Option(
-            "--num-ranks", "--ep-size", min=1, metavar="R", help="Ranks, where a file does not say."
+            "--num-ranks",
+            "--ep-size",
+            parser=whole_number(1),
+            metavar="RANKS",
+            help="How many ranks there are, if a file does not say.",
         ),
     ] = None,
     old_num_ranks: OldNumRanks = None,

@@ -17,14 +17,19 @@ SUMMARY = "Prove again that an output is what it should be."
 def command(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="A directory that eplb wrote.")],
     against: Annotated[
-        Path | None, typer.Option("--against", metavar="SRC", help="The shards it was made from.")
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="SRC",
+            help="The shards that it comes from, by one reshard or several, or a Hugging Face checkpoint.",
+        ),
     ] = None,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Prove again, from the files alone, that DST holds what it should.
 
     Every byte of DST is read and compared with the digests taken while it was written; with --against, also
-    with SRC. Exits with 5 where a byte differs.
+    with SRC. All that differs is listed, and the exit code is 5 then.
     """
     from eplb_cli.audit.verify import verify
 

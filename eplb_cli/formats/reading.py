@@ -27,7 +27,7 @@ def read_bytes(path: str, limit: int = MAX_FILE_NBYTES) -> bytes:
     try:
         return files.read_small_file(path, limit, follow_links=True)
     except CheckpointError as error:
-        raise PlacementError("EP101", error.message) from error
+        raise PlacementError("EP101", error.message, where=error.where) from error
 
 
 def read_json(path: Path, limit: int, fault: Fault) -> Any:  # noqa: ANN401 - JSON is anything

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.layout_file import layout_from_json, preset
 from eplb_cli.checkpoint.layouts import LAYOUTS
-from eplb_cli.errors import CheckpointError
+from eplb_cli.errors import CheckpointError, did_you_mean
 from eplb_cli.formats.reading import read_toml
 from eplb_cli.huggingface.engines import AS_THEY_ARE, ENGINES, engine_names
 from eplb_cli.huggingface.one_rank import BY_ROW, STACKED, OneRank, by_expert, by_row
@@ -104,7 +104,8 @@ def find_names(engine: str, family: str, checkpoint: OneRank) -> Names:
     if engine == AS_THEY_ARE:
         return _as_they_are(family, checkpoint)
     if engine not in engine_names():
-        raise CheckpointError("EP224", f"{engine!r} is no engine", f"engines: {', '.join(engine_names())}")
+        hint = did_you_mean(engine, engine_names(), f"engines: {', '.join(engine_names())}")
+        raise CheckpointError("EP224", f"{engine!r} is no engine", hint)
     raw = read_toml(ENGINES.path(engine), partial(CheckpointError, "EP224"))
     families = [name for name, table in raw.items() if isinstance(table, dict)]
     if family not in families:

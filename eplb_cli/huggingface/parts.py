@@ -18,8 +18,8 @@ from eplb_cli.models.model import Model
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.staging import Staging
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.findings import Finding
-from eplb_cli.placements.named_map import NAMED_MAPS
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.check import verify_plan
 from eplb_cli.plan.moves import ReshardPlan

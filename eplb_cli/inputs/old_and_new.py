@@ -9,9 +9,9 @@ import numpy as np
 
 from eplb_cli.errors import CheckpointError, PlacementError, UsageError
 from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.findings import Finding, check_pair, raise_first
 from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.named_map import NAMED_MAPS
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import read_placement
 

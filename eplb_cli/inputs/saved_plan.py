@@ -23,8 +23,8 @@ from eplb_cli.checkpoint.shards import Shards
 from eplb_cli.errors import EplbError, PlanError
 from eplb_cli.formats.reading import read_json
 from eplb_cli.inputs.sample import sample_digests
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.named_map import NAMED_MAPS
 from eplb_cli.placements.own_format import placement_from_json, placement_to_json
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import read_placement

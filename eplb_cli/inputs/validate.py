@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions, model_of
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.named_map import NAMED_MAPS
 from eplb_cli.placements.validate import validate_files
 
 

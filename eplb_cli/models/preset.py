@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from eplb_cli.errors import PlacementError
+from eplb_cli.errors import PlacementError, did_you_mean
 from eplb_cli.files import read_small_file
 from eplb_cli.formats.budget import MAX_TOML_NBYTES
 from eplb_cli.formats.reading import toml_value
@@ -43,7 +43,8 @@ def find_model(name: str, read: Callable[[Path, int], bytes] = read_small_file) 
     if path.is_dir():
         path /= "config.json"
     if not path.is_file():
-        hint = f"presets: {', '.join(PRESETS.names)}; or name a config.json"
+        presets_there_are = f"presets: {', '.join(PRESETS.names)}; or name a config.json"
+        hint = did_you_mean(name, PRESETS.names, presets_there_are)
         raise PlacementError("EP118", f"{name} is neither a preset nor a file", hint)
     if path.suffix == ".toml":
         return read_preset(path)

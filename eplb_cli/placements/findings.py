@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.errors import PlacementError
+from eplb_cli.errors import PlacementError, Where
 from eplb_cli.placements.placement import Placement
 
 Severity = Literal["error", "warning"]
@@ -53,6 +53,11 @@ class Finding:
         """`FILE:LINE`, or as much of it as is known."""
         return ":".join(str(part) for part in (self.file, self.line) if part is not None)
 
+    @property
+    def where(self) -> Where:
+        """The same, with what the message says of it."""
+        return Where(self.file, self.line, self.layer, self.slot, self.rank)
+
 
 def check_placement(placement: Placement) -> list[Finding]:
     """All that can be said of one well-formed placement: EP110, EP112, EP113."""
@@ -79,7 +84,7 @@ def raise_first(findings: Iterable[Finding]) -> None:
         first = errors[0]
         message = f"{first.place}: {first.message}" if first.place else first.message
         more = f" (and {len(errors) - 1:,} more)" if len(errors) > 1 else ""
-        raise PlacementError(first.code, message + more, first.hint)
+        raise PlacementError(first.code, message + more, first.hint, first.where)
 
 
 def listed(findings: Sequence[Finding]) -> list[Finding]:

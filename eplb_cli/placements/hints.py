@@ -27,7 +27,7 @@ class Hints:
         layer_ids: the model's own numbers of its MoE layers; a placement may name fewer of them.
         num_layers: L, where the numbers are not known.
         num_redundant_experts: N = P - E, for the named map `linear` only.
-        dialect: the dialect of the file, where its content is not to say it.
+        dialect: the dialect of the file, None to find it from its content.
         model: whose layers a dialect numbers in its own way.
     """
 

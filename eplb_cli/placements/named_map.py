@@ -29,8 +29,6 @@ from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import compare_slots
 from eplb_cli.placements.placement import MAX_ENTRIES, MAX_RANKS, Placement
 
-NAMED_MAPS = ("linear", "round_robin", "trivial")
-
 
 def named_map(name: str, hints: Hints) -> Placement:
     """The map `name`, the same in every layer: as many layers as the hints say, or else one.

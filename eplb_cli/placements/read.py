@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from eplb_cli.errors import PlacementError
+from eplb_cli.errors import PlacementError, did_you_mean
 from eplb_cli.formats.budget import NotReadableError
 from eplb_cli.formats.document import Document, parse_document
 from eplb_cli.formats.reading import read_bytes
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.dialects.dialect import Dialect, Note
 from eplb_cli.placements.dialects.eplb import DIALECT as EPLB
 from eplb_cli.placements.draft import Draft, Origin
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.hints import NO_HINTS, Hints
-from eplb_cli.placements.named_map import NAMED_MAPS, named_map
+from eplb_cli.placements.named_map import named_map
 from eplb_cli.placements.own_format import usable
 from eplb_cli.placements.placement import MAX_ENTRIES, Placement
 
@@ -57,10 +58,21 @@ def read_placement(source: str | PathLike[str], hints: Hints = NO_HINTS) -> tupl
 def read_draft(source: str, hints: Hints = NO_HINTS) -> Draft:
     """A file or a named map as far as it is understood. Raises as `read_placement`, but not on content."""
     if source not in NAMED_MAPS:
-        return draft_of_bytes(read_bytes(source), source, hints)
+        return draft_of_bytes(_content(source), source, hints)
     draft = Draft(hints, Origin(source))
     draft.placement = draft.rankless = named_map(source, hints)
     return draft
+
+
+def _content(source: str) -> bytes:
+    """The bytes of a placement file. Raises EP101; where there is no file, it asks which map was meant."""
+    try:
+        return read_bytes(source)
+    except PlacementError as error:
+        if os.path.lexists(source):
+            raise
+        hint = did_you_mean(source, NAMED_MAPS)
+        raise PlacementError(error.code, error.message, hint, error.where) from error
 
 
 def parse_placement(

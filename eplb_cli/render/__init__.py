@@ -6,6 +6,7 @@
     messages      json, errors, warnings
     findings      what `validate` found: text, json, annotations
     progress      bytes done, on stderr
+    words         what the numbers of a report are called and mean
     page          rich: the console and the table all pages share
     report_page   rich: what `plan` and `reshard` print
     run_page      rich: what a run took and proved
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from eplb_cli.render.findings import print_findings
-from eplb_cli.render.messages import print_error, print_json, print_note, print_warning
+from eplb_cli.render.messages import print_error, print_json, print_json_error, print_note, print_warning
 from eplb_cli.render.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = [
     "print_identification",
     "print_inspection",
     "print_json",
+    "print_json_error",
     "print_load",
     "print_models",
     "print_note",

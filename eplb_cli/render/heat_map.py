@@ -61,9 +61,10 @@ class Ink:
         return Text(f"{number:>{_NUMBER_WIDTH}} {mark}", self.styles[level])
 
 
-# From dark to bright in steps that 256 colours can tell apart.
-_STEPS = ("#5f0087", "#5f5faf", "#0087af", "#00afaf", "#5fd75f", "#d7d75f", "#ffffaf")
-_ON_STEPS = tuple(f"{'white' if step in _STEPS[:3] else 'black'} on {step}" for step in _STEPS)
+# From dark to bright in steps that 256 colours can tell apart. Numbers are white on the first two and black
+# on the others, by contrast; all by their number in the palette, since "white" is what a theme makes of it.
+_STEPS = (54, 61, 31, 37, 77, 185, 229)
+_ON_STEPS = tuple(f"color({231 if step in _STEPS[:2] else 16}) on color({step})" for step in _STEPS)
 
 COLOURS = Ink("·" + " " * len(_STEPS), ("dim", *_ON_STEPS), marked=False)
 SHADES = Ink("·░▒▓█", ("dim", "", "", "", ""))

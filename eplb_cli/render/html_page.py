@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eplb_cli import __version__
 from eplb_cli.machine import has_package, missing_package
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.render.html_text import PAGE, THEME
-from eplb_cli.render.text import format_bytes, format_seconds, plural
+from eplb_cli.render.text import format_bytes, plural, printable
+from eplb_cli.render.words import kinds, stages, summary
 from eplb_cli.report.blocks import block_of, name_of_block, traffic_of_blocks
 from eplb_cli.report.report import Report
 
@@ -27,6 +32,14 @@ if TYPE_CHECKING:
 SCALE = "Viridis"
 COLOURS = ("#3b78c3", "#d98032")
 """First and second of two: sent and received, before and after. Readable on white and on black."""
+
+FLOWS = ("sent", "received")
+
+TOOLBAR, LEGEND = 36, 34
+"""Pixels above a picture: the toolbar comes when it is pointed at, and must not cover what is below it."""
+
+MAX_TICKS = 8
+"""Steps of an axis: with more of them their numbers do not fit on the screen of a telephone."""
 
 MAX_CELLS = 256
 """Ranks, or blocks of them, on a side of the map; cells of more are smaller than two pixels."""
@@ -38,11 +51,14 @@ def require_plotly() -> None:
         raise missing_package("plotly", "--html")
 
 
-def html_page(plan: ReshardPlan, report: Report, names: tuple[str, str]) -> str:
+def html_page(
+    plan: ReshardPlan, report: Report, names: tuple[str, str], command: Sequence[str] = ("eplb", "plan")
+) -> str:
     """The page.
 
     Args:
         names: what OLD and NEW are called.
+        command: the words of the command line that it is made by.
     """
     from plotly.offline import get_plotlyjs
 
@@ -53,18 +69,18 @@ def html_page(plan: ReshardPlan, report: Report, names: tuple[str, str]) -> str:
         "replicas": _replicas(plan),
     }
     drawn = ",\n".join(f"{json.dumps(name)}: {figure.to_json()}" for name, figure in figures.items())
-    totals = report.totals
+    ranks = f"{plan.old.num_ranks:,} → {plural(plan.new.num_ranks, 'rank')}"
     parts = {
-        "title": f"eplb plan: {escape(names[0])} to {escape(names[1])}",
+        "title": f"eplb plan: {escape(names[0])} → {escape(names[1])}, {ranks}",
         "plotly": get_plotlyjs(),
-        "headline": f"{plural(totals.remote_rows, 'row')} of {plural(len(report.ranks), 'rank')} "
-        "come from another rank",
-        "totals": _table(_totals(report)),
-        "estimate": _table(_estimate(report)),
+        "summary": _table(summary(report), "words"),
+        "totals": _table(kinds(report.totals), "numbers"),
+        "estimate": _table(_estimate(report), "numbers"),
         "warnings": "".join(f"<li>{escape(warning)}</li>" for warning in report.warnings),
         "sections": "".join(_section(name, figure) for name, figure in figures.items()),
         "figures": drawn.replace("</", "<\\/"),
         "theme": THEME,
+        "footer": _footer(command),
     }
     return re.sub(r"\[\[(\w+)\]\]", lambda place: parts[place[1]], PAGE)
 
@@ -80,14 +96,25 @@ def _figure(title: str, traces: list[Any], x: str, y: str, height: int = 420) ->
     layout = Layout(
         meta={"title": title},
         height=height,
-        margin={"l": 70, "r": 20, "t": 20, "b": 60},
+        margin={"l": 70, "r": 20, "t": TOOLBAR, "b": 60},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         xaxis={"title": {"text": x}},
         yaxis={"title": {"text": y}},
-        legend={"orientation": "h", "y": 1.08},
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom"},
     )
     return Figure(data=traces, layout=layout)
+
+
+def _step(largest: int) -> int:
+    """Between two ticks of an axis that ends with `largest`: 1, 2 or 5, or one of these with zeros behind it.
+
+    Left to itself plotly has halves of ranks and rows, and five ticks for cells that are all alike.
+    """
+    step = 1
+    while largest > MAX_TICKS * step:
+        step = step * 5 // 2 if str(step)[0] == "2" else 2 * step
+    return step
 
 
 def _traffic(report: Report) -> Figure:
@@ -100,17 +127,22 @@ def _traffic(report: Report) -> Figure:
     noun = of.split(maxsplit=1)[0]
     size = -(-len(report.ranks) // block)
     cells = np.full((size, size), np.nan, np.float32)
-    for pair, amount in traffic_of_blocks(report, block).items():
+    amounts = traffic_of_blocks(report, block)
+    for pair, amount in amounts.items():
         cells[pair] = amount
+    largest = max(amounts.values(), default=0)
     heat = Heatmap(
         z=cells,
+        zmin=0,
+        zmax=largest or 1,
         colorscale=SCALE,
-        colorbar={"title": {"text": unit}, "tickformat": "~s"},
+        colorbar={"title": {"text": unit}, "tickformat": "~s", "dtick": _step(largest)},
         hovertemplate=f"old {noun} %{{y}} to new {noun} %{{x}}<br>%{{z:.3s}}{unit}<extra></extra>",
         hoverongaps=False,
     )
     figure = _figure("Who sends how much to whom", [heat], f"new {of}", f"old {of}", 640)
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(dtick=_step(size))
+    figure.update_yaxes(autorange="reversed", dtick=_step(size))
     return figure
 
 
@@ -121,7 +153,7 @@ def _ranks(report: Report) -> Figure:
     in_bytes = report.totals.remote_bytes is not None
     quantity, unit = ("bytes", "B") if in_bytes else ("rows", " rows")
     traces = []
-    for flow, colour in zip(("sent", "received"), COLOURS, strict=True):
+    for flow, colour in zip(FLOWS, COLOURS, strict=True):
         content = {
             "name": flow,
             "x": [rank.rank for rank in report.ranks],
@@ -133,12 +165,15 @@ def _ranks(report: Report) -> Figure:
         else:
             traces.append(Scatter(content, mode="lines", line={"color": colour, "shape": "hvh", "width": 1}))
     figure = _figure("Per rank", traces, "rank", quantity)
+    figure.update_layout(margin={"t": TOOLBAR + LEGEND})
     bound = getattr(report.totals, f"busiest_sender_bound_{quantity}")
     if bound is not None:
         figure.add_hline(
             y=bound, line={"dash": "dot", "color": COLOURS[0]}, annotation_text="bound, busiest sender"
         )
-    figure.update_yaxes(tickformat="~s", rangemode="tozero")
+    largest = max(max(getattr(rank, f"{flow}_{quantity}") for flow in FLOWS) for rank in report.ranks)
+    figure.update_xaxes(dtick=_step(len(report.ranks)))
+    figure.update_yaxes(tickformat="~s", rangemode="tozero", dtick=_step(max(largest, bound or 0)))
     return figure
 
 
@@ -148,14 +183,17 @@ def _layers(report: Report) -> Figure:
 
     in_bytes = report.totals.remote_bytes is not None
     unit = "B" if in_bytes else " rows"
+    numbers = [layer.layer for layer in report.layers]
+    amounts = [(layer.remote_bytes if in_bytes else layer.remote_rows) or 0 for layer in report.layers]
     bars = Bar(
-        x=[layer.layer for layer in report.layers],
-        y=[layer.remote_bytes if in_bytes else layer.remote_rows for layer in report.layers],
+        x=numbers,
+        y=amounts,
         marker={"color": COLOURS[0], "line": {"width": 0}},
         hovertemplate=f"layer %{{x}}: %{{y:.3s}}{unit}<extra></extra>",
     )
     figure = _figure("Per layer, from another rank", [bars], "layer", "bytes" if in_bytes else "rows")
-    figure.update_yaxes(tickformat="~s")
+    figure.update_xaxes(dtick=_step(max(numbers) - min(numbers)))
+    figure.update_yaxes(tickformat="~s", dtick=_step(max(amounts)))
     return figure
 
 
@@ -164,6 +202,7 @@ def _replicas(plan: ReshardPlan) -> Figure:
     from plotly.graph_objects import Heatmap
 
     counts = [_count_replicas(plan.old), _count_replicas(plan.new)]
+    most = max(int(each.max(initial=1)) for each in counts)
     names = [str(plan.new.layer_number(layer)) for layer in range(plan.new.num_layers)]
     traces = [
         Heatmap(
@@ -171,18 +210,19 @@ def _replicas(plan: ReshardPlan) -> Figure:
             y=names,
             xaxis=axis,
             zmin=0,
-            zmax=max(int(each.max(initial=1)) for each in counts),
+            zmax=most,
             colorscale=SCALE,
             showscale=axis == "x2",
-            colorbar={"title": {"text": "replicas"}},
+            colorbar={"title": {"text": "replicas"}, "dtick": _step(most)},
             hovertemplate=f"layer %{{y}}, expert %{{x}}<br>%{{z}} replicas {when}<extra></extra>",
         )
         for count, axis, when in zip(counts, ("x", "x2"), ("before", "after"), strict=True)
     ]
     figure = _figure("Replicas of each expert, before and after", traces, "expert, before", "layer", 560)
+    step = 2 * _step(plan.new.num_logical_experts)  # on half the width
     figure.update_layout(
-        xaxis={"domain": [0, 0.48]},
-        xaxis2={"domain": [0.52, 1], "title": {"text": "expert, after"}, "anchor": "y"},
+        xaxis={"domain": [0, 0.48], "dtick": step},
+        xaxis2={"domain": [0.52, 1], "dtick": step, "title": {"text": "expert, after"}, "anchor": "y"},
         yaxis={"type": "category", "autorange": "reversed"},
     )
     return figure
@@ -196,36 +236,11 @@ def _count_replicas(placement: Placement) -> np.ndarray:
     return np.bincount(key, minlength=size).reshape(placement.num_layers, -1).astype(np.int32)
 
 
-def _totals(report: Report) -> list[tuple[str, ...]]:
-    """Lines of the table: what, how much, and the least it could be."""
-    totals = report.totals
-    in_bytes = totals.remote_bytes is not None
-
-    def shown(name: str) -> str:
-        number = getattr(totals, f"{name}_{'bytes' if in_bytes else 'rows'}")
-        if number is None:
-            return "—"
-        return format_bytes(number) if in_bytes else plural(number, "row")
-
-    lines: list[tuple[str, ...]] = [
-        ("", "", "bound"),
-        ("busiest sender", shown("busiest_sender"), shown("busiest_sender_bound")),
-        ("between nodes", shown("cross_node"), shown("cross_node_bound")),
-    ]
-    kinds = ("unchanged", "local", "remote", "duplicate", "empty")
-    lines += [(kind, shown(kind), "") for kind in kinds]
-    if in_bytes:
-        lines += [("other tensors", shown("other"), ""), ("whole output", shown("output"), "")]
-    return lines
-
-
 def _estimate(report: Report) -> list[tuple[str, ...]]:
     found = report.estimate
     if found is None:
         return []
-    lines: list[tuple[str, ...]] = [("estimate", "")]
-    for stage, seconds in found.seconds.items():
-        lines.append((stage, "no rate given" if seconds is None else format_seconds(seconds)))
+    lines: list[tuple[str, ...]] = [("estimate", ""), *stages(found)]
     lines += [
         ("bound by", found.bound_by or "—"),
         ("memory per worker", format_bytes(found.memory_bytes_per_worker)),
@@ -234,9 +249,15 @@ def _estimate(report: Report) -> list[tuple[str, ...]]:
     return lines
 
 
-def _table(lines: list[tuple[str, ...]]) -> str:
+def _table(lines: Iterable[tuple[str, ...]], name: str) -> str:
     rows = []
     for number, line in enumerate(lines):
-        tag = "td" if number else "th"
+        tag = "td" if number or line[0] else "th"
         rows.append("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) + "</tr>")
-    return f"<table>{''.join(rows)}</table>" if rows else ""
+    return f'<table class="{name}">{"".join(rows)}</table>' if rows else ""
+
+
+def _footer(command: Sequence[str]) -> str:
+    """What made the page, and when."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"<code>{escape(printable(shlex.join(command)))}</code><br>eplb {__version__}, {now}"

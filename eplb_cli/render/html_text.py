@@ -20,15 +20,25 @@ h2 { font-size: 1.1rem; margin: 2rem 0 0; }
 table { border-collapse: collapse; }
 th, td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); text-align: right;
  font-variant-numeric: tabular-nums; font-weight: normal; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words td { text-align: left; }
+.numbers td:nth-child(n+4):last-child { text-align: left; }
+.tables { overflow-x: auto; margin-top: 1.5rem; }
+@media (max-width: 40rem) {
+ .tables { gap: 1rem; font-size: .85rem; } th, td { padding-right: .6rem; }
+ .numbers td:nth-child(n+4):last-child { min-width: 6.5rem; }
+ .numbers td:nth-child(n+2):nth-child(-n+4) { white-space: nowrap; }
+}
+footer { margin: 3rem 0 1rem; padding-top: .5rem; border-top: 1px solid var(--line); font-size: .85rem;
+ overflow-wrap: anywhere; }
 </style>
 </head>
 <body>
 <h1>[[title]]</h1>
-<p>[[headline]]</p>
+[[summary]]
 <div class="tables">[[totals]][[estimate]]</div>
 <ul>[[warnings]]</ul>
 [[sections]]
+<footer>[[footer]]</footer>
 <script>[[plotly]]</script>
 <script>
 const figures = {

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eplb_cli.placements.own_format import placement_to_json
-from eplb_cli.render.page import heading, show_list, table
+from eplb_cli.render.page import heading, show_list, show_pairs, table
 from eplb_cli.render.text import format_bytes, format_rate, format_runs, format_seconds, plural, printable
 
 if TYPE_CHECKING:
@@ -152,6 +152,13 @@ def show_identification(console: Console, found: Identification) -> None:
     show_list(console, "warnings", found.warnings)
 
 
+_COMPARED = {
+    "plan": "place by place, by the plan of the reshard that made it",
+    "expert": "expert by expert, since it is not SRC's placement that the last step began with",
+    "content": "layer by layer, as sets of rows: nothing says which experts those of SRC are",
+}
+
+
 def show_verification(console: Console, verification: Verification) -> None:
     """Print what was proved, and the numbers behind it."""
     proved = verification.rows_proved
@@ -161,18 +168,9 @@ def show_verification(console: Console, verification: Verification) -> None:
     pairs = {
         "checked": verification.path,
         "against": verification.against or "its own manifest",
+        **({"compared": _COMPARED[verification.compared]} if verification.compared else {}),
         "other tensors": f"{verification.others_proved:,} proved",
         "read": f"{plural(verification.num_files, 'file')}, {format_bytes(nbytes)}",
         "took": f"{format_seconds(seconds)}, {format_rate(nbytes, seconds)}",
     }
     show_pairs(console, pairs.items())
-
-
-def show_pairs(console: Console, pairs: Iterable[tuple[str, object]]) -> None:
-    """A name and what belongs to it on each line; both are untrusted and fold."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in pairs:
-        grid.add_row(printable(name).replace("_", " "), printable(value))
-    console.print(grid)

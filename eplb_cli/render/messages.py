@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from eplb_cli.errors import EplbError
@@ -33,7 +34,35 @@ def _value(value: object) -> str:
 def print_error(error: EplbError) -> None:
     """Print an error to stderr, with its code and what to do about it."""
     tag = severity_tag(sys.stderr, "error", error.code)
-    write(sys.stderr, message_text(tag, error.message, error.hint))
+    write(sys.stderr, message_text(tag, "\n".join(_all_of(error)), error.hint))
+
+
+def _all_of(error: EplbError) -> Iterator[str]:
+    """An error's message, and those of the errors that were found with it."""
+    yield error.message
+    for further in error.further:
+        yield f"{further.code}: {further.message}"
+    if hidden := error.num_further - len(error.further):
+        yield f"... and {hidden:,} more"
+    if error.num_further:
+        yield f"{error.num_further + 1:,} differences in all"
+
+
+def print_json_error(error: EplbError) -> None:
+    """Print an error to stdout, for a program, with what was found beside it; of much of that the number."""
+    content = _error_json(error)
+    if error.num_further:
+        content |= {"num_further": error.num_further, "further": list(map(_error_json, error.further))}
+    print_json({"error": content})
+
+
+def _error_json(error: EplbError) -> dict[str, Any]:
+    return {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "where": asdict(error.where),
+    }
 
 
 def print_note(note: str) -> None:

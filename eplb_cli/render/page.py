@@ -85,3 +85,13 @@ def show_list(console: Console, title: str, items: Iterable[str], style: str = "
     if grid.row_count:
         heading(console, title)
         console.print(grid)
+
+
+def show_pairs(console: Console, pairs: Iterable[tuple[str, object]]) -> None:
+    """A name and what belongs to it on each line; both are untrusted and fold."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(printable(name).replace("_", " "), printable(value))
+    console.print(grid)

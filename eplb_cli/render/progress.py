@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
+from eplb_cli.progress import before_bytes
 from eplb_cli.render.text import format_bytes, format_rate, format_seconds, printable, write
 
 if TYPE_CHECKING:
@@ -18,19 +19,20 @@ LINE_INTERVAL_S = 10.0
 class Progress:
     """Context manager that shows how many of `total_bytes` are done, how fast, and how long the rest takes.
 
-    Without a terminal there is a line each `LINE_INTERVAL_S` at most, and one at the end.
+    Their clock starts with the first byte; until then it says what is waited for. Without a terminal there is
+    a line each `LINE_INTERVAL_S` at most, and one at the end.
     """
 
     def __init__(self, total_bytes: int, description: str) -> None:
         self._total_bytes = total_bytes
         self._description = printable(description)
         self._done_bytes = 0
-        self._started_s = 0.0
+        self._began_s = 0.0
         self._spoke_s = 0.0
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> Self:
-        self._started_s = self._spoke_s = time.monotonic()
+        self._began_s = self._spoke_s = time.monotonic()
         if sys.stderr.isatty():
             self._bar = _started_bar(self._total_bytes, self._description, self._state(0.0))
         return self
@@ -38,17 +40,19 @@ class Progress:
     def update(self, done_bytes: int) -> None:
         """Say that `done_bytes` are done since the start; cheap enough for every poll."""
         self._done_bytes = done_bytes
-        self._show(final=False)
+        now_s = time.monotonic()
+        if not done_bytes:
+            self._began_s = now_s
+        self._show(now_s, final=False)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or self._done_bytes or self._bar:  # an error before the first byte speaks for itself
-            self._show(final=True)
+            self._show(time.monotonic(), final=True)
         if self._bar:
             self._bar.stop()
 
-    def _show(self, *, final: bool) -> None:
-        now_s = time.monotonic()
-        state = self._state(now_s - self._started_s, final=final)
+    def _show(self, now_s: float, *, final: bool) -> None:
+        state = self._state(now_s - self._began_s, final=final)
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._done_bytes, state=state)
         elif final or now_s - self._spoke_s >= LINE_INTERVAL_S:
@@ -58,6 +62,8 @@ class Progress:
     def _state(self, seconds: float, *, final: bool = False) -> str:
         """`1.23 GB of 4.56 GB, 512 MB/s, 6.50 s left`, and in the end `4.56 GB, 512 MB/s, 8.90 s`."""
         done, total = self._done_bytes, self._total_bytes
+        if not done and not final and before_bytes.get():
+            return before_bytes.get()
         parts = [format_bytes(done) if done == total else f"{format_bytes(done)} of {format_bytes(total)}"]
         if done and seconds > 0:
             parts.append(format_rate(done, seconds))

@@ -10,28 +10,23 @@ from rich.text import Text
 
 from eplb_cli.render.bars import show_layers
 from eplb_cli.render.heat_map import show_traffic
-from eplb_cli.render.page import fits, heading, show_list, table
+from eplb_cli.render.page import fits, heading, show_list, show_pairs, table
 from eplb_cli.render.run_page import show_run
-from eplb_cli.render.text import format_bytes, format_seconds, format_share, plural, printable
-from eplb_cli.report.report import Estimate, RankTraffic, Report, Totals
+from eplb_cli.render.text import format_bytes, format_seconds, plural, printable
+from eplb_cli.render.words import kinds, num_rows, stages, summary
+from eplb_cli.report.report import Estimate, RankTraffic, Report
 
 MAX_RANKS = 64
 """Ranks that are all listed; of more, only the `BUSIEST_RANKS` are, unless all are asked for."""
 
 BUSIEST_RANKS = 16
 
-_KINDS = {
-    "unchanged": "same rank, same row",
-    "local": "same rank, another row",
-    "remote": "from another rank",
-    "duplicate": "copied from a row that arrived",
-    "empty": "no expert in NEW",
-}
-
 
 def show_report(console: Console, report: Report, *, full: bool) -> None:
-    """Print the whole page: details first, what matters most last, where a terminal stops scrolling."""
+    """Print the whole page: what matters most first, then the details that it is made of."""
     console.print(Text(_headline(report), style="bold", overflow="fold"))
+    console.print()
+    show_pairs(console, summary(report))
     _show_ranks(console, report, full=full)
     show_traffic(console, report)
     show_layers(console, report.layers)
@@ -43,11 +38,6 @@ def show_report(console: Console, report: Report, *, full: bool) -> None:
     misread = report.run.misread if report.run else []
     show_list(console, "warnings", [warning for warning in report.warnings if warning not in misread])
     show_list(console, "misread without an error", misread, "bold red")
-
-
-def num_rows(totals: Totals) -> int:
-    """All slots of NEW, over all layers."""
-    return sum(getattr(totals, f"{kind}_rows") for kind in _KINDS)
 
 
 def _headline(report: Report) -> str:
@@ -110,58 +100,16 @@ def _flow_column(ranks: Sequence[RankTraffic], flow: str, quantities: Sequence[s
 
 
 def _show_totals(console: Console, report: Report) -> None:
-    totals = report.totals
-    heading(console, "in total")
-    console.print(_totals_table(totals))
-    console.print()
-    if totals.remote_bytes is None:
-        bound = totals.busiest_sender_bound_rows
-        beside = "" if bound is None else f", bound {plural(bound, 'row')}"
-        beside += _gap(totals.busiest_sender_rows, bound)
-        console.print(f"busiest sender {plural(totals.busiest_sender_rows, 'row')}{beside}")
-        console.print("bytes are unknown: give `--checkpoint`, `--model` or `--expert-bytes`")
-        return
-    busiest = _against_bound(totals.busiest_sender_bytes, totals.busiest_sender_bound_bytes)
-    cross_node = _against_bound(totals.cross_node_bytes, totals.cross_node_bound_bytes)
-    console.print(f"busiest sender {busiest}\nbetween nodes {cross_node}")
+    heading(console, "what becomes of all rows")
+    headers, *lines = kinds(report.totals)
+    console.print(table(headers, lines, words=(0, len(headers) - 1)))
 
 
 def _show_estimate(console: Console, estimate: Estimate) -> None:
     heading(console, "estimate")
-    rows = [
-        (stage, "no rate given" if seconds is None else format_seconds(seconds))
-        for stage, seconds in estimate.seconds.items()
-    ]
-    console.print(table(["", "time"], rows))
+    console.print(table(["", "time"], stages(estimate)))
     console.print()
     if estimate.bound_by:
         console.print(f"bound by {estimate.bound_by}")
     console.print(f"memory per worker {format_bytes(estimate.memory_bytes_per_worker)}")
     console.print(f"disk space {format_bytes(estimate.disk_bytes)}")
-
-
-def _totals_table(totals: Totals) -> Table:
-    """A line per kind of move; where sizes are known also bytes, the other tensors and the whole output."""
-    all_rows = num_rows(totals)
-    lines = []
-    for kind, meaning in _KINDS.items():
-        nbytes, rows = getattr(totals, f"{kind}_bytes"), getattr(totals, f"{kind}_rows")
-        lines.append((kind, format_bytes(nbytes), f"{rows:,}", format_share(rows, all_rows), meaning))
-    if totals.remote_bytes is None:
-        return table(["", "rows", "share", ""], [(kind, *rest) for kind, _, *rest in lines], words=(0, 3))
-    lines.append(("other tensors", format_bytes(totals.other_bytes), "", "", "of all ranks"))
-    lines.append(("whole output", format_bytes(totals.output_bytes), "", "", "all shard files"))
-    return table(["", "bytes", "rows", "share", ""], lines, words=(0, 4))
-
-
-def _against_bound(nbytes: int | None, bound_nbytes: int | None) -> str:
-    """`29.6 GB, bound 29.5 GB, 0.11% above it`: no choice of senders could do better than the bound."""
-    bound = "" if bound_nbytes is None else f", bound {format_bytes(bound_nbytes)}"
-    return format_bytes(nbytes) + bound + _gap(nbytes, bound_nbytes)
-
-
-def _gap(amount: int | None, bound: int | None) -> str:
-    """How far above its bound something is, where it is."""
-    if not bound or amount is None or amount <= bound:
-        return ""
-    return f", {100 * (amount / bound - 1):.2g}% above it"

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 from rich.console import Console
 
 from eplb_cli.render.page import heading, show_list, table
 from eplb_cli.render.text import format_bytes, format_rate, format_seconds, plural
 from eplb_cli.report.report import RunReport
 
-_COLUMNS = ["", "time", "bytes", "rate"]
+_COLUMNS = ["", "time", "bytes", "rate", ""]
+_STEPS = {
+    "plan": "inputs read, moves planned",
+    "compare": "other tensors of all ranks",
+    "create": "files of their full size",
+    "resume": "what was there, read again",
+    "move": "the lines under it",
+    "prove": "digests compared",
+    "commit": "eplb.json, then the rename",
+}
+"""The parts of "total" in `RunReport.seconds`, in their order."""
+
+_PARTS = {
+    "start": "starting workers",
+    "transfer": "each row to its place",
+    "verify": "each row read back",
+    "sync": "waiting for the disk",
+    "finish": "files reopened",
+}
+"""The parts of "move"."""
+
+_SHOWN_S = 0.005
+"""Less than that would be printed as no time at all."""
+
 _ACTIVITIES = {
     "read": "reading files",
     "digest": "digests",
@@ -24,11 +49,11 @@ MAX_WORKERS = 8
 
 def show_run(console: Console, run: RunReport) -> None:
     """Print the steps, what was busy while bytes moved, the proof, the memory, and how an engine loads it."""
-    heading(console, "steps")
-    steps = [step for step in run.seconds if step not in _ACTIVITIES]
-    console.print(table(_COLUMNS, [_line(run, step) for step in steps]))
+    heading(console, "time, and the parts that it adds up from")
+    console.print(table(_COLUMNS, _tree(run), words=(0, 4)))
     heading(console, "busy while bytes moved, side by side")
-    console.print(table(_COLUMNS, [_line(run, stage) for stage in _ACTIVITIES if run.seconds.get(stage)]))
+    busy = [_line(run, stage, stage, "") for stage in _ACTIVITIES if run.seconds.get(stage)]
+    console.print(table(_COLUMNS[:-1], [line[:-1] for line in busy]))
     console.print()
     console.print(f"bound by {_ACTIVITIES[run.bound_by]}, {run.busy:.0%} busy")
     if run.exchange_hidden is not None:
@@ -42,11 +67,37 @@ def show_run(console: Console, run: RunReport) -> None:
     show_list(console, "how an engine loads it", run.serving)
 
 
-def _line(run: RunReport, name: str) -> tuple[str, str, str, str]:
+Line = tuple[str, str, str, str, str]
+
+
+def _tree(run: RunReport) -> Iterator[Line]:
+    """The whole, its steps, and the parts of the one that has some: each level adds up to the one above."""
+    yield _line(run, "total", "total", "")
+    steps = _shown(run, _STEPS)
+    for step in steps:
+        yield _line(run, step, f"{_branch(step, steps)}{step}", _STEPS[step])
+        if step == "move":
+            parts = _shown(run, _PARTS)
+            stem = "│  " if step != steps[-1] else "   "
+            for part in parts:
+                is_start_of_none = part == "start" and run.backend == "file"
+                meaning = "files opened" if is_start_of_none else _PARTS[part]
+                yield _line(run, part, f"{stem}{_branch(part, parts)}{part}", meaning)
+
+
+def _shown(run: RunReport, names: Iterable[str]) -> list[str]:
+    return [name for name in names if run.seconds.get(name, 0.0) >= _SHOWN_S]
+
+
+def _branch(name: str, names: Sequence[str]) -> str:
+    return "└─ " if name == names[-1] else "├─ "
+
+
+def _line(run: RunReport, name: str, label: str, meaning: str) -> Line:
     seconds, nbytes = run.seconds[name], run.stage_bytes.get(name)
     if nbytes is None:
-        return name, format_seconds(seconds), "", ""
-    return name, format_seconds(seconds), format_bytes(nbytes), format_rate(nbytes, seconds)
+        return label, format_seconds(seconds), "", "", meaning
+    return label, format_seconds(seconds), format_bytes(nbytes), format_rate(nbytes, seconds), meaning
 
 
 def _memory(peaks: list[int]) -> str:

@@ -13,8 +13,9 @@ UNKNOWN = "unknown"
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _MINUTE_S = 60
 _HOUR_S = 3600
-_ANSI = {"error": "1;31", "warning": "1;33", "OK": "32"}
-_ASCII = str.maketrans({"…": "...", "·": ".", "×": "x", "─": "-", "→": "->"})
+# No yellow, which cannot be read on a light theme.
+_ANSI = {"error": "1;31", "warning": "1;35", "OK": "32"}
+_ASCII = str.maketrans({"…": "...", "·": ".", "×": "x", "─": "-", "│": "|", "├": "+", "└": "+", "→": "->"})
 
 
 def printable(text: object) -> str:

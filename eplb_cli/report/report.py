@@ -85,7 +85,8 @@ class RunReport:
     """What `reshard` adds once it has run.
 
     Attributes:
-        seconds: per step and "total"; and per stage of moving, of the worker that took longest.
+        seconds: per step and "total", which is their sum; "start" to "finish", which add up to "move"; and
+            per activity while bytes move, of the worker that took longest.
         stage_bytes: bytes that went through each step and stage that has a rate.
         bound_by, busy: the stage of moving that was busiest, and its share of the time, 0 to 1.
         exchange_hidden: share of the exchange beside which files were at work; None without one.

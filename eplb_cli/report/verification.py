@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+Compared = Literal["plan", "expert", "content"]
+"""How a tree was compared with shards: place by place, expert by expert, or as sets of rows."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Verification:
         nbytes: their bytes, all of which were read.
         seconds: wall-clock time.
         warnings: experts whose replicas differ, as they did before; or experts with the same bytes.
+        compared: how it was compared with shards; None where it was not.
     """
 
     path: Path
@@ -30,6 +34,7 @@ class Verification:
     nbytes: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    compared: Compared | None = None
 
 
 def verification_json(verification: Verification) -> dict[str, Any]:
@@ -47,4 +52,5 @@ def verification_json(verification: Verification) -> dict[str, Any]:
         "bytes": verification.nbytes,
         "seconds": verification.seconds,
         "warnings": list(verification.warnings),
+        "compared": verification.compared,
     }

@@ -14,9 +14,10 @@ class Clock:
         self._seconds = dict(before or {})
 
     def lap(self, stage: str) -> None:
-        """End a stage."""
+        """End a stage, or a further part of it."""
         now = time.perf_counter()
-        self._seconds[stage], self._last = now - self._last, now
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
+        self._last = now
 
     @property
     def seconds(self) -> dict[str, float]:

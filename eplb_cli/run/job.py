@@ -107,7 +107,7 @@ class Outcome:
     error: tuple[str, str, str] | None = None
     is_victim: bool = False
     traceback: str = ""
-    seconds: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
     activity: Activity | None = None
     wire_nbytes: int = 0
     peak_rss_nbytes: int = 0

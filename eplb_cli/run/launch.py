@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from eplb_cli.errors import EplbError, WorkerError, error_of
 from eplb_cli.machine import find_process
 from eplb_cli.output.lock import OWNER, inheritable
+from eplb_cli.progress import before_bytes
 from eplb_cli.run.job import Job, Outcome, doing_in_words, progress_counters, read_outcomes
 from eplb_cli.run.torchrun import read_ends
 
@@ -56,9 +57,11 @@ def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int,
             env=_environment(),
             process_group=0,
         )
+    before_bytes.set("starting workers")
     try:
         _watch(job, process, counters, timeout_s, show)
     finally:
+        before_bytes.set("")
         code = _end(process)
     outcomes = read_outcomes(job.work, job.transfer.num_workers)
     if len(outcomes) == job.transfer.num_workers and all(

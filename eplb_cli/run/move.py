@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from eplb_cli.run.launch import launch
 from eplb_cli.run.preparing import Planned
 from eplb_cli.transfer.meter import Summary, summarize
 from eplb_cli.transfer.traffic import TransferOptions, largest_chunk_nbytes
-from eplb_cli.transfer.transfer import TransferResult, transfer
+from eplb_cli.transfer.transfer import SPANS, TransferResult, transfer
 
 WORK_NBYTES = 1 << 20
 """Bytes of the files through which a launcher and its workers talk, besides digests."""
@@ -31,7 +33,12 @@ WORK_NBYTES = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """What the workers did, together: digests by place, and each worker's own numbers."""
+    """What the workers did, together: digests by place, and each worker's own numbers.
+
+    Attributes:
+        seconds: of each of `SPANS`, from the first worker that is in it until the last one has left it, so
+            that they follow each other and add up.
+    """
 
     old_digests: Digests
     new_digests: Digests
@@ -45,7 +52,7 @@ class Moved:
 
 def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) -> Moved:
     """Move the bytes with whichever backend was chosen."""
-    options = _options(planned)
+    began, options = time.perf_counter(), _options(planned)
     pieces, new = planned.prepared.pieces, planned.prepared.new_places
     total_nbytes = int(pieces.nbytes[~known.written[pieces.destination]].sum())
     if options.digests or stage.resumes:
@@ -57,7 +64,7 @@ def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) 
             results = [_move_here(planned.prepared, stage, options, known, show)]
         else:
             results = _move_in_workers(planned, stage, options, known, show)
-    return _together(results, options)
+    return _together(results, options, began)
 
 
 def _options(planned: Planned) -> TransferOptions:
@@ -127,7 +134,7 @@ def _result(stage: Staging, outcome: Outcome) -> TransferResult:
     return TransferResult(
         take_digests(stage.work, "old", outcome.worker),
         take_digests(stage.work, "new", outcome.worker),
-        outcome.seconds,
+        outcome.ended,
         outcome.activity,
         outcome.wire_nbytes,
         outcome.peak_rss_nbytes,
@@ -135,14 +142,14 @@ def _result(stage: Staging, outcome: Outcome) -> TransferResult:
     )
 
 
-def _together(results: list[TransferResult], options: TransferOptions) -> Moved:
+def _together(results: list[TransferResult], options: TransferOptions, began: float) -> Moved:
     """Put the workers' results together: each digest is the same in all that have it, else zero."""
-    stages = results[0].seconds
+    ended = [began, *(max(result.ended[stage] for result in results) for stage in SPANS)]
     return Moved(
         np.bitwise_or.reduce([result.old_digests for result in results]),
         np.bitwise_or.reduce([result.new_digests for result in results]),
         options,
-        {stage: max(result.seconds[stage] for result in results) for stage in stages},
+        {stage: after - before for stage, (before, after) in zip(SPANS, pairwise(ended), strict=True)},
         summarize([result.activity for result in results]),
         sum(result.wire_nbytes for result in results),
         [result.peak_rss_nbytes for result in results],

@@ -67,6 +67,7 @@ def plan_request(
     if request.digests:
         require_digests(prepared.checkpoint)
     report = prepared_report(given, prepared, full=full)
+    clock.lap("plan")
     return Planned(request, prepared, alike, report, backend, num_workers, clock.seconds, given.rank_scalars)
 
 

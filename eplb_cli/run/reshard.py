@@ -111,6 +111,7 @@ def _run_report(
             **moved.activity.seconds,
             **before,
             **moved.seconds,
+            "finish": seconds["move"] - sum(moved.seconds.values()),
             **seconds,
             "total": sum(seconds.values()),
         },

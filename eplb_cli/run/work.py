@@ -159,7 +159,7 @@ def _outcome_of(worker: int, result: TransferResult) -> Outcome:
     return Outcome(
         worker,
         time.time_ns(),
-        seconds=result.seconds,
+        ended=result.ended,
         activity=result.activity,
         wire_nbytes=result.wire_nbytes,
         peak_rss_nbytes=result.peak_rss_nbytes,

@@ -43,20 +43,24 @@ class Link(Transport, Protocol):
         """When bytes travelled; ascending, and apart."""
 
 
+SPANS = ("start", "transfer", "verify", "sync")
+"""What a worker does, one after the other; "sync" is what the disk takes once all is read back."""
+
+
 @dataclass(frozen=True, eq=False)
 class TransferResult:
     """What one worker did.
 
     Attributes:
         old_digests, new_digests: (X, 16) by place; zero for places of other workers.
-        seconds: per step; "sync" is what the disk took after everything was read back.
+        ended: when each of `SPANS` ended, by `perf_counter`, which all processes of a machine share.
         wire_nbytes: bytes sent to other workers.
         peak_rss_nbytes, peak_anonymous_nbytes: with and without the pages of files.
     """
 
     old_digests: NDArray[np.uint8]
     new_digests: NDArray[np.uint8]
-    seconds: dict[str, float]
+    ended: dict[str, float]
     activity: Activity
     wire_nbytes: int
     peak_rss_nbytes: int
@@ -89,7 +93,7 @@ def transfer(  # noqa: PLR0913, PLR0917 - what is left to whoever moves the byte
     return TransferResult(
         share.old_digests.values,
         share.new_digests,
-        share.seconds,
+        share.ended,
         share.activity,
         share.wire_nbytes,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -125,7 +129,7 @@ class _Share:
         self.old_digests = DigestTable(known.digests.copy(), self._meter)
         self.new_digests = np.zeros((len(new.rank), DIGEST_NBYTES), np.uint8)
         self.wire_nbytes = 0
-        self.seconds: dict[str, float] = {}
+        self.ended: dict[str, float] = {}
 
     @property
     def activity(self) -> Activity:
@@ -134,7 +138,7 @@ class _Share:
 
     def move(self, connect: Callable[[Schedule], Link] | None, journal: Journal | None) -> None:
         """Put every row and every other tensor of the worker's new ranks where it belongs."""
-        started, threads = time.perf_counter(), self._options.threads
+        self.ended["start"], threads = time.perf_counter(), self._options.threads
         log = WrittenLog(self._prepared.new_places.nbytes)
         keeping = nullcontext() if journal is None else log.kept(journal, self._flush)
         with keeping, ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as exchange_pool:
@@ -147,7 +151,7 @@ class _Share:
                 self._exchange(replace(ends, pool=exchange_pool), connect, staying)
             copies.wait()
         self._shared = rows.shared
-        self.seconds["transfer"] = time.perf_counter() - started
+        self.ended["transfer"] = time.perf_counter()
 
     def _ends(self, pool: ThreadPoolExecutor, log: WrittenLog) -> FileEnds:
         prepared, digests = self._prepared, self._options.digests
@@ -198,7 +202,6 @@ class _Share:
     def settle(self) -> None:
         """Read everything back, unless it shares its blocks with SRC, while the disk takes it in."""
         options, new = self._options, self._prepared.new_places
-        started = time.perf_counter()
         with ThreadPoolExecutor(options.threads) as pool, ThreadPoolExecutor(1) as syncer:
             synced = syncer.submit(self._sync)
             if options.digests and options.verify:
@@ -209,9 +212,9 @@ class _Share:
                 places = np.flatnonzero(wanted)
                 self.new_digests = digest_places(new, places, self.destination, pool, self._advance)
                 self._take_over(proved[self._is_mine(new.rank[proved])])
-            self.seconds["verify"] = time.perf_counter() - started
+            self.ended["verify"] = time.perf_counter()
             synced.result()
-        self.seconds["sync"] = time.perf_counter() - started - self.seconds["verify"]
+        self.ended["sync"] = time.perf_counter()
         for number in self.destination.opened():
             self.destination.forget(number, 0, 0)
 

@@ -75,7 +75,7 @@ class Case:
         before = fingerprint(self.home)
         result = self.eplb(*self.arguments(*options, **changes))
         assert_error(result, code, *says, exit_code=exit_code)
-        assert result.out == ""
+        assert ("error" in result.json) == bool(result.out)
         assert fingerprint(self.home) == before
         return result
 
@@ -89,10 +89,18 @@ def forget_kept(home: Path, result: Result) -> None:
 
 
 def assert_error(result: Result, code: str, *says: str, exit_code: int = 3) -> None:
-    """One coded error with a hint, and its exit code."""
+    """One coded error with a hint, and its exit code: on stderr, or as JSON on stdout."""
+    assert result.code == exit_code
+    if "error" in result.json:
+        error = result.json["error"]
+        assert (error["code"], list(error)[:4]) == (code, ["code", "message", "hint", "where"])
+        assert error["hint"]
+        assert "error[" not in result.err
+        for part in says:
+            assert part in error["message"] + error["hint"], error
+        return
     lines = [line for line in result.err.splitlines() if line.startswith("error")]
     assert [line.split(":")[0] for line in lines] == [f"error[{code}]"], result.err
     assert "\n  hint: " in result.err
-    assert result.code == exit_code
     for part in says:
         assert part in result.err, result.err

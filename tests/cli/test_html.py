@@ -9,8 +9,9 @@ import shutil
 
 import pytest
 
+from eplb_cli import __version__
 from tests.cli.case import assert_error
-from tests.cli.tree import NEW, OLD, fingerprint, write_json
+from tests.cli.tree import NEW, OLD, fingerprint, placement, write_json
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FIGURES = ("traffic", "ranks", "layers", "replicas")
@@ -79,8 +80,8 @@ def test_every_picture_is_drawn(looked):
     assert looked.page.locator("#ranks .barlayer .point path").count() == 4
     assert looked.page.locator("#layers .barlayer .point path").count() == 2
     text = looked.page.inner_text("body")
-    assert "busiest sender\t2.00 kB\t2.00 kB" in text
-    assert "between nodes\t4.00 kB\t4.00 kB" in text
+    assert "busiest sender\t2.00 kB, bound 2.00 kB" in text
+    assert "between nodes\t4.00 kB, bound 4.00 kB" in text
     assert "bound by\tdisk" in text
 
 
@@ -90,6 +91,77 @@ def test_nothing_is_asked_for_and_nothing_goes_wrong(looked, html):
     assert [url for url in looked.asked if not url.startswith(("data:", "blob:"))] == [html.as_uri()]
     assert "<img src=x onerror=alert(1)>[[figures]]&.json" in looked.page.inner_text("h1")
     assert looked.page.locator("h1 img").count() == 0
+
+
+def test_words_are_explained_as_on_a_terminal(looked, eplb, html):
+    """With the same names, numbers and meanings."""
+    old = html.parent / "<img src=x onerror=alert(1)>[[figures]]&.json"
+    options = ("--expert-bytes", 1000, "--ranks-per-node", 1, "--bandwidth", "disk=1kB/s")
+    page = eplb("plan", old, html.parent / "new.json", *options).out
+    text = looked.page.inner_text("body")
+    for line in text[text.index("between ranks") : text.index("estimate")].strip().splitlines():
+        cells = [cell.strip() for cell in line.split("\t") if cell.strip()]
+        assert re.search(r"\s+".join(map(re.escape, cells)), page), cells
+    assert "copied from a row that arrived" in text
+
+
+def test_it_says_what_it_is_of(looked):
+    """R and R' in the title; at its end the command, the version and when it was made."""
+    title = looked.page.title()
+    assert title.endswith("&.json → " + title.split(" → ")[1].split(", ")[0] + ", 2 → 2 ranks")
+    footer = looked.page.inner_text("footer").splitlines()
+    assert re.fullmatch(r"eplb plan '.*<img src=x onerror=alert\(1\)>\[\[figures\]\]&.json' .*", footer[0])
+    assert re.fullmatch(rf"eplb {re.escape(__version__)}, \d{{4}}-\d\d-\d\d \d\d:\d\d UTC", footer[1])
+    assert looked.page.locator("footer img").count() == 0
+
+
+def ticks(looked, place):
+    """The words at the ticks of an axis or a scale."""
+    return [tick.text_content() for tick in looked.page.locator(place).all()]
+
+
+def test_counts_have_whole_ticks(browser, eplb, tmp_path):
+    """Cells that are all alike have no five ticks of one number; ranks, rows and replicas have no halves."""
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    rows = [list(range(8)), [2, 3, 4, 5, 6, 7, 0, 1]]
+    sides = [write_json(tmp_path / f"{n}.json", placement([row], 4)) for n, row in enumerate(rows)]
+    for options in ((), ("--expert-bytes", 3)):
+        page = tmp_path / f"page{len(options)}.html"
+        assert eplb("plan", *sides, *options, "--html", page).code == 0
+        looked = Looked(browser, page)
+        scale = ticks(looked, "#traffic .cbaxis text")
+        assert scale == (["0", "1", "2"] if not options else ["0", "1", "2", "3", "4", "5", "6"])
+        for axis in ("#traffic .xtick", "#traffic .ytick", "#ranks .xtick"):
+            assert sorted(ticks(looked, f"{axis} text")) == ["0", "1", "2", "3"]
+        assert ticks(looked, "#replicas .cbaxis text") == ["0", "1"]
+        assert ticks(looked, "#layers .xtick text") == ["3"]
+        assert all("m" not in str(tick) and "." not in str(tick) for tick in ticks(looked, ".ytick text"))
+        looked.page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_toolbar_covers_nothing(browser, html, width):
+    """Neither the legend nor the plot, its scale or its notes, on a telephone either."""
+    looked = Looked(browser, html)
+    looked.page.set_viewport_size({"width": width, "height": 900})
+    for figure in FIGURES:
+        show_toolbar(looked, figure)
+        bar = looked.page.locator(f"#{figure} .modebar").bounding_box()
+        assert bar is not None
+        below = (".legend", ".nsewdrag", ".annotation", ".colorbar")
+        for other in looked.page.locator(", ".join(f"#{figure} {name}" for name in below)).all():
+            box = other.bounding_box()
+            assert box is None or box["y"] >= bar["y"] + bar["height"]
+    assert looked.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    looked.page.close()
+
+
+def show_toolbar(looked, figure):
+    """Point at a picture, and wait for its toolbar."""
+    looked.page.locator(f"#{figure} .nsewdrag").first.hover()
+    looked.page.wait_for_function(
+        "name => getComputedStyle(document.querySelector(`#${name} .modebar`)).opacity !== '0'", arg=figure
+    )
 
 
 @pytest.mark.parametrize(

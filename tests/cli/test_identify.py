@@ -99,6 +99,8 @@ def test_a_wrong_old_cannot_verify_green(eplb, home):
     assert eplb("verify", path / "again", "--against", path / "dst").code == 0
     result = eplb("verify", path / "again", "--against", path / "hf")
     assert_error(result, "EP501", "layer 1, slot 0", "says expert 3", "those of expert 0", exit_code=5)
+    assert "\n  | EP501: layer 1, slot " in result.err
+    assert " differences in all\n" in result.err
 
 
 def test_rows_that_are_nobodys(eplb, home):

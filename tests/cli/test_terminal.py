@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -74,6 +75,35 @@ def test_colours_on_a_terminal(case):
     seen, _ = on_a_terminal(bad, NO_COLOR="1")
     assert "error[EP101]" in seen
     assert "\x1b" not in seen
+
+
+LEVELS = {0: 0.0, 95: 0.114435, 135: 0.242281, 175: 0.428690, 215: 0.679542, 255: 1.0}
+"""Steps of the colour cube of 256 colours, and the light of each (sRGB, as WCAG 2.2 has it)."""
+
+
+def light(colour):
+    """Relative luminance of a colour of the cube, 16 to 231."""
+    assert 16 <= colour <= 231, "a colour that a theme may change"
+    steps = list(LEVELS.values())
+    red, green, blue = ((colour - 16) // factor % 6 for factor in (36, 6, 1))
+    return 0.2126 * steps[red] + 0.7152 * steps[green] + 0.0722 * steps[blue]
+
+
+def test_numbers_can_be_read_on_any_theme(tmp_path):
+    """On the map both ink and ground are of the fixed part of 256 colours, and far enough apart."""
+    shifts = [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 6, 6, 7]
+    sides = [
+        write_json(tmp_path / f"{name}.json", placement([[(s + n) % 8 for s in range(8)] for n in by], 8))
+        for name, by in (("old", [0] * len(shifts)), ("new", shifts))
+    ]
+    seen, code = on_a_terminal(["plan", *sides], TERM="xterm-256color", COLUMNS="120")
+    assert code == 0
+    numbers = re.findall(r"\x1b\[38;5;(\d+);48;5;(\d+)m *[\d.]+", seen)
+    assert len(set(numbers)) == 7, "a step of the scale is missing"
+    for ink, ground in numbers:
+        lighter, darker = sorted((light(int(ink)), light(int(ground))), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+    assert not re.findall(r"\x1b\[3[37]m|\x1b\[9[37]m", seen), "yellow or white, which a light theme hides"
 
 
 def test_a_bar_on_a_terminal(case):

@@ -11,7 +11,9 @@ from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.cli.app import app
 from eplb_cli.huggingface.engines import engine_names
 from eplb_cli.placements.dialects.registry import NAMES
+from tests.cli.case import assert_error
 from tests.cli.tree import fingerprint
+from tests.support.huggingface import qwen3_moe, write_checkpoint
 
 COMMANDS = [str(command.name) for command in app.registered_commands]
 
@@ -185,6 +187,70 @@ def test_a_dialect_that_is_none(eplb, command):
     listed = ", ".join(map(repr, NAMES))
     assert f"Invalid value for '{command[-1]}': 'sglan' is not one of {listed}." in result.err
     assert f"{command[-1]} <{'|'.join(NAMES)}>" in eplb(command[0], "--help").out
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "says"),
+    [
+        ("--num-ranks", "sixteen", "'sixteen' is not a whole number from 1 on."),
+        ("--num-ranks", "1.5", "'1.5' is not a whole number from 1 on."),
+        ("--ranks-per-node", "0", "'0' is not a whole number from 1 to 1,000,000."),
+        ("--num-redundant-experts", "-1", "'-1' is not a whole number from 0 on."),
+        ("--timeout", "soon", "'soon' is not a number of seconds from 1 on."),
+    ],
+)
+def test_a_number_that_is_none(eplb, option, word, says):
+    """Said as a person says it."""
+    result = eplb("reshard", "a", "b", "--new", "c", option, word)
+    assert (result.code, result.out) == (2, "")
+    assert f"Invalid value for '{option}'" in result.err
+    assert result.err.endswith(f": {says}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["plan", "liner", "linear", "--num-ranks", "2", "--num-logical-experts", "4"], "linear"),
+        (["plan", "linear", "round-robin", "--num-ranks", "2", "--num-logical-experts", "4"], "round_robin"),
+        (["validate", "Trivial"], "trivial"),
+        (["plan", "linear", "linear", "--num-ranks", "2", "--model", "olmoe-1b-7"], "olmoe-1b-7b"),
+        (["inspect", "{src}", "--layout", "per-rows"], "per-row"),
+        (["inspect", "{src}", "--layout", "Auto"], "auto"),
+        (["convert", "a", "b", "--to", "sglan"], "sglang"),
+    ],
+)
+def test_what_was_probably_meant(case, arguments, meant):
+    """For maps, presets, layouts and dialects; nothing is guessed for a word that is like none."""
+    result = case.eplb(*(word.format(src=case.src) for word in arguments))
+    assert result.code in {2, 3}
+    assert f"id you mean {meant}?" in result.err
+    assert "you mean" not in case.eplb("plan", "nothing.json", "linear").err
+
+
+def test_an_engine_that_was_probably_meant(eplb, tmp_path):
+    """In a Hugging Face checkpoint, which is read first."""
+    write_checkpoint(tmp_path / "hf", qwen3_moe(), "qwen3_moe")
+    options = ("--placement", "linear", "--num-ranks", 2, "--engine", "vlm")
+    result = eplb("shard", tmp_path / "hf", tmp_path / "dst", *options)
+    assert_error(result, "EP224", "did you mean vllm? engines: ")
+
+
+def test_the_help_uses_the_width(eplb, monkeypatch):
+    """Of a wide terminal, but no more of it than can be read."""
+    for columns, least, most in (("120", 100, 120), ("400", 130, 160)):
+        monkeypatch.setenv("COLUMNS", columns)
+        page = eplb("plan", "-h").out
+        assert page == eplb("plan", "--help").out
+        assert least < max(map(len, page.splitlines())) <= most
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_says_what_is_wanted(eplb, command):
+    """No single letters, and no riddles."""
+    page = " ".join(eplb(command, "--help").out.split())
+    assert not re.findall(r"--[a-z-]+ [A-Z] ", page)
+    for riddle in ("is not to say it", "where it does not say", "where nothing says"):
+        assert riddle not in page
 
 
 def test_layouts_and_engines_are_listed(eplb):

@@ -11,7 +11,17 @@ import re
 import pytest
 
 from tests.cli.case import assert_error
-from tests.cli.tree import OLD, fingerprint, placement, read_shard, stacked, write_shard, write_tree
+from tests.cli.tree import (
+    NEW,
+    OLD,
+    fingerprint,
+    placement,
+    read_shard,
+    stacked,
+    write_json,
+    write_shard,
+    write_tree,
+)
 
 
 @pytest.fixture
@@ -62,6 +72,7 @@ def test_json(eplb, tree, case):
         "files": 2,
         "bytes": sum(file.stat().st_size for file in tree.glob("*.safetensors")),
         "warnings": [],
+        "compared": "plan",
     }
 
 
@@ -71,7 +82,7 @@ class TestDamage:
         assert_error(eplb("verify", tree), code, *says, exit_code=5)
         result = eplb("verify", tree, "--against", case.src, "--format", "json")
         assert_error(result, code, *says, exit_code=5)
-        assert result.out == ""
+        assert list(result.json) == ["error"]
 
     def test_a_row(self, eplb, tree, case):
         """EP501 names file, layer, slot, rank, row and tensor."""
@@ -270,12 +281,148 @@ def test_a_tree_that_moved(eplb, tree, case):
     assert eplb("verify", case.home / "elsewhere").code == 0
 
 
-def test_a_tree_that_was_made_from_a_tree(eplb, case):
-    """Each is proved against the one before it."""
-    case.reshard()
-    case.reshard(src=case.dst, dst=case.home / "back", old=None, new=case.old(OLD))
-    assert eplb("verify", case.home / "back", "--against", case.dst).code == 0
-    assert_error(eplb("verify", case.home / "back", "--against", case.src), "EP501", exit_code=5)
+class TestChains:
+    """What went through other trees is compared with the first one, whatever R was on the way."""
+
+    THREE = placement([[3, 0, 1, 2, 2, 0], [0, 1, 2, 3, 3, 1]], 3)
+    FOUR = placement([[3, 0, 1, 2], [0, 1, 2, 3]], 4)
+
+    def chain(self, case, *placements):
+        """Reshard from each tree to the next one; the last of them."""
+        src, old = case.src, case.home / "old.json"
+        for number, content in enumerate(placements):
+            dst = case.home / f"step{number}"
+            case.reshard(src=src, dst=dst, old=old, new=write_json(case.home / f"{number}.json", content))
+            src, old = dst, None
+        return src
+
+    def test_each_is_proved_against_the_one_before_it(self, eplb, case):
+        """By the plan that made it."""
+        last = self.chain(case, NEW, self.THREE)
+        result = eplb("verify", last, "--against", case.home / "step0", "--format", "json")
+        assert (result.code, result.json["compared"]) == (0, "plan")
+
+    @pytest.mark.parametrize("middle", [NEW, THREE, FOUR])
+    def test_going_back(self, eplb, case, middle):
+        """The tree is what there was, though it was made from another; SRC says no placement."""
+        back = self.chain(case, middle, OLD)
+        result = eplb("verify", back, "--against", case.src)
+        assert (result.code, result.err.count("error")) == (0, 0)
+        assert "compared       expert by expert, since it is not SRC's placement" in result.out
+        assert eplb("verify", back, "--against", case.src, "--format", "json").json["compared"] == "expert"
+
+    @pytest.mark.parametrize("steps", [(NEW, FOUR, THREE), (THREE, NEW, FOUR)])
+    def test_any_placement_that_src_says_itself(self, eplb, case, steps):
+        """Two steps from a tree with an eplb.json, to another number of ranks."""
+        last = self.chain(case, *steps)
+        result = eplb("verify", last, "--against", case.home / "step0", "--format", "json")
+        assert (result.code, result.json["compared"]) == (0, "expert")
+
+    def test_a_placement_that_nothing_says(self, eplb, case):
+        """Neither R of the last step is that of SRC: rows are compared as sets, and the page says so."""
+        last = self.chain(case, self.THREE, self.FOUR)
+        result = eplb("verify", last, "--against", case.src)
+        assert result.code == 0
+        assert "compared       layer by layer, as sets of rows: nothing says" in result.out
+        file = case.file(0)
+        flip(file, offset_of(file, "model.layers.4.mlp.experts.w2_weight"))
+        result = eplb("verify", last, "--against", case.src, "--format", "json")
+        assert_error(result, "EP501", "layer 4", f"is none of {last}", exit_code=5)
+
+    @pytest.mark.parametrize("middle", [NEW, THREE])
+    def test_damage_at_the_end_of_a_chain(self, eplb, case, middle):
+        """A row and another tensor that are not those of SRC any more."""
+        back = self.chain(case, middle, OLD)
+        for rank in (0, 1):  # the replicas of expert 0
+            file = case.file(rank)
+            flip(file, offset_of(file, "model.layers.3.mlp.experts.w2_weight") + 12 * rank)
+            flip(file, offset_of(file, "model.norm.weight"))
+        result = eplb("verify", back, "--against", case.src)
+        assert_error(result, "EP501", "layer 3, slot 0", "differs from expert 0 in its source", exit_code=5)
+        assert "\n  | EP504: " in result.err
+        assert "'model.norm.weight' differs from its source" in result.err
+        assert "\n  | 4 differences in all\n" in result.err
+
+    def test_replicas_that_differ_in_the_first_tree(self, eplb, case):
+        """Each row is one of its expert's replicas there, whichever came through; and they are named."""
+        tensors = read_shard(case.file(1))
+        key = "model.layers.3.mlp.experts.w2_weight"
+        data = bytearray(tensors[key].data)
+        data[12 * 1] ^= 1
+        write_shard(case.file(1), {**tensors, key: tensors[key]._replace(data=bytes(data))})
+        back = self.chain(case, self.THREE, OLD)
+        result = eplb("verify", back, "--against", case.src)
+        assert result.code == 0
+        assert "warning: layer 3: the replicas of expert 0 differ in SRC" in result.err
+
+    def test_experts_that_were_exchanged(self, eplb, case):
+        """Two experts under each other's names are found wherever SRC says which is which."""
+        last = self.chain(case, NEW, self.THREE)
+        wrong = placement([[0, 3, 3, 1, 2, 2], [0, 1, 2, 3, 3, 1]])  # NEW with experts 0 and 3 exchanged
+        lie(case.home / "step0", placement=wrong)
+        result = eplb("verify", last, "--against", case.home / "step0")
+        assert_error(result, "EP501", "layer 3", "differs from expert 3 in its source", exit_code=5)
+
+
+class TestAllDamage:
+    def test_it_is_listed(self, eplb, case):
+        """Every row, empty row and other tensor, and every file beside them."""
+        (case.src / "tokenizer.json").write_text("{}")
+        case.new(placement([[3, 0, 0, 1, 2, -1], [0, 1, 2, 3, 3, 1]]))
+        case.reshard()
+        tree = case.dst
+        file = tree / "model-rank-1-part-0.safetensors"
+        for key, offset in (
+            ("model.layers.4.mlp.experts.w2_weight", 2 * 12 + 5),
+            ("model.layers.3.mlp.experts.w13_weight", 0),
+            ("model.layers.3.mlp.experts.w13_weight", 2 * 24 + 23),
+            ("model.norm.weight", 0),
+        ):
+            flip(file, offset_of(file, key) + offset)
+        flip(tree / "tokenizer.json", 1)
+        result = eplb("verify", tree)
+        assert_error(result, "EP505", f"{tree / 'tokenizer.json'} is not what was written", exit_code=5)
+        lines = result.err[result.err.index("error[") :].splitlines()
+        codes = ["EP501", "EP501", "EP502", "EP504"]
+        assert [line.split(": ")[0].removeprefix("  | ") for line in lines[1:5]] == codes
+        assert lines[5] == "  | 5 differences in all"
+        error = eplb("verify", tree, "--format", "json").json["error"]
+        assert error["num_further"] == 4
+        assert [further["code"] for further in error["further"]] == codes
+        assert error["further"][1]["where"] == {
+            "file": str(file),
+            "line": None,
+            "layer": 4,
+            "slot": 5,
+            "rank": 1,
+            "tensor": "model.layers.{layer}.mlp.experts.w2_weight",
+        }
+
+    def test_files_that_say_where_rows_are(self, eplb, tree):
+        """All of them are named; their rows are not looked at, and that is said."""
+        flip(tree / "model-rank-0-part-0.safetensors", 100)
+        (tree / "model-rank-1-part-0.safetensors").unlink()
+        flip(tree / "eplb-digests-rank-1.npy", 200)
+        result = eplb("verify", tree)
+        assert_error(result, "EP505", "what is in the rows was not looked at", exit_code=5)
+        for name, problem in (
+            ("model-rank-0-part-0.safetensors", ": its header"),
+            ("model-rank-1-part-0.safetensors", " is missing"),
+            ("eplb-digests-rank-1.npy", " is not what was written"),
+        ):
+            assert f"{tree / name}{problem}" in result.err
+        assert "  | 3 differences in all\n" in result.err
+
+    def test_much_of_it_is_counted(self, eplb, tree, case):
+        """Twenty places, and how many more there are."""
+        case.write(stacked(placement([[1, 2, 3, 0, 1, 2], [2, 1, 0, 3, 1, 2]])))
+        result = eplb("verify", tree, "--against", case.src)
+        assert result.code == 5
+        lines = result.err[result.err.index("error[") :].splitlines()
+        more = re.fullmatch(r"  \| \.\.\. and (\d+) more", lines[20])
+        assert more
+        assert lines[21] == f"  | {20 + int(more[1])} differences in all"
+        assert lines[22].startswith("  hint: ")
 
 
 def test_progress_ends_at_the_whole(eplb, tree):

@@ -14,6 +14,7 @@ import pytest
 from eplb_cli import render
 from eplb_cli.errors import PlacementError
 from eplb_cli.placements.findings import Finding
+from eplb_cli.progress import before_bytes
 from eplb_cli.render import progress
 from eplb_cli.render.text import (
     format_bytes,
@@ -141,7 +142,7 @@ def test_severity_is_coloured_on_a_terminal(monkeypatch):
     render.print_warning("slow disk")
     monkeypatch.setenv("NO_COLOR", "1")
     render.print_warning("slow disk")
-    assert terminal.getvalue() == "\x1b[1;33mwarning\x1b[0m: slow disk\nwarning: slow disk\n"
+    assert terminal.getvalue() == "\x1b[1;35mwarning\x1b[0m: slow disk\nwarning: slow disk\n"
 
 
 def test_a_grave_warning_is_as_red_as_an_error(monkeypatch):
@@ -240,6 +241,23 @@ def test_progress_without_a_terminal_is_quiet(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "moving experts: 1.10 GB of 2.00 GB, 100 MB/s, 9.00 s left\n"
         "moving experts: 2.00 GB, 100 MB/s, 20.0 s\n"
+    )
+
+
+def test_what_comes_before_the_first_byte_is_said(capsys, monkeypatch):
+    """And its time is none of the bytes'."""
+    clock = iter([0.0, 30.0, 60.0, 70.0, 80.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with render.Progress(2_000_000_000, "gloo") as bar:
+        before = before_bytes.set("starting workers")
+        for done_bytes in (0, 0, 1_000_000_000):
+            bar.update(done_bytes)
+        before_bytes.reset(before)
+    assert capsys.readouterr().err == (
+        "gloo: starting workers\n"
+        "gloo: starting workers\n"
+        "gloo: 1.00 GB of 2.00 GB, 100 MB/s, 10.0 s left\n"
+        "gloo: 1.00 GB of 2.00 GB, 50.0 MB/s, 20.0 s\n"
     )
 
 

@@ -76,7 +76,20 @@ RUN = RunReport(
     backend="gloo",
     num_workers=2,
     wire_bytes=10 * MB,
-    seconds={"read": 0.5, "exchange": 0.02, "wait": 0.0, "plan": 0.25, "transfer": 1.5, "total": 12.34},
+    seconds={
+        "read": 0.5,
+        "exchange": 0.02,
+        "wait": 0.0,
+        "plan": 0.25,
+        "compare": 0.0,
+        "start": 10.0,
+        "transfer": 1.5,
+        "sync": 0.0,
+        "finish": 0.5,
+        "move": 12.0,
+        "commit": 0.09,
+        "total": 12.34,
+    },
     stage_bytes={"read": 60 * MB, "exchange": 10 * MB, "transfer": 60 * MB},
     bound_by="read",
     busy=0.934,
@@ -108,6 +121,10 @@ def test_a_plan_at_80_columns():
         == """\
 plan for 3 ranks: 18 of 153 rows come from another rank
 
+between ranks   18.0 MB, 18 of 153 rows
+busiest sender  8.00 MB
+between nodes   unknown, no --ranks-per-node
+
 per rank
               sent      received         local     unchanged
 rank    bytes rows    bytes rows    bytes rows    bytes rows
@@ -127,7 +144,7 @@ bytes by rank, a full bar is 9.00 MB
 sent      ██▆▆▄▄
 received  ▇▇██▂▂
 
-in total
+what becomes of all rows
                  bytes  rows  share
 ───────────────────────────────────────────────────────────────────
 unchanged       120 MB   120    78%  same rank, same row
@@ -137,9 +154,6 @@ duplicate          0 B     0     0%  copied from a row that arrived
 empty              0 B     0     0%  no expert in NEW
 other tensors  12.0 MB               of all ranks
 whole output    165 MB               all shard files
-
-busiest sender 8.00 MB
-between nodes 0 B
 """
     )
 
@@ -151,6 +165,11 @@ def test_a_plan_without_sizes_has_rows_and_says_how_to_get_bytes():
         page_of(report)
         == """\
 plan for 3 ranks: 18 of 141 rows come from another rank
+
+between ranks   18 of 141 rows
+busiest sender  8 rows
+between nodes   unknown, no --ranks-per-node
+bytes           unknown: give `--checkpoint`, `--model` or `--expert-bytes`
 
 per rank
       sent  received  local  duplicate  unchanged
@@ -171,7 +190,7 @@ rows by rank, a full bar is 9 rows
 sent      ██▆▆▄▄
 received  ▇▇██▂▂
 
-in total
+what becomes of all rows
            rows  share
 ──────────────────────────────────────────────────────
 unchanged   120    85%  same rank, same row
@@ -179,9 +198,6 @@ local         0     0%  same rank, another row
 remote       18    13%  from another rank
 duplicate     3     2%  copied from a row that arrived
 empty         0     0%  no expert in NEW
-
-busiest sender 8 rows
-bytes are unknown: give `--checkpoint`, `--model` or `--expert-bytes`
 """
     )
 
@@ -190,16 +206,27 @@ def test_a_run_adds_what_it_took_and_what_it_proved():
     """The headline names backend, workers, time and output; the end says what loads it."""
     report = dataclasses.replace(report_of(ring(2)), run=RUN, warnings=["layer 3: replicas differ"])
     lines = page_of(report).splitlines()
-    assert lines[0] == "resharded 2 ranks with gloo, 2 workers, in 12.3 s: /out"
+    assert lines[:6] == [
+        "resharded 2 ranks with gloo, 2 workers, in 12.3 s: /out",
+        "",
+        "between ranks   2.00 MB, 2 of 2 rows",
+        "busiest sender  1.00 MB",
+        "between nodes   unknown, no --ranks-per-node",
+        "time            12.3 s",
+    ]
     assert (
-        "\n".join(lines[lines.index("steps") :])
+        "\n".join(lines[lines.index("time, and the parts that it adds up from") :])
         == """\
-steps
-            time    bytes       rate
-────────────────────────────────────
-plan      0.25 s
-transfer  1.50 s  60.0 MB  40.0 MB/s
-total     12.3 s
+time, and the parts that it adds up from
+                  time    bytes       rate
+──────────────────────────────────────────────────────────────────────
+total           12.3 s
+├─ plan         0.25 s                      inputs read, moves planned
+├─ move         12.0 s                      the lines under it
+│  ├─ start     10.0 s                      starting workers
+│  ├─ transfer  1.50 s  60.0 MB  40.0 MB/s  each row to its place
+│  └─ finish    0.50 s                      files reopened
+└─ commit       0.09 s                      eplb.json, then the rename
 
 busy while bytes moved, side by side
             time    bytes      rate
@@ -242,8 +269,8 @@ def test_bounds_stand_beside_what_they_bound():
     totals = dataclasses.replace(
         report.totals, busiest_sender_bound_bytes=MB, cross_node_bytes=2 * MB, cross_node_bound_bytes=0
     )
-    page = page_of(dataclasses.replace(report, totals=totals))
-    assert page.endswith("busiest sender 1.00 MB, bound 1.00 MB\nbetween nodes 2.00 MB, bound 0 B\n")
+    page = page_of(dataclasses.replace(report, totals=totals, ranks_per_node=1))
+    assert "\nbusiest sender  1.00 MB, bound 1.00 MB\nbetween nodes   2.00 MB, bound 0 B\n" in page
 
 
 def test_a_plan_that_moves_nothing_has_no_map():
@@ -433,13 +460,12 @@ def test_a_gap_to_the_bound_is_said():
         cross_node_bytes=MB,
         cross_node_bound_bytes=MB,
     )
-    page = page_of(dataclasses.replace(report, totals=totals))
-    assert (
-        "busiest sender 1.00 GB, bound 1.00 GB, 0.2% above it\nbetween nodes 1.00 MB, bound 1.00 MB\n" in page
-    )
+    page = page_of(dataclasses.replace(report, totals=totals, ranks_per_node=1))
+    assert "\nbusiest sender  1.00 GB, bound 1.00 GB, 0.2% above it\n" in page
+    assert "\nbetween nodes   1.00 MB, bound 1.00 MB\n" in page
     report = report_of(ring(2), row_nbytes=None)
     totals = dataclasses.replace(report.totals, busiest_sender_rows=6, busiest_sender_bound_rows=5)
-    assert "busiest sender 6 rows, bound 5 rows, 20% above it" in page_of(
+    assert "busiest sender  6 rows, bound 5 rows, 20% above it" in page_of(
         dataclasses.replace(report, totals=totals)
     )
 
@@ -458,7 +484,7 @@ layer    bytes  rows
     6  3.00 MB     3  ████████
     5  2.00 MB     2  █████
 
-in total
+what becomes of all rows
 """ in page_of(report)
     rows = [LayerTraffic(layer, None, 6 - layer) for layer in range(2)]
     page = page_of(dataclasses.replace(report_of(ring(3), row_nbytes=None), layers=rows))

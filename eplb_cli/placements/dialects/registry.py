@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from eplb_cli.errors import UsageError
+from eplb_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from eplb_cli.placements.dialects.dialect import Dialect
@@ -18,6 +18,7 @@ NAMES = (OWN, "vllm", "sglang", "tensorrt-llm", "ascend", "deepseek")
 def dialect_called(name: str) -> Dialect:
     """The dialect of this name. Raises EP001 where there is none."""
     if name not in NAMES:
-        raise UsageError("EP001", f"{name!r} is no dialect", f"dialects: {', '.join(NAMES)}")
+        hint = did_you_mean(name, NAMES, f"dialects: {', '.join(NAMES)}")
+        raise UsageError("EP001", f"{name!r} is no dialect", hint)
     found: Dialect = import_module(f"{__package__}.{name.replace('-', '_')}").DIALECT
     return found
