@@ -1,4 +1,4 @@
-"""Names of vLLM by family, in serve-check's environment: `python -m scripts.serving.families [FAMILY]...`.
+"""Names of vLLM by family, a part of serve-check: `scripts/serve-check --only names`.
 
 For each family of `eplb_cli/huggingface/engines/vllm.toml`: vLLM loads a tiny model on two ranks of data
 parallelism and saves what they hold; `shard --engine vllm` has to write the same tensors, and stock vLLM has
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 import eplb_cli
 from scripts.serving.bench import compare
 from scripts.serving.mended_cpu import MENDS
-from scripts.serving.served import MENDED, Answer, Job, import_vllm, serve
+from scripts.serving.served import MENDED, Answer, Job, serve
 from scripts.serving.tiny_models import EXPERTS, GROUPED, Family, write_model
 from scripts.serving.trees import WORK
 
@@ -131,20 +130,10 @@ def _answer(job: Job) -> Answer:
     return answer
 
 
-def main() -> int:
-    """Check all families, or those that are named; 1 where one is not right."""
-    version, wrong = import_vllm(), 0
-    for name in sys.argv[1:] or FAMILIES:
-        try:
-            problem = check(name, FAMILIES[name])
-        except (RuntimeError, eplb_cli.EplbError) as error:
-            problem = str(error)
-        wrong += bool(problem)
-        print(
-            f"{name}, vLLM {version}: {problem or 'its own tensors, and the same bits from them'}", flush=True
-        )
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def outcome(name: str) -> tuple[str, bool]:
+    """What came of a family, and whether that is right."""
+    try:
+        problem = check(name, FAMILIES[name])
+    except (RuntimeError, eplb_cli.EplbError) as error:
+        problem = str(error)
+    return problem or "vLLM's own tensors; identical answers from them", not problem
