@@ -20,15 +20,16 @@ from eplb_cli.audit.own_digests import (
 )
 from eplb_cli.audit.reading import reading
 from eplb_cli.audit.unknown import unknown_placement
-from eplb_cli.checkpoint.expert_maps import placement_inside
+from eplb_cli.checkpoint.expert_maps import guessed_inside, placement_inside
 from eplb_cli.checkpoint.manifest import Manifest
+from eplb_cli.checkpoint.ranks import missing_ranks, one_in_each_slot
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
-from eplb_cli.checkpoint.shards import open_shards
+from eplb_cli.checkpoint.shards import Shards, open_shards
 from eplb_cli.checkpoint.slices import slices_in
 from eplb_cli.errors import HINTS, BytesError
 from eplb_cli.output.prove import differing_replicas, row_view
 from eplb_cli.placements.findings import Finding
-from eplb_cli.placements.placement import EMPTY
+from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.inspection import ExpertTensor, Inspection
 
@@ -66,6 +67,8 @@ def inspect(
     distinct, findings = _read(checkpoint, progress) if deep else (None, ())
     if problem := slices_in(shards):
         findings = (*findings, Finding("EP232", "error", problem, HINTS["EP232"]))
+    if manifest is None:
+        findings = (*findings, *_findings_of_experts(shards, experts, said))
     others = [at.entry.nbytes for tensors in checkpoint.others for at in tensors.values()]
     return Inspection(
         path=path,
@@ -83,6 +86,22 @@ def inspect(
         distinct_rows=distinct,
         findings=findings,
     )
+
+
+def _findings_of_experts(shards: Shards, experts: int | None, inside: Placement | None) -> list[Finding]:
+    """EP202 where the number of experts says that a rank is missing, EP111 where nothing says the number.
+
+    Args:
+        inside: the placement that maps inside the shards say.
+    """
+    counted = inside.num_logical_experts if experts is None and inside is not None else experts
+    if problem := missing_ranks(shards, counted):
+        return [Finding("EP202", "error", problem, HINTS["EP202"])]
+    if experts is not None:
+        return []
+    if inside is not None:
+        return guessed_inside(shards, inside)
+    return [] if shards.layout.names_experts else [one_in_each_slot(shards, "the model is")]
 
 
 def _read(

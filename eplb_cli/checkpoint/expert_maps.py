@@ -16,6 +16,7 @@ from eplb_cli import files
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.models.names import split_expert_key
+from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import EMPTY, Placement
 
 _DTYPES = {"I32": "<i4", "I64": "<i8"}
@@ -87,6 +88,21 @@ def placement_inside(shards: Shards, num_logical_experts: int | None = None) -> 
             raise CheckpointError("EP215", f"the maps in {shards.path} give slots to other ranks", _HINT)
         return None
     return Placement(tables, first_slot, experts, np.array(layers, np.int64))
+
+
+def guessed_inside(shards: Shards, inside: Placement) -> list[Finding]:
+    """EP111 for maps of which nothing says whether their ids are experts, or slots: both may be in order.
+
+    Args:
+        inside: what they say where the ids are taken for experts, and E is not known.
+    """
+    if (inside.physical_to_logical != np.arange(inside.num_slots)).any():
+        return []
+    message = (
+        f"the maps in {shards.path} number {inside.num_slots:,} rows in order: these are experts, or slots "
+        "some of which hold replicas"
+    )
+    return [Finding("EP111", "warning", message, "say it with --num-logical-experts E")]
 
 
 def require_as_inside(shards: Shards, old: Placement) -> None:

@@ -159,9 +159,9 @@ def _without_experts(shards: Shards, layer: int) -> CheckpointError:
 def require_ranks(shards: Shards, old: Placement) -> None:
     """EP202 where OLD has other ranks than there are files of."""
     if old.num_ranks != shards.num_ranks:
-        raise CheckpointError(
-            "EP202", f"OLD has {old.num_ranks} ranks, and {shards.path} has files of {shards.num_ranks}"
-        )
+        problem = f"OLD has {old.num_ranks} ranks, and {shards.path} has files of {shards.num_ranks}"
+        lacks = f": rank {shards.num_ranks} is missing" if old.num_ranks > shards.num_ranks else ""
+        raise CheckpointError("EP202", problem + lacks)
 
 
 def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:

@@ -77,6 +77,7 @@ def command(
         dialect,
         model=named_model(model, checkpoint) or model_in(checkpoint),
     )
+    options.require_used(None, [source])
     check_outputs([output], output_format, sources=[checkpoint], replace=False)
     hints = replace(options.hints, num_ranks=options.num_ranks, dialect=options.dialect)
     placement, warnings, text = convert_text(source, None if output == STDOUT else output, to, hints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -60,14 +61,33 @@ def command(
     """
     from eplb_cli.models.load import is_load
 
+    said = {
+        "--layout": layout != "auto",
+        "--deep": deep,
+        "--model": model is not None,
+        "--baked": baked is not None,
+        "--identify": identify is not None,
+        "--out": out is not None,
+    }
     if models or src is None:
+        _refuse_unused(said, set(), "a list of models")
         _list_models(src, models, output_format)
     elif is_load(src):
+        _refuse_unused(said, {"--model", "--baked"}, "a load dump")
         _inspect_load(src, model, baked, output_format)
     elif identify is not None:
+        _refuse_unused(said, {"--layout", "--identify", "--out"}, "shards with --identify")
         _identify(src, layout, identify, out, output_format)
     else:
+        _refuse_unused(said, {"--layout", "--deep"}, "shards without --identify")
         _inspect_shards(src, layout, deep, output_format)
+
+
+def _refuse_unused(said: Mapping[str, bool], used: set[str], what: str) -> None:
+    """EP001 for an option that says nothing of what is looked at."""
+    unused = [option for option, is_said in said.items() if is_said and option not in used]
+    if unused:
+        raise UsageError("EP001", f"{unused[0]} is not for {what}", "leave it out")
 
 
 def _list_models(src: Path | None, models: bool, output_format: Format) -> None:
@@ -130,5 +150,5 @@ def _inspect_shards(src: Path, layout: str, deep: bool, output_format: Format) -
         render.print_json(inspection_json(found))
     else:
         render.print_inspection(found)
-    if found.findings:
+    if any(finding.severity == "error" for finding in found.findings):
         raise typer.Exit(EXIT_FINDINGS)

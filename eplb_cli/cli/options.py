@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from enum import StrEnum
@@ -46,6 +47,20 @@ class FindingsFormat(StrEnum):
     text = "text"
     json = "json"
     github = "github"
+
+
+BACKEND_VARIABLE = "EPLB_BACKEND"
+
+
+def chosen_backend(option: Backend | None) -> Backend:
+    """The backend of --backend, or else of the environment. Raises EP001 for a variable that names none."""
+    word = os.environ.get(BACKEND_VARIABLE) or Backend.auto
+    if option is not None:
+        return option
+    if word not in {*Backend}:
+        problem = f"{BACKEND_VARIABLE} is {word[:80]!r}, and there is no such backend"
+        raise UsageError("EP001", problem, f"set it to one of {', '.join(Backend)}, or unset it")
+    return Backend(word)
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -28,6 +28,7 @@ from eplb_cli.cli.options import (
 )
 from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
 from eplb_cli.cli.show import print_report, print_warnings, progress_bar
+from eplb_cli.errors import UsageError
 from eplb_cli.report.sizes import parse_rates, parse_size
 
 SUMMARY = "Show what would move, without moving it."
@@ -103,6 +104,8 @@ def command(
 
         require_plotly()
     check_outputs([out, html], output_format, inputs=[old, new, layout], sources=[checkpoint], replace=True)
+    if rank_scalars is not None and checkpoint is None and out is None:
+        raise UsageError("EP001", "--rank-scalars is of shards, and there is no --checkpoint", "add it")
     rates = None if bandwidth is None else parse_rates(bandwidth)
     options = PlacementOptions(
         num_ranks,
@@ -129,7 +132,11 @@ def command(
     if rates is not None:
         answer = answer.with_estimate(rates)
     if out is not None:
+        from eplb_cli.inputs.old_and_new import refuse_guess
         from eplb_cli.inputs.saved_plan import saved_plan
+
+        if checkpoint is None:
+            refuse_guess(answer.warnings)
 
         shards = answer.prepared.checkpoint.shards if answer.prepared else None
         names = {"old": old, "new": new, "layout": layout}

@@ -10,6 +10,7 @@ import typer
 from eplb_cli import render
 from eplb_cli.cli.options import (
     A_PLACEMENT,
+    BACKEND_VARIABLE,
     Backend,
     Format,
     FormatOption,
@@ -23,6 +24,7 @@ from eplb_cli.cli.options import (
     OldNumRanks,
     RankScalarsOption,
     RanksPerNode,
+    chosen_backend,
     seconds,
     whole_number,
 )
@@ -41,6 +43,10 @@ Examples:
   eplb reshard SRC DST --plan plan.json"""
 
 NO_TORCH = "torch is not installed: --backend auto is one process from file to file"
+NO_WORKERS_NEEDED = (
+    "one process can open SRC and DST here: `--backend file`, or "
+    f"{BACKEND_VARIABLE}=file, does the same without starting workers"
+)
 KEPT = "is the storage stuck? what was done is kept: --resume goes on from it"
 
 
@@ -69,13 +75,14 @@ def command(
     ] = None,
     layout: LayoutOption = "auto",
     backend: Annotated[
-        Backend,
+        Backend | None,
         typer.Option(
             "--backend",
             help="What moves bytes: nccl or gloo between the workers of a torchrun job, or one process from "
-            "file to file; auto is nccl with a GPU for each worker, else gloo, and file without torch.",
+            "file to file; auto is nccl with a GPU for each worker, else gloo, and file without torch. "
+            f"Where it is left out it is ${BACKEND_VARIABLE}, or else auto.",
         ),
-    ] = Backend.auto,
+    ] = None,
     nproc_per_node: Annotated[
         int | None,
         typer.Option(
@@ -122,6 +129,9 @@ def command(
             "--resume", help="Go on with what a run that was ended has left; what it wrote is read again."
         ),
     ] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Write DST also where OLD and NEW are the same.")
+    ] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not read the result back.")] = False,
     no_digest: Annotated[
         bool, typer.Option("--no-digest", help="Take no digests: no proof, now or later.")
@@ -161,10 +171,13 @@ def command(
         old_num_ranks,
         num_logical_experts,
         num_redundant_experts,
+        dialect,
+        old_dialect,
     )
     if plan_file is not None and any(option is not None for option in said):
         problem = "--plan FILE has the placements, --senders and --ranks-per-node"
         raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
+    chosen = chosen_backend(backend)
     from eplb_cli.run import judge
 
     judge.go_on_judged(timeout, "" if dry_run else KEPT)
@@ -173,11 +186,12 @@ def command(
 
     common: dict[str, Any] = {
         "layout": layout,
-        "backend": backend.value,
+        "backend": chosen.value,
         "num_workers": nproc_per_node,
         "buffer_nbytes": None if buffer_size is None else parse_size(buffer_size),
         "threads": threads,
         "resume": resume,
+        "copy": copy,
         "verify": not no_verify,
         "digests": not no_digest,
         "durable": not no_fsync,
@@ -215,7 +229,7 @@ def command(
     else:
         from eplb_cli.run.reshard import reshard as run
 
-        if backend is Backend.auto and not has_package("torch"):
-            render.print_note(NO_TORCH)
-        report = run(request, progress_bar)
+        if chosen is Backend.auto:
+            render.print_note(NO_WORKERS_NEEDED if has_package("torch") else NO_TORCH)
+        report = run(request, progress_bar, full=full)
     print_report(report, output_format, full=full)

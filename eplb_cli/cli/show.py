@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from eplb_cli.report.written import Written
 
 
+NOTHING_TO_DO = "nothing to do: OLD and NEW are the same (`reshard --copy` copies SRC all the same)\n"
+
+
 def print_written(what: str, done: Written, output_format: Format) -> None:
     """What `shard`, `merge` or `bake` has made."""
     from dataclasses import asdict
@@ -29,12 +32,15 @@ def print_written(what: str, done: Written, output_format: Format) -> None:
 
 def print_report(report: Report, output_format: Format, *, full: bool) -> None:
     """What a plan moves, or a run has moved."""
-    if output_format is Format.json or not sys.stdout.isatty():  # on a terminal the page has them
+    is_json = output_format is Format.json
+    if is_json or report.nothing_to_do or not sys.stdout.isatty():  # on a terminal the page has them
         print_warnings(report)
-    if output_format is Format.json:
+    if is_json:
         from eplb_cli.report.report import report_json
 
         render.print_json(report_json(report))
+    elif report.nothing_to_do:
+        sys.stdout.write(NOTHING_TO_DO)
     else:
         render.print_report(report, full=full)
 

@@ -38,7 +38,9 @@ def placement_for(
     Raises:
         CheckpointError: EP212, no layer is one that placements speak of.
         PlacementError: it cannot be read, or is of another model.
+        UsageError: EP001, an option is not of such a placement.
     """
+    options.require_used(None, [name])
     if name in NAMED_MAPS and options.num_ranks is None:
         raise PlacementError("EP114", f"the map {name} needs --num-ranks", "say it with --num-ranks R")
     layers, where = checkpoint.layers, str(checkpoint.path)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eplb_cli.checkpoint.shards import Shards, open_shards
-from eplb_cli.inputs.old_and_new import read_new, read_old
-from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.inputs.old_and_new import read_new, read_old, refuse_guess, require_experts
+from eplb_cli.inputs.options import PlacementOptions, model_of
 from eplb_cli.inputs.saved_plan import SavedPlan, read_plan, require_same_moves, require_unchanged
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import RankScalars, Senders
@@ -60,12 +61,16 @@ def read_given(
         names: of OLD, None where the manifest of SRC says it, and of NEW.
 
     Raises:
-        CheckpointError, PlacementError, UsageError: the shards, OLD or NEW cannot be used.
+        CheckpointError, PlacementError, UsageError: the shards, OLD or NEW cannot be used, or options
+            contradict them.
         BytesError: EP506, the shards are not those of their manifest.
     """
+    options.require_used(names[0], [names[1]])
     shards = open_shards(source, layout)
     options = options.beside(shards)
-    old, old_warnings = read_old(shards, *names, options)
+    old, old_warnings = read_old(shards, names[0], [names[1]], options)
+    if names[0] not in NAMED_MAPS:
+        refuse_guess(old_warnings)
     new, new_warnings = read_new(names[1], old, options)
     return Given(shards, old, new, senders, ranks_per_node, (*old_warnings, *new_warnings), rank_scalars)
 
@@ -76,6 +81,7 @@ def follow_plan(source: Path, layout: str, file: Path) -> Given:
     Raises:
         CheckpointError: the shards cannot be used.
         BytesError: EP506, the shards are not those of their manifest.
+        PlacementError: EP109, OLD has another number of experts than config.json says.
         PlanError: EP303, the file is no plan; EP304, what it was made for has changed.
     """
     saved = read_plan(file)
@@ -83,6 +89,7 @@ def follow_plan(source: Path, layout: str, file: Path) -> Given:
     shards = open_shards(source, planned_layout or layout)
     require_unchanged(saved, file, shards)
     old, new = saved.read_old(file), saved.read_new(file)
+    require_experts(old, model_of(shards).num_logical_experts)
     return Given(
         shards,
         old,

@@ -1,19 +1,29 @@
-"""OLD and NEW of a command: where each comes from, and what it may leave out."""
+"""OLD and NEW of a command: where each comes from, and what it may leave out.
+
+Every command completes them in the same way::
+
+    OLD  a file       from the options, then from the shards
+         a named map  from the options and the shards; without shards from a NEW that is a file
+    NEW               from the options, then from OLD
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from eplb_cli.errors import CheckpointError, PlacementError, UsageError
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.placements.choice import NAMED_MAPS
+from eplb_cli.placements.draft import Draft
 from eplb_cli.placements.findings import Finding, check_pair, raise_first
 from eplb_cli.placements.hints import Hints
+from eplb_cli.placements.own_format import usable
 from eplb_cli.placements.placement import Placement
-from eplb_cli.placements.read import read_placement
+from eplb_cli.placements.read import read_draft, read_placement
 
 if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import Shards
@@ -24,38 +34,67 @@ def read_pair(old: str, new: str, options: PlacementOptions) -> tuple[Placement,
 
     Raises:
         PlacementError: one of them, or the pair, cannot be used.
+        UsageError: EP001, an option is about what neither of them is.
     """
-    hints = replace(
-        options.hints,
-        num_ranks=options.old_num_ranks or (options.num_ranks if old in NAMED_MAPS else None),
-        dialect=options.old_dialect,
-    )
-    if old in NAMED_MAPS and new not in NAMED_MAPS:
-        second, new_warnings = read_placement(new, _new_hints(options))
-        first, old_warnings = read_placement(old, _named_like(hints, second))
-    else:
-        first, old_warnings = read_placement(old, hints)
-        second, new_warnings = read_placement(new, _named_new(new, options, first))
+    options.require_used(old, [new])
+    known, old_warnings = read_alone(old, options)
+    first, draft = draft_beside(known, old, new, options)
+    second = usable(draft)
+    first = cast("Placement", first)  # where it hangs on NEW, that can be used
     raise_first(check_pair(first, second))
-    return first, second, [*old_warnings, *new_warnings]
+    return first, second, [*old_warnings, *draft.findings]
+
+
+def read_alone(old: str, options: PlacementOptions) -> tuple[Placement | None, list[Finding]]:
+    """OLD without a checkpoint, and warnings; None for a named map, which lacks what NEW says.
+
+    Raises:
+        PlacementError: it cannot be read.
+    """
+    return (None, []) if old in NAMED_MAPS else read_placement(old, _alone_hints(old, options))
+
+
+def draft_beside(
+    known: Placement | None, old: str, new: str, options: PlacementOptions
+) -> tuple[Placement | None, Draft]:
+    """OLD, and NEW as far as it is understood, each with what the other one says.
+
+    Args:
+        known: OLD, None where `old` names a map that has to be made for NEW.
+
+    Returns:
+        OLD, None where it hangs on a NEW that cannot be used; NEW.
+
+    Raises:
+        PlacementError: OLD cannot be made, or NEW cannot be read.
+    """
+    if known is None and new not in NAMED_MAPS:
+        draft = read_draft(new, _new_hints(new, options))
+        like = draft.placement or draft.rankless
+        hints = _alone_hints(old, options)
+        return None if like is None else read_placement(old, _named_like(hints, like))[0], draft
+    first = known or read_placement(old, _alone_hints(old, options))[0]
+    return first, read_draft(new, _new_hints(new, options, first))
+
+
+def _alone_hints(old: str, options: PlacementOptions) -> Hints:
+    """For OLD without shards; a named one has the ranks of NEW where nothing else is said."""
+    num_ranks = options.old_num_ranks or (options.num_ranks if old in NAMED_MAPS else None)
+    return replace(options.hints, num_ranks=num_ranks, dialect=options.old_dialect)
 
 
 def read_new(new: str, old: Placement, options: PlacementOptions) -> tuple[Placement, list[Finding]]:
     """NEW, which may leave out what OLD says. Raises PlacementError."""
-    return read_placement(new, _named_new(new, options, old))
+    return read_placement(new, _new_hints(new, options, old))
 
 
-def _named_new(new: str, options: PlacementOptions, old: Placement) -> Hints:
-    num_ranks = options.num_ranks
-    if num_ranks is None and new in NAMED_MAPS:
-        num_ranks = old.num_ranks
-    return replace(options.hints, num_ranks=num_ranks, dialect=options.dialect).after(old)
-
-
-def _new_hints(options: PlacementOptions) -> Hints:
-    return replace(
-        options.hints, num_ranks=options.num_ranks, num_redundant_experts=None, dialect=options.dialect
-    )
+def _new_hints(new: str, options: PlacementOptions, old: Placement | None = None) -> Hints:
+    hints = replace(options.hints, num_ranks=options.num_ranks, dialect=options.dialect)
+    if old is None:
+        return hints
+    if options.num_ranks is None and new in NAMED_MAPS:
+        hints = replace(hints, num_ranks=old.num_ranks)
+    return hints.after(old)
 
 
 def _named_like(hints: Hints, other: Placement) -> Hints:
@@ -65,97 +104,119 @@ def _named_like(hints: Hints, other: Placement) -> Hints:
 
 
 def read_old(
-    shards: Shards, old: str | None, new: str, options: PlacementOptions
+    shards: Shards, old: str | None, new: Sequence[str], options: PlacementOptions
 ) -> tuple[Placement, list[Finding]]:
-    """OLD, from `--old` or from the manifest of SRC; `new` is only the name of NEW.
+    """OLD, from `--old`, from the manifest of SRC or from maps in its shards.
+
+    Args:
+        new: NEW, or all that OLD is compared with; only their names.
+        options: beside the shards.
 
     Raises:
         UsageError: EP001, --num-redundant-experts may be meant of OLD, of NEW or of both.
-        CheckpointError: EP216, neither says it; EP215, they differ.
+        CheckpointError: EP202, a rank is missing; EP216, nothing says OLD; EP215, two say different things.
         PlacementError: it cannot be read, or does not fit the shards.
     """
     from eplb_cli.checkpoint.sharded import with_layers
 
-    if old in NAMED_MAPS and new in NAMED_MAPS and options.num_logical_experts is None:
-        _refuse_unclear(options)
+    experts = options.hints.num_logical_experts
     manifest = shards.manifest
-    known = None if manifest is None else manifest.read_placement(shards.path)
+    recorded = None if manifest is None else manifest.read_placement(shards.path)
     if old is None:
-        return _require(known or _placement_inside(shards, options), shards), []
-    hints = _old_hints(old, shards, options)
-    given, warnings = read_placement(old, hints)
-    given = with_layers(given, shards)
-    if old in NAMED_MAPS and options.num_logical_experts is None:
-        warnings = [*warnings, *_guessed(old, given, shards, options)]
-    if known is not None and given.digest != known.digest:
-        raise CheckpointError(
-            "EP215",
-            f"{old} is not the placement in {shards.path / 'eplb.json'}",
+        given, warnings = _said_inside(shards, recorded, experts)
+    elif old in NAMED_MAPS:
+        given, warnings = _named_old(shards, old, new, options)
+    else:
+        given, warnings = read_placement(old, _file_hints(shards, options))
+        given = with_layers(given, shards)
+    require_experts(given, experts)
+    if recorded is None:
+        return given, warnings
+    if given.digest != recorded.digest:
+        raise CheckpointError("EP215", f"{old} is not the placement in {shards.path / 'eplb.json'}")
+    return given, [warning for warning in warnings if warning.code != "EP111"]  # it says how many experts
+
+
+def require_experts(old: Placement, experts: int | None) -> None:
+    """EP109 where OLD has another number of experts than options or config.json say; None where none does."""
+    if experts not in (None, old.num_logical_experts):
+        problem = (
+            f"OLD has {old.num_logical_experts:,} experts, and the command line or config.json {experts:,}"
         )
-    return given, warnings
+        raise PlacementError("EP109", problem)
 
 
-def _placement_inside(shards: Shards, options: PlacementOptions) -> Placement | None:
-    """What maps inside shards say; None without any. Raises EP215 where they contradict the shards."""
-    from eplb_cli.checkpoint.expert_maps import placement_inside
+def _said_inside(
+    shards: Shards, recorded: Placement | None, experts: int | None
+) -> tuple[Placement, list[Finding]]:
+    """What the manifest says of SRC, or else the maps in its shards. Raises EP202, EP215, EP216."""
+    from eplb_cli.checkpoint.expert_maps import guessed_inside, placement_inside
+    from eplb_cli.checkpoint.ranks import require_all_ranks
 
-    experts = options.num_logical_experts
-    if experts is None and shards.config is not None:
-        experts = shards.config.num_logical_experts
-    return placement_inside(shards, experts)
+    if recorded is not None:
+        return recorded, []
+    inside = placement_inside(shards, experts)
+    if inside is None:
+        raise CheckpointError("EP216", f"{shards.path} has no eplb.json, so nothing says what its rows are")
+    require_all_ranks(shards, inside.num_logical_experts)
+    return inside, guessed_inside(shards, inside) if experts is None else []
 
 
-def _refuse_unclear(options: PlacementOptions) -> None:
-    """EP001 for redundant experts that OLD may have or not, while nothing says how many experts there are."""
-    if options.num_redundant_experts:
+def _file_hints(shards: Shards, options: PlacementOptions) -> Hints:
+    return Hints(
+        num_ranks=options.old_num_ranks,
+        spare_slots=shards.slots_per_rank,
+        num_logical_experts=options.hints.num_logical_experts,
+        dialect=options.old_dialect,
+        model=options.model,
+    )
+
+
+def _named_old(
+    shards: Shards, old: str, new: Sequence[str], options: PlacementOptions
+) -> tuple[Placement, list[Finding]]:
+    """A named map in the ranks, slots and layers of the shards, with EP111 where its experts are a guess.
+
+    Raises:
+        UsageError: EP001, --num-redundant-experts may be meant of OLD, of NEW or of both.
+        CheckpointError: EP202, a rank is missing; EP232, every rank has a slice of each expert.
+        PlacementError: EP109, the slots are not those of so many experts.
+    """
+    from eplb_cli.checkpoint.ranks import one_in_each_slot
+    from eplb_cli.checkpoint.slices import require_no_slices
+
+    experts, redundant = options.num_logical_experts, options.num_redundant_experts
+    is_of_old = not {*new} & {*NAMED_MAPS}
+    if experts is None and redundant and not is_of_old:
         raise UsageError(
             "EP001",
             "--num-redundant-experts with a named map as OLD and as NEW leaves open which of them has those",
             "add --num-logical-experts E: the slots in SRC beyond E are the redundant ones of OLD",
         )
-
-
-def _guessed(old: str, given: Placement, shards: Shards, options: PlacementOptions) -> list[Finding]:
-    """EP111 where only the slots of the shards say how many experts a named OLD has.
-
-    Raises:
-        CheckpointError: EP232, every rank has a slice of each expert.
-        PlacementError: EP109, the config.json beside the shards says another number.
-    """
-    experts = given.num_logical_experts
-    from eplb_cli.checkpoint.slices import require_no_slices
-
+    given = read_placement(old, named_hints(shards, old, options))[0]
+    slots = f"{given.num_slots:,} slots a layer"
+    if experts is not None:
+        if is_of_old and redundant not in (None, given.num_slots - experts):
+            problem = f"{experts:,} experts and {redundant:,} redundant ones are not {slots} of {shards.path}"
+            raise PlacementError("EP109", problem, "one of the two numbers is enough")
+        return given, []
     require_no_slices(shards)
-    config = shards.config
-    said = None if config is None else config.num_logical_experts
-    if said not in (None, experts):
+    said = options.hints.num_logical_experts
+    if said not in (None, given.num_logical_experts):
         raise PlacementError(
             "EP109",
-            f"OLD is {old} with {experts:,} experts in {given.num_slots:,} slots a layer, "
+            f"OLD is {old} with {given.num_logical_experts:,} experts in {slots}, "
             f"and {shards.path / 'config.json'} says {said:,} experts",
             f"add --num-logical-experts {said}: slots beyond that hold replicas",
         )
-    if said or options.num_redundant_experts:
-        return []
-    message = f"OLD is taken to have {experts:,} experts, one in each slot of a layer"
-    return [Finding("EP111", "warning", message, "say it: --num-logical-experts E")]
+    return given, [] if said or redundant else [one_in_each_slot(shards, "OLD is")]
 
 
-def _require(placement: Placement | None, shards: Shards) -> Placement:
-    if placement is None:
-        raise CheckpointError("EP216", f"{shards.path} has no eplb.json, so nothing says what its rows are")
-    return placement
+def named_hints(shards: Shards, name: str, options: PlacementOptions) -> Hints:
+    """For a named map that the shards are under: they say ranks, slots and layers. Raises EP109, EP202."""
+    from eplb_cli.checkpoint.ranks import require_all_ranks
 
-
-def _old_hints(old: str, shards: Shards, options: PlacementOptions) -> Hints:
-    """For a named map the shards themselves say ranks, slots and layers; a file has to say them."""
-    if old not in NAMED_MAPS:
-        return Hints(
-            num_ranks=options.old_num_ranks,
-            num_logical_experts=options.num_logical_experts,
-            dialect=options.old_dialect,
-            model=options.model,
-        )
+    require_all_ranks(shards, options.hints.num_logical_experts)
     num_slots = int(shards.slots_per_rank.sum())
     experts = options.num_logical_experts
     if experts is None:
@@ -163,7 +224,7 @@ def _old_hints(old: str, shards: Shards, options: PlacementOptions) -> Hints:
     if not 1 <= experts <= num_slots:
         raise PlacementError(
             "EP109",
-            f"OLD is {old}, and {shards.path} has only {num_slots:,} slots a layer",
+            f"OLD is {name}, and {shards.path} has only {num_slots:,} slots a layer",
             "check --num-logical-experts and --num-redundant-experts",
         )
     return Hints(
@@ -172,3 +233,8 @@ def _old_hints(old: str, shards: Shards, options: PlacementOptions) -> Hints:
         layer_ids=np.array(shards.moe_layers, np.int64),
         num_redundant_experts=num_slots - experts,
     )
+
+
+def refuse_guess(warnings: Sequence[Finding]) -> None:
+    """EP111 where a number of experts was only guessed, and bytes would be moved for it."""
+    raise_first(replace(finding, severity="error") for finding in warnings if finding.code == "EP111")

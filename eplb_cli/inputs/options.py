@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 
 from eplb_cli.errors import EplbError, UsageError
 from eplb_cli.models.model import Model
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.hints import Hints
 
 if TYPE_CHECKING:
@@ -68,17 +70,57 @@ class PlacementOptions:
         )
 
     def beside(self, shards: Shards) -> PlacementOptions:
-        """The options together with what shards say of their model."""
-        return self if self.model is not None else replace(self, model=model_of(shards))
+        """The options together with what shards say of their model.
+
+        Raises:
+            UsageError: EP001, `old_num_ranks` or the number of experts is not that of the shards.
+        """
+        self._require("--old-num-ranks", self.old_num_ranks, f"{shards.path} has files of", shards.num_ranks)
+        beside = model_of(shards)
+        who = "--num-logical-experts" if self.num_logical_experts else "the number of experts of the model"
+        said, where = self.hints.num_logical_experts, f"{beside.name}/config.json says"
+        self._require(who, said, where, beside.num_logical_experts)
+        return self if self.model is not None else replace(self, model=beside)
+
+    def require_used(self, old: str | None, new: Sequence[str]) -> None:
+        """Refuse what says something of a file or a map that is not there.
+
+        Args:
+            old: OLD; None without one, or where shards say it.
+            new: NEW, or all that OLD is compared with.
+
+        Raises:
+            UsageError: EP001, naming the option.
+        """
+        named = [name for name in (old, *new) if name in NAMED_MAPS]
+        for option, said, is_used, what in (
+            ("--old-from", self.old_dialect, old not in {None, *NAMED_MAPS}, "is of OLD, which is no file"),
+            ("--from", self.dialect, {*new} - {*NAMED_MAPS}, f"is of a file, and {' '.join(new)} is none"),
+            (
+                "--num-redundant-experts",
+                self.num_redundant_experts,
+                named,
+                "is of the map linear, which is not named",
+            ),
+        ):
+            if said is not None and not is_used:
+                raise UsageError("EP001", f"{option} {said} {what} here", "leave it out")
+
+    @staticmethod
+    def _require(option: str, count: int | None, where: str, found: int | None) -> None:
+        """EP001 where an option and something else say two numbers."""
+        if None not in (count, found) and count != found:
+            raise UsageError("EP001", f"{option} is {count:,}, and {where} {found:,}", "leave it out")
 
 
 NO_OPTIONS = PlacementOptions()
 
 
 def model_of(shards: Shards) -> Model:
-    """What shards show of their model: MoE layers, and beyond the hidden ones those of MTP."""
-    layers = shards.layers
-    return Model(str(shards.path), layers.hidden, tuple(layers.placed), tuple(layers.beside))
+    """What shards show of their model: MoE layers, beyond the hidden ones those of MTP, and E if said."""
+    layers, config = shards.layers, shards.config
+    experts = None if config is None else config.num_logical_experts
+    return Model(str(shards.path), layers.hidden, tuple(layers.placed), tuple(layers.beside), experts)
 
 
 def model_in(checkpoint: Path | None) -> Model | None:

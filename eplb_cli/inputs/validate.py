@@ -7,14 +7,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions, model_of
+from eplb_cli.errors import UsageError
+from eplb_cli.inputs.old_and_new import draft_beside, named_hints, read_alone, read_old
+from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.placements.choice import NAMED_MAPS
-from eplb_cli.placements.findings import Finding
+from eplb_cli.placements.findings import Finding, listed
 from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.validate import validate_files
+from eplb_cli.placements.keys import compare_slots
+from eplb_cli.placements.read import read_draft
+from eplb_cli.placements.validate import findings_of
+
+if TYPE_CHECKING:
+    from eplb_cli.checkpoint.shards import Shards
 
 
 def validate(
@@ -45,22 +53,40 @@ def validate(
         >>> [(finding.severity, finding.code, finding.place) for finding in findings[:1]]
         [('warning', 'EP112', 'new.json:6')]
     """
+    names = [os.fspath(file) for file in files]
     old = None if against is None else os.fspath(against)
-    hints, old_hints = _hints(options, old, None if checkpoint is None else Path(checkpoint))
-    return validate_files([os.fspath(file) for file in files], hints, old, old_hints)
+    options.require_used(old, names)
+    if old is None and options.old_num_ranks is not None:
+        raise UsageError("EP001", "--old-num-ranks is of OLD, and there is none", "add --against OLD")
+    shards = None
+    if checkpoint is not None:
+        from eplb_cli.checkpoint.shards import open_shards
+
+        shards = open_shards(Path(checkpoint))
+        options = options.beside(shards)
+    if old is not None:
+        return _against(old, names, shards, options)
+    return [found for name in names for found in findings_of(read_draft(name, _hints(name, shards, options)))]
 
 
-def _hints(options: PlacementOptions, against: str | None, checkpoint: Path | None) -> tuple[Hints, Hints]:
-    """Hints for the files, and for the one that they are checked against."""
+def _against(old: str, names: list[str], shards: Shards | None, options: PlacementOptions) -> list[Finding]:
+    """Findings about OLD, and about each file beside it."""
+    known, warnings = read_alone(old, options) if shards is None else read_old(shards, old, names, options)
+    if known is not None and shards is not None:
+        compare_slots(known.slots_per_rank, Hints(slots_per_rank=shards.slots_per_rank))
+    findings = listed(warnings)
+    for name in names:
+        first, draft = draft_beside(known, old, name, options)
+        findings += findings_of(draft, first)
+    return findings
+
+
+def _hints(name: str, shards: Shards | None, options: PlacementOptions) -> Hints:
+    """For a file alone, or one that has to be the placement of shards."""
     hints = replace(options.hints, num_ranks=options.num_ranks, dialect=options.dialect)
-    old_ranks = options.old_num_ranks or (options.num_ranks if against in NAMED_MAPS else None)
-    old_hints = replace(hints, num_ranks=old_ranks, dialect=options.old_dialect)
-    if checkpoint is None:
-        return hints, old_hints
-    from eplb_cli.checkpoint.shards import open_shards
-
-    shards = open_shards(checkpoint)
-    layer_ids, model = np.array(shards.moe_layers, np.int64), model_of(shards)
-    slots = shards.slots_per_rank
-    hints = replace(hints, layer_ids=layer_ids, model=model, slots_per_rank=None if against else slots)
-    return hints, replace(old_hints, layer_ids=layer_ids, model=model, slots_per_rank=slots)
+    if shards is None:
+        return hints
+    if name in NAMED_MAPS:
+        return named_hints(shards, name, options)
+    layer_ids = np.array(shards.moe_layers, np.int64)
+    return replace(hints, layer_ids=layer_ids, slots_per_rank=shards.slots_per_rank)

@@ -29,6 +29,7 @@ class Hints:
         num_redundant_experts: N = P - E, for the named map `linear` only.
         dialect: the dialect of the file, None to find it from its content.
         model: whose layers a dialect numbers in its own way.
+        spare_slots: (R,) S of each rank where nothing else says it; the placement may say other ones.
     """
 
     num_ranks: int | None = None
@@ -39,6 +40,7 @@ class Hints:
     num_redundant_experts: int | None = None
     dialect: str | None = None
     model: Model | None = None
+    spare_slots: NDArray[np.int64] | None = None
 
     @property
     def layer_count(self) -> int | None:

@@ -148,12 +148,13 @@ def _problem_of_slots(said: list[Any], num_slots: int) -> str:
 
 
 def _hinted_slots(num_slots: int, hints: Hints) -> NDArray[np.int64]:
-    if hints.slots_per_rank is not None:
-        if hints.slots_per_rank.sum() == num_slots:
-            return hints.slots_per_rank
-        message = f"the map has {num_slots:,} slots; {_ELSEWHERE} says {hints.slots_per_rank.sum():,}"
-        raise PlacementError("EP108", message)
-    if hints.num_ranks is not None:
+    if hints.slots_per_rank is None and hints.num_ranks is not None:
         return even_slots(num_slots, hints.num_ranks)
-    hint = 'say it: "num_ranks" in the file, or --num-ranks R'
-    raise PlacementError("EP103", 'neither "num_ranks" nor "slots_per_rank" is there', hint)
+    slots = hints.spare_slots if hints.slots_per_rank is None else hints.slots_per_rank
+    if slots is None:
+        hint = 'say it: "num_ranks" in the file, or --num-ranks R'
+        raise PlacementError("EP103", 'neither "num_ranks" nor "slots_per_rank" is there', hint)
+    if slots.sum() != num_slots:
+        message = f"the map has {num_slots:,} slots; {_ELSEWHERE} says {slots.sum():,}"
+        raise PlacementError("EP108", message)
+    return slots

@@ -81,6 +81,14 @@ class ReshardPlan:
         """max(R, R'): old rank r and new rank r are one place."""
         return max(self.old.num_ranks, self.new.num_ranks)
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether OLD and NEW are the same: ranks, and in each of their rows the same expert, or none."""
+        old, new = self.old, self.new
+        return np.array_equal(old.first_slot, new.first_slot) and np.array_equal(
+            old.physical_to_logical, new.physical_to_logical
+        )
+
     def of_layers(self, layers: slice) -> ReshardPlan:
         """The part of the plan that is about some consecutive layers, numbered from 0."""
         placements = [

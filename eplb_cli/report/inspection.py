@@ -50,7 +50,7 @@ class Inspection:
         nbytes: their bytes.
         placement: which expert each slot holds, as eplb.json or maps inside the shards say it; None without.
         distinct_rows: (L,) filled slots that differ in their bytes; None unless the rows were read.
-        findings: what contradicts itself, empty unless the rows were read.
+        findings: what contradicts itself, and a warning where nothing says how many experts there are.
     """
 
     path: Path

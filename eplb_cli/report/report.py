@@ -117,7 +117,6 @@ class RunReport:
     rows_proved: int
     rows_total: int
     serving: list[str]
-    notes: list[str] = field(default_factory=list)
     misread: list[str] = field(default_factory=list)
 
 
@@ -135,6 +134,7 @@ class Report:
         layers: what comes from another rank, layer by layer.
         block: ranks of each entry of `traffic`: 1, or those of a node.
         ranks_per_node: G, None where there is one node.
+        nothing_to_do: OLD and NEW are the same, and SRC is not to be copied all the same.
     """
 
     totals: Totals
@@ -146,6 +146,7 @@ class Report:
     layers: list[LayerTraffic] = field(default_factory=list)
     block: int = 1
     ranks_per_node: int | None = None
+    nothing_to_do: bool = False
 
     @property
     def traffic_by(self) -> str:
@@ -190,7 +191,7 @@ def report_json(report: Report) -> dict[str, Any]:
     """The report as `--format json` shows it.
 
     A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys. "traffic_by" is there only
-    where it is "node", "estimate" only where rates are given.
+    where it is "node", "estimate" only where rates are given, "nothing_to_do" only where it is true.
     """
     result: dict[str, Any] = {
         "format": "eplb-report/1",
@@ -200,6 +201,8 @@ def report_json(report: Report) -> dict[str, Any]:
     }
     if report.traffic_by != "rank":
         result["traffic_by"] = report.traffic_by
+    if report.nothing_to_do:
+        result["nothing_to_do"] = True
     if report.estimate:
         result["estimate"] = asdict(report.estimate)
     if report.run:

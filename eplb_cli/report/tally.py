@@ -65,6 +65,7 @@ def plan_report(
         layers=_layers(plan, remote, expert_nbytes),
         block=block,
         ranks_per_node=plan.ranks_per_node,
+        nothing_to_do=plan.changes_nothing,
     )
 
 

@@ -20,6 +20,8 @@ def dry_run(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
         EplbError: what ends a run before its first byte moves.
     """
     planned = plan_request(request, progress, compare=False, full=full)
+    if planned.report.nothing_to_do:
+        return planned.report
     try:
         _try_destination(planned)
     except EplbError as error:

@@ -24,6 +24,7 @@ from eplb_cli.report.tally import plan_report
 if TYPE_CHECKING:
     from eplb_cli.inputs.given import Given
     from eplb_cli.output.prepared import Prepared
+    from eplb_cli.placements.findings import Finding
     from eplb_cli.placements.placement import Placement
 
 
@@ -36,12 +37,14 @@ class Answer:
         report: what that comes to, per rank and in all.
         prepared: the shards, and the files that a run would write; None where there is no checkpoint.
         said: OLD and NEW without the layers that follow by themselves, which the plan has as well.
+        warnings: what is odd about OLD or NEW.
     """
 
     plan: ReshardPlan
     report: Report
     prepared: Prepared | None = None
     said: tuple[Placement, Placement] | None = None
+    warnings: tuple[Finding, ...] = ()
 
     def with_estimate(self, rates: Rates) -> Answer:
         """The same, with how long it will take."""
@@ -94,6 +97,8 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
     """
     names = os.fspath(old), os.fspath(new)
     if checkpoint is None:
+        if layout != "auto":
+            raise UsageError("EP001", "--layout is of shards, and there is no --checkpoint", "add it")
         return _plan_placements(names, options, senders, ranks_per_node, expert_nbytes, full=full)
     if expert_nbytes is not None:
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
@@ -116,13 +121,17 @@ def _plan_placements(
     if expert_nbytes is not None and not 1 <= expert_nbytes <= MAX_SIZE_NBYTES:
         problem = f"--expert-bytes is {expert_nbytes:,}, not from 1 to {MAX_SIZE_NBYTES:,}"
         raise UsageError("EP001", problem, "leave it out where sizes are not known")
+    known = None if options.model is None else options.model.expert_nbytes
+    if None not in (expert_nbytes, known) and expert_nbytes != known:
+        problem = f"--expert-bytes is {expert_nbytes:,}, and an expert of the model has {known:,} bytes"
+        raise UsageError("EP001", problem, "leave one of the two out")
     old, new, warnings = read_pair(*names, options)
-    if expert_nbytes is None and options.model is not None:
-        expert_nbytes = options.model.expert_nbytes
+    expert_nbytes = expert_nbytes or known
     sizes = None if expert_nbytes is None else np.full(old.num_layers, expert_nbytes, np.int64)
     plan = plan_reshard(old, new, senders, expert_nbytes=sizes, ranks_per_node=ranks_per_node)
     messages = [finding.message for finding in warnings]
-    return Answer(plan, plan_report(plan, sizes, full=full, warnings=messages))
+    report = plan_report(plan, sizes, full=full, warnings=messages)
+    return Answer(plan, report, warnings=tuple(warnings))
 
 
 def _plan_checkpoint(given: Given, progress: ProgressBar, *, full: bool) -> Answer:
@@ -137,4 +146,4 @@ def _plan_checkpoint(given: Given, progress: ProgressBar, *, full: bool) -> Answ
     require_digests(prepared.checkpoint)
     report = prepared_report(given, prepared, full=full)
     said = with_layers(given.old, given.shards), with_layers(given.new, given.shards)
-    return Answer(prepared.plan, report, prepared, said)
+    return Answer(prepared.plan, report, prepared, said, given.warnings)

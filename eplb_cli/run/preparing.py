@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eplb_cli import files
 from eplb_cli.checkpoint.recorded import require_digests
@@ -63,16 +63,24 @@ def plan_request(
     given = request.read()
     backend, num_workers = choose_backend(request, given.num_ranks)
     threads = request.threads or default_threads(1)
-    prepared, alike = prepare_given(given, threads, progress, clock, compare=compare)
+    prepared, alike = prepare_given(given, threads, progress, clock, compare=compare, copy=request.copy)
     if request.digests:
         require_digests(prepared.checkpoint)
     report = prepared_report(given, prepared, full=full)
+    if request.copy:
+        report = replace(report, nothing_to_do=False)
     clock.lap("plan")
     return Planned(request, prepared, alike, report, backend, num_workers, clock.seconds, given.rank_scalars)
 
 
 def prepare_given(
-    given: Given, threads: int, progress: ProgressBar, clock: Clock, *, compare: bool
+    given: Given,
+    threads: int,
+    progress: ProgressBar,
+    clock: Clock,
+    *,
+    compare: bool,
+    copy: bool = False,
 ) -> tuple[Prepared, Alike]:
     """Plan down to the last byte.
 
@@ -81,6 +89,7 @@ def prepare_given(
         progress: shows the bytes of other tensors that are read.
         compare: find the other tensors that all ranks have alike, and that can be written once. Where R
             changes they are compared in any case, because those that are sharded are refused.
+        copy: carry out also a plan that changes nothing; without it there is nothing to compare then.
 
     Raises:
         PlacementError, CheckpointError, PlanError: the inputs cannot be used together.
@@ -95,7 +104,8 @@ def prepare_given(
     num_files = len(given.shards.files)
     files.allow_open_files(num_files + plan.new.num_ranks)  # at the very least: a rank has a file
     clock.lap("plan")
-    if compare or plan.old.num_ranks != plan.new.num_ranks:
+    is_written = copy or not plan.changes_nothing
+    if (compare and is_written) or plan.old.num_ranks != plan.new.num_ranks:
         alike = find_alike(checkpoint, plan.new, threads, progress)
     else:
         alike = Alike.unknown(checkpoint)
@@ -137,7 +147,8 @@ def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:
         raise UsageError("EP001", problem, f"a worker without a rank has nothing to do: {most:,} are enough")
     if backend == "file":
         if wanted not in (None, 1):
-            raise UsageError("EP001", "--backend file has one process", "leave out --nproc-per-node")
+            hint = "leave out --nproc-per-node, or EPLB_BACKEND where that says file"
+            raise UsageError("EP001", "--backend file has one process", hint)
         return backend, 1
     if not has_package("torch"):
         return _without_torch(backend, wanted)

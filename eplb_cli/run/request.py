@@ -39,6 +39,7 @@ class AnyRequest(ABC):
     buffer_nbytes: int | None = None
     threads: int | None = None
     resume: bool = False
+    copy: bool = False
     verify: bool = True
     digests: bool = True
     durable: bool = True
@@ -77,6 +78,7 @@ class Request(AnyRequest):
         threads: threads of one worker for its files, 1,024 at most; None for its share of the cores, two at
             least.
         resume: go on with what a run that was ended has left.
+        copy: write DST also where OLD and NEW are the same, and nothing is to be done.
         verify: read the result back and prove it; without it, or without digests, nothing is proved.
         digests: take a digest of every row, for the proof now and for `verify` later.
         durable: wait until the disk has every byte.

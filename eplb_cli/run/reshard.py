@@ -20,18 +20,21 @@ from eplb_cli.run.request import AnyRequest
 from eplb_cli.run.resume import known_before, written_before
 
 
-def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
+def reshard(request: AnyRequest, progress: ProgressBar = silent, *, full: bool = False) -> Report:
     """Rearrange shards for another placement, and prove it.
 
-    The result appears whole, once every row has been read back and compared, or not at all.
+    The result appears whole, once every row has been read back and compared, or not at all. Where OLD and
+    NEW are the same there is nothing to do, and no result, unless the request says `copy`.
 
     Args:
         request: what is wanted.
         progress: what shows the bytes done: given their number and a description, a context that yields a
             function, which is told how many are done.
+        full: list traffic by rank however many ranks there are.
 
     Returns:
-        What was moved, in bytes and rows, and in `run` how long it took and what was proved.
+        What was moved, in bytes and rows, and in `run` how long it took and what was proved; `run` is None
+        where there was `nothing_to_do`.
 
     Raises:
         EplbError: whatever went wrong, of any family; there is no DST then, and SRC is as it was.
@@ -44,7 +47,9 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent) -> Report:
         >>> report.totals.remote_rows, report.run.rows_proved
         (25, 60)
     """
-    planned = plan_request(request, progress)
+    planned = plan_request(request, progress, full=full)
+    if planned.report.nothing_to_do:
+        return planned.report
     clock = Clock(planned.seconds)
     prepared = planned.prepared
     shards = prepared.checkpoint.shards
@@ -93,9 +98,6 @@ def _run_report(
         getattr(planned.report.totals, f"{kind}_rows")
         for kind in ("unchanged", "local", "remote", "duplicate")
     )
-    notes = []
-    if planned.backend != "file":
-        notes.append("one process can open SRC and DST here: --backend file needs no exchange")
     linked = [
         file.nbytes
         for number, file in enumerate(prepared.output.files)
@@ -133,7 +135,6 @@ def _run_report(
         rows_total=rows_total,
         serving=list(prepared.served.serving.notes),
         misread=list(prepared.served.serving.misread),
-        notes=notes,
     )
     proved = [] if proof is None else proof.warnings
     warnings = [*planned.report.warnings, *proved, *prepared.served.serving.misread]

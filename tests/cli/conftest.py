@@ -19,7 +19,7 @@ from tests.cli.tree import NEW, OLD, Result, stacked, write_tree
 def _plain_terminal(monkeypatch):
     """80 columns, no colours, no debugging."""
     monkeypatch.setenv("COLUMNS", "80")
-    for name in ("NO_COLOR", "FORCE_COLOR", "EPLB_DEBUG"):
+    for name in ("NO_COLOR", "FORCE_COLOR", "EPLB_DEBUG", "EPLB_BACKEND"):
         monkeypatch.delenv(name, raising=False)
 
 

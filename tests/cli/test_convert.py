@@ -171,7 +171,7 @@ def test_old_may_be_of_a_dialect_too(case):
     assert case.eplb("convert", case.home / "old.json", out, "--to", "vllm").code == 0
     named = {"physical_to_logical_map": json.loads(out.read_text())}
     write_json(out, named)
-    case.reshard("--old-num-ranks", 2, "--old-from", "vllm", old=out)
+    case.reshard("--old-num-ranks", 2, "--old-from", "vllm", "--num-logical-experts", 4, old=out)
 
 
 def test_plan_knows_sizes_from_a_preset(eplb, tmp_path):

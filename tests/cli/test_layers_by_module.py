@@ -95,7 +95,7 @@ def test_on_from_there(beside, named, new):
     beside.reshard()
     beside.new(new if named else {key: value for key, value in new.items() if key != "layer_ids"})
     again = beside.home / "again"
-    beside.reshard(src=beside.dst, dst=again, old=None)
+    beside.reshard("--copy", src=beside.dst, dst=again, old=None)
     expected = both(new)
     for rank, held in enumerate(ranks_of(again)):
         assert {key: held[key] for key in held if "experts" in key} == {

@@ -168,7 +168,7 @@ def test_equal_numbers(case):
 def test_rows_that_stay_on_their_rank(scaled, new):
     """Each rank keeps its number: it is of the same experts as before."""
     scaled.new(new)
-    scaled.reshard(*MAX)
+    scaled.reshard(*MAX, "--copy")
     assert values_of(scaled.dst, key("w13_input_scale")) == [0.75, 1.5]
     assert json.loads((scaled.dst / "eplb.json").read_text())["decisions"] == {}
 

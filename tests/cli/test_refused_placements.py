@@ -102,10 +102,13 @@ def test_a_directory_or_a_pipe_is_no_placement(case, tmp_path):
 
 
 def test_an_old_that_leaves_out_its_ranks(case):
-    """EP103 without --old-num-ranks, and a run with it."""
-    case.old({key: value for key, value in OLD.items() if key != "num_ranks"})
-    case.refuse("EP103", "old.json")
-    case.reshard("--old-num-ranks", "2")
+    """They are those of the shards, with and without --old-num-ranks; other slots are EP108."""
+    short = {key: value for key, value in OLD.items() if key != "num_ranks"}
+    case.old(short)
+    case.reshard()
+    case.reshard("--old-num-ranks", "2", dst=case.home / "again")
+    case.old({**short, "physical_to_logical_map": [[0, 1, 2, 3], [3, 2, 1, 0]]})
+    case.refuse("EP108", "the map has 4 slots", "says 6", dst=case.home / "none")
 
 
 def test_nothing_says_what_old_is(case):
@@ -126,8 +129,9 @@ def test_old_contradicts_the_manifest_of_src(case, tmp_path):
 @pytest.mark.parametrize(
     ("code", "says", "options"),
     [
-        ("EP109", "6 slots", ("--num-logical-experts", 9)),
+        ("EP202", "2 ranks of 3 slots", ("--num-logical-experts", 9)),
         ("EP109", "6 slots", ("--num-redundant-experts", 6)),
+        ("EP109", "4 experts and 1 redundant", ("--num-logical-experts", 4, "--num-redundant-experts", 1)),
     ],
 )
 def test_a_named_map_that_does_not_fit_the_shards(case, code, says, options):

@@ -150,7 +150,7 @@ def test_an_expert_per_rank(case):
     case.write(stacked(old, whole_kinds()))
     case.old(old)
     case.new(old)
-    case.reshard()
+    case.reshard("--copy")
 
 
 def test_expert_parallelism_of_a_quantised_model(case):

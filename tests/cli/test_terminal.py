@@ -176,7 +176,7 @@ def test_a_reader_that_goes_away(case, stream, environment):
         (["plan", "x"], 2),
         (["plan", case.home / "old.json", new], 3),
         (case.arguments(old="linear"), 3),
-        (case.arguments(new=case.home / "old.json"), 0),
+        (case.arguments("--copy", new=case.home / "old.json"), 0),
         (case.arguments(), 6),
     ]  # fmt: skip
     try:

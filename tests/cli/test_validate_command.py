@@ -82,13 +82,62 @@ def test_against_old(eplb, good, tmp_path):
     assert eplb("validate", lacking, "--against", tmp_path / "nothing.json").code == 3
 
 
-def test_against_a_named_map(eplb, tmp_path):
-    """Its ranks are --old-num-ranks, or those of NEW."""
-    new = write_json(tmp_path / "new.json", placement([[3, 2, 1, 0]], 4, layer_ids=None))
-    arguments = ("validate", new, "--against", "linear", "--num-logical-experts", 4)
-    assert eplb(*arguments, "--old-num-ranks", 2).code == 0
-    assert eplb(*arguments, "--num-ranks", 4).code == 0
-    assert_error(eplb(*arguments), "EP114", "--num-ranks")
+PLAIN = placement([[3, 2, 1, 0], [0, 1, 2, 3]], 4)
+
+
+class TestAgainstANamedMap:
+    """It is completed as `plan` does it: whatever `plan linear NEW` takes has no error here."""
+
+    @pytest.mark.parametrize("old", ["linear", "round_robin"])
+    @pytest.mark.parametrize(
+        ("content", "options"),
+        [
+            (PLAIN, []),
+            (PLAIN, ["--old-num-ranks", 2]),
+            (PLAIN, ["--num-logical-experts", 4, "--num-ranks", 4]),
+            ({**PLAIN, "layer_ids": [7, 9]}, []),
+            ({key: PLAIN[key] for key in ("format", "physical_to_logical_map")}, ["--num-ranks", 4]),
+            ([[3, 2, 1, 0], [0, 1, 2, 3]], ["--num-ranks", 4, "--from", "vllm"]),
+        ],
+    )
+    def test_as_in_a_plan(self, eplb, tmp_path, old, content, options):
+        """Experts, layers and ranks are those of NEW, where no option says them."""
+        new = write_json(tmp_path / "new.json", content)
+        planned = eplb("plan", old, new, *options)
+        assert planned.code == 0, planned.err
+        checked = eplb("validate", new, "--against", old, *options)
+        assert (checked.code, checked.err) == (0, "")
+        assert "error" not in checked.out
+
+    def test_several_files(self, eplb, tmp_path):
+        """Each is compared with a map of its own experts and ranks."""
+        wide = write_json(tmp_path / "wide.json", placement([[5, 4, 3, 2, 1, 0]] * 3, 3))
+        result = eplb("validate", write_json(tmp_path / "new.json", PLAIN), wide, "--against", "linear")
+        assert result.out.endswith("2 files checked: no findings\n"), result.out
+
+    def test_redundant_experts(self, eplb, tmp_path):
+        """Of the map; NEW has what its file says."""
+        new = write_json(tmp_path / "new.json", PLAIN)
+        assert eplb("validate", new, "--against", "linear", "--num-redundant-experts", 4).code == 0
+        result = eplb("validate", new, "--against", "linear", "--num-redundant-experts", 3)
+        assert_error(result, "EP108", "4 experts and 3 redundant ones do not divide over 4 ranks")
+
+    def test_a_file_with_errors(self, eplb, tmp_path):
+        """Its own findings, and no others: nothing can be compared with it."""
+        result = eplb("validate", write_json(tmp_path / "bad.json", BAD), "--against", "linear")
+        assert (result.code, result.out.count("error[")) == (1, 1)
+        assert "error[EP104]" in result.out
+
+    def test_beside_shards(self, eplb, tmp_path):
+        """Then the map is that of the shards, as in a reshard."""
+        src = write_tree(tmp_path / "src", stacked(placement([[0, 1, 2, 3]] * 2)))
+        new = write_json(tmp_path / "new.json", PLAIN)
+        result = eplb("validate", new, "--against", "linear", "--checkpoint", src)
+        assert (result.code, result.out.count("error[")) == (0, 0)
+        assert "OLD is taken to have 4 experts, one in each slot" in result.out
+        new = write_json(tmp_path / "new.json", placement([[4, 3, 2, 1, 0, 0]] * 2, 2))
+        result = eplb("validate", new, "--against", "linear", "--checkpoint", src)
+        assert (result.code, "error[EP109]" in result.out) == (1, True)
 
 
 class TestAgainstShards:
@@ -121,6 +170,16 @@ class TestAgainstShards:
         new = write_json(tmp_path / "new.json", placement([[0, 1, 2, 3], [3, 2, 1, 0]], 4))
         assert eplb("validate", new, "--against", good, "--checkpoint", src).code == 0
         assert_error(eplb("validate", good, "--against", new, "--checkpoint", src), "EP108")
+
+    def test_an_old_that_leaves_out_its_ranks(self, eplb, src, good, tmp_path):
+        """They are those of the shards, as in a reshard."""
+        bare = write_json(tmp_path / "bare.json", {key: OLD[key] for key in OLD if key != "num_ranks"})
+        assert eplb("validate", good, "--against", bare, "--checkpoint", src).code == 0
+
+    def test_named_maps(self, eplb, src):
+        """As `reshard --old linear` reads them: one expert in each slot, or as many as are said."""
+        for options in ([], ["--num-logical-experts", 4], ["--num-redundant-experts", 2]):
+            assert eplb("validate", "linear", "--checkpoint", src, *options).code == 0
 
     def test_no_shards(self, eplb, good, tmp_path):
         """EP201 with exit code 3."""

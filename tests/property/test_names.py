@@ -151,7 +151,7 @@ def test_rows_land_with_their_experts_or_the_command_refuses(model):
             return
         new = str(path / "1.json")
         request = eplb_cli.Request(
-            path / "0", path / "1", new=new, placements=options[1], backend="file", durable=False
+            path / "0", path / "1", new=new, placements=options[1], backend="file", copy=True, durable=False
         )
         eplb_cli.reshard(request)
         for which in range(2):

@@ -48,6 +48,7 @@ def test_there_and_back_gives_the_rows_of_the_beginning(checkpoint, num_parts, n
             str(path / "new.json"),
             str(path / "old.json"),
             backend="file",
+            copy=True,
             durable=False,
         )
         again = dataclasses.replace(

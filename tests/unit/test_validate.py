@@ -1,13 +1,13 @@
-"""`validate_files`: everything that is wrong with placement files, at once."""
+"""`validate`: everything that is wrong with placement files, at once."""
 
 from __future__ import annotations
 
 import pytest
 
 from eplb_cli.errors import PlacementError
+from eplb_cli.inputs.options import PlacementOptions
+from eplb_cli.inputs.validate import validate
 from eplb_cli.placements.findings import MAX_LISTED
-from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.validate import validate_files
 from tests.support.placements import text
 
 
@@ -29,8 +29,8 @@ def said(findings):
 
 def test_good_files_have_no_findings(write):
     """Any number of them, and none at all."""
-    assert validate_files([write("a.json"), write("b.json", slots_per_rank=[3, 1])]) == []
-    assert validate_files([]) == []
+    assert validate([write("a.json"), write("b.json", slots_per_rank=[3, 1])]) == []
+    assert validate([]) == []
 
 
 def test_each_file_has_its_own_findings(write):
@@ -40,7 +40,7 @@ def test_each_file_has_its_own_findings(write):
         write("twice.json", physical_to_logical_map=[[0, 0, 1, 2], [0, 1, 2, -1]]),
         write("missing.json", physical_to_logical_map=[[0, 1], [0, 2]], num_ranks=1),
     ]
-    assert said(validate_files(files)) == [
+    assert said(validate(files)) == [
         ("syntax.json", 1, "EP102", "error", None),
         ("twice.json", 5, "EP112", "warning", 3),
         ("missing.json", 5, "EP110", "error", 3),
@@ -51,7 +51,7 @@ def test_each_file_has_its_own_findings(write):
 def test_wrong_ranks_do_not_hide_missing_experts(write):
     """What does not depend on ranks is checked without them."""
     files = [write("a.json", num_ranks=3, physical_to_logical_map=[[0, 1, 2, 0], [2, 2, 0, 0]])]
-    assert said(validate_files(files)) == [
+    assert said(validate(files)) == [
         ("a.json", 2, "EP108", "error", None),
         ("a.json", 5, "EP110", "error", 4),
     ]
@@ -60,7 +60,7 @@ def test_wrong_ranks_do_not_hide_missing_experts(write):
 def test_hints_hold_for_each_file(write):
     """A contradiction to the command line is a finding."""
     files = [write("a.json"), write("b.json", num_logical_experts=None)]
-    assert said(validate_files(files, Hints(num_logical_experts=4))) == [
+    assert said(validate(files, options=PlacementOptions(num_logical_experts=4))) == [
         ("a.json", 3, "EP109", "error", None),
         ("b.json", 4, "EP110", "error", 3),
         ("b.json", 4, "EP110", "error", 4),
@@ -72,7 +72,7 @@ def test_against_compares_with_old(write):
     old = write("old.json", physical_to_logical_map=[[0, 1, 2, 0], [0, 1, 1, 0]])
     rows = [[0, 1, 1, 0], [2, 1, 0, 1]]
     new = write("new.json", num_logical_experts=None, layer_ids=None, physical_to_logical_map=rows)
-    assert said(validate_files([new], against=old)) == [
+    assert said(validate([new], against=old)) == [
         ("new.json", 3, "EP110", "error", 3),
         ("new.json", 3, "EP106", "error", 4),
         ("new.json", 3, "EP107", "error", 3),
@@ -80,25 +80,29 @@ def test_against_compares_with_old(write):
 
 
 def test_against_may_be_a_named_map(write):
-    """OLD has hints of its own: another number of ranks than NEW."""
-    new = write("new.json", num_ranks=4)
-    hints = Hints(num_ranks=2, num_logical_experts=4, num_layers=2)
-    assert said(validate_files([new], against="linear", against_hints=hints)) == [
-        ("new.json", 3, "EP109", "error", None)
+    """It has the experts, layers and ranks of each file, which may be many; options still say otherwise."""
+    rows = [[2, 1, 0], [0, 1, 2]]
+    files = [
+        write("a.json", num_ranks=3, physical_to_logical_map=rows),
+        write("b.json", layer_ids=[7, 9]),
+        write("c.json", num_ranks=3),
+    ]
+    assert said(validate(files, against="linear")) == [("c.json", 2, "EP108", "error", None)]
+    options = PlacementOptions(old_num_ranks=2, num_logical_experts=4)
+    assert said(validate(files[:1], against="linear", options=options)) == [
+        ("a.json", 3, "EP109", "error", None)
     ]
 
 
 def test_a_named_map_can_be_validated(write):
     """It is compared with OLD as a file is."""
-    assert validate_files(["round_robin"], Hints(num_ranks=3), against=write("old.json")) == []
+    assert validate(["round_robin"], against=write("old.json"), options=PlacementOptions(num_ranks=3)) == []
 
 
 def test_warnings_of_old_are_shown(write):
     """A guess about OLD is a guess about the comparison."""
     old = write("old.json", num_logical_experts=None)
-    assert said(validate_files([write("new.json")], against=old)) == [
-        ("old.json", 4, "EP111", "warning", None)
-    ]
+    assert said(validate([write("new.json")], against=old)) == [("old.json", 4, "EP111", "warning", None)]
 
 
 @pytest.mark.parametrize("bad", ["files", "against"])
@@ -106,19 +110,19 @@ def test_a_file_that_cannot_be_read_raises(write, bad):
     """It is no finding: nothing was checked."""
     names = {"files": write("a.json"), "against": write("b.json"), bad: "/nowhere/p.json"}
     with pytest.raises(PlacementError, match="No such file") as caught:
-        validate_files([names["files"]], against=names["against"])
+        validate([names["files"]], against=names["against"])
     assert caught.value.code == "EP101"
 
 
 def test_a_malformed_old_raises(write):
     """OLD is not what is to be checked, so it has to be usable."""
     with pytest.raises(PlacementError, match=r"old\.json:2: 4 slots do not divide over 3 ranks"):
-        validate_files([write("new.json")], against=write("old.json", num_ranks=3))
+        validate([write("new.json")], against=write("old.json", num_ranks=3))
 
 
 def test_many_findings_are_counted(write):
     """A broken file of many layers is not a thousand lines."""
     rows = [[0, 9]] * 1_000
-    findings = validate_files([write("a.json", layer_ids=None, physical_to_logical_map=rows)])
+    findings = validate([write("a.json", layer_ids=None, physical_to_logical_map=rows)])
     assert len(findings) == MAX_LISTED + 1
     assert findings[-1].message == "and 980 more findings EP105"

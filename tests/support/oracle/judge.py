@@ -125,7 +125,7 @@ def _arguments(step: Step, home: Path, number: int, source: Path, destination: P
             file.write_text(json.dumps(said))
         arguments += [option, said if isinstance(said, str) else file]
     options = [home / "own.toml" if option == "own.toml" else option for option in step.options]
-    return [str(argument) for argument in [*arguments, *options]]
+    return [str(argument) for argument in [*arguments, *options, "--copy"]]
 
 
 def _by_saved_plan(arguments: list[str], home: Path, run: Run) -> list[str]:
@@ -133,8 +133,8 @@ def _by_saved_plan(arguments: list[str], home: Path, run: Run) -> list[str]:
     _, source, destination, _, old, _, new, *options = arguments
     ours, plans = [], ["plan", old, new, "--checkpoint", source, "--out", str(home / "plan.json")]
     while options:
-        count = 1 if options[0] in ("--no-digest", "--no-verify") else 2
-        if options[0] in ("--buffer-size", "--threads", "--no-digest", "--no-verify"):
+        count = 1 if options[0] in ("--no-digest", "--no-verify", "--copy") else 2
+        if count == 1 or options[0] in ("--buffer-size", "--threads"):
             ours += options[:count]
         else:
             plans += options[:count]
