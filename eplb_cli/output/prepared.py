@@ -152,8 +152,8 @@ def _is_whole(checkpoint: ShardedCheckpoint, config: ModelConfig | None) -> bool
     if checkpoint.shards.num_ranks == 1 and checkpoint.others:
         return True
     size = None if config is None else config.vocab_size
-    rows = [at.entry.shape[0] for key, at in checkpoint.others[0].items() if key.endswith(_EMBEDDINGS)]
-    return rows[0] >= size if rows and size is not None else None
+    shapes = [at.entry.shape for key, at in checkpoint.others[0].items() if key.endswith(_EMBEDDINGS)]
+    return shapes[0][0] >= size if shapes and shapes[0] and size is not None else None
 
 
 def _has_mtp(checkpoint: ShardedCheckpoint, config: ModelConfig | None) -> bool:

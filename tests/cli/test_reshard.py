@@ -88,6 +88,15 @@ class TestPlacements:
         case.reshard(src=case.dst, dst=case.home / "back", old=None, new=case.old(OLD))
         assert ranks_of(case.home / "back") == stacked(OLD)
 
+    def test_an_embedding_without_a_dimension(self, case):
+        """A tensor may be called anything: one number, where others have the embedding of every token."""
+        ranks = stacked(OLD)
+        for tensors in ranks:
+            tensors["model.embed_tokens.weight"] = tensor("BF16", (), "embed")
+        case.write(ranks)
+        (case.src / "config.json").write_text(json.dumps({"model_type": "test", "vocab_size": 8}))
+        case.reshard()
+
     def test_named_maps(self, case):
         """`linear` and `round_robin` take ranks, experts and layers from the shards."""
         linear = placement([[0, 1, 2, 3, 4, 5]] * 2)
