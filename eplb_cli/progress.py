@@ -11,7 +11,13 @@ from contextvars import ContextVar
 ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 """Given a number of bytes and a description: a context that yields what shows the bytes done."""
 
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
 NOTHING_WRITTEN = "nothing was written"
+REMOVED = "what was written is removed"
+
+command: ContextVar[list[str]] = ContextVar("command", default=[])  # noqa: B039 - nobody changes it
+"""The words of the command line, without `eplb`; none where a program calls."""
 
 come_of_it: ContextVar[str] = ContextVar("come_of_it", default=NOTHING_WRITTEN)
 """What is true of the output by now, in words: set by whoever writes it, for whoever ends the command."""
@@ -40,3 +46,12 @@ def accumulate(show: Callable[[int], None]) -> Callable[[int], None]:
         show(now_nbytes)
 
     return advance
+
+
+def bytes_in_words(nbytes: float) -> str:
+    """Decimal, three significant digits, at most 7 characters: `999 B`, `1.23 kB`, `21.9 GB`."""
+    value, exponent = float(nbytes), 0
+    while value >= 999.5 and exponent < len(_UNITS) - 1:  # noqa: PLR2004, 999.5 would round to 1000
+        value, exponent = value / 1000, exponent + 1
+    digits = f"{value:#.3g}".rstrip(".") if exponent else f"{value:.0f}"
+    return f"{digits} {_UNITS[exponent]}"

@@ -7,7 +7,6 @@ the checkpoint says, joined but not repacked by a kernel, their digests say whic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -39,7 +38,7 @@ from eplb_cli.placements.own_format import format_placement
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.identification import Identification
-from eplb_cli.transfer.trees import Known, digest_places, source_tree
+from eplb_cli.transfer.trees import Known, Threads, digest_places, source_tree
 
 _JOINED = {"w13_": (("gate_proj.", "up_proj."), ("w1.", "w3.")), "w2_": (("down_proj.",), ("w2.",))}
 """What the tensors of stacked shards are joined of, by how their names begin; the ends are the same."""
@@ -247,7 +246,7 @@ def _by_layer(digests: Digests, cells: Sequence[_Cell], checkpoint: ShardedCheck
 
 def _digest(places: Places, sources: Sequence[Known], advance: Callable[[int], None]) -> Digests:
     files.allow_open_files(len(sources))
-    with source_tree(sources) as tree, ThreadPoolExecutor(default_threads(1)) as pool:
+    with source_tree(sources) as tree, Threads(default_threads(1)) as pool:
         return digest_places(places, np.flatnonzero(places.nbytes), tree, pool, advance)
 
 

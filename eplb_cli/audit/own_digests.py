@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from eplb_cli.formats.safetensors_header import MAX_HEADER_NBYTES
 from eplb_cli.machine import default_threads
 from eplb_cli.output.prove import differing_replicas, replica_warnings
 from eplb_cli.placements.placement import EMPTY
-from eplb_cli.transfer.trees import digest_distinct, source_tree
+from eplb_cli.transfer.trees import Threads, digest_distinct, source_tree
 
 DAMAGED = "the output was changed or damaged after it was written: make it again"
 
@@ -108,7 +107,7 @@ def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -
     files.allow_open_files(len(checkpoint.shards.files))
     one_file = file_identities(checkpoint.shards, places)
     wanted = np.flatnonzero(places.nbytes)
-    with source_tree(checkpoint.shards.files) as tree, ThreadPoolExecutor(default_threads(1)) as pool:
+    with source_tree(checkpoint.shards.files) as tree, Threads(default_threads(1)) as pool:
         return digest_distinct(places, wanted, one_file, tree, pool, advance)
 
 

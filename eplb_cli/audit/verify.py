@@ -25,6 +25,7 @@ from eplb_cli.checkpoint.layout_file import layout_from_json
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
 from eplb_cli.checkpoint.sharded import bind
 from eplb_cli.checkpoint.shards import open_shards
+from eplb_cli.checkpoint.staged import refuse_staging
 from eplb_cli.errors import CheckpointError, EplbError
 from eplb_cli.placements.placement import EMPTY
 from eplb_cli.progress import ProgressBar, silent
@@ -48,7 +49,8 @@ def verify(
         What was proved; whatever is not as it has to be is an error.
 
     Raises:
-        CheckpointError: EP201, there is no directory; EP214, no manifest, or nothing to verify against.
+        CheckpointError: EP201, there is no directory; EP214, no manifest, or nothing to verify against;
+            EP233, a run has not finished one of the two.
         BytesError: EP501 to EP505, the first thing that differs, with what else does in `further`; EP506, SRC
             is not as its manifest says.
 
@@ -58,6 +60,8 @@ def verify(
     """
     path, against = Path(path), None if against is None else Path(against)
     started = time.perf_counter()
+    for directory in filter(None, (path, against)):
+        refuse_staging(directory)
     with reading(progress, "verify", path, *([] if against is None else [against])) as advance:
         manifest = manifest_of(path)
         if not manifest.digests and against is None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.checkpoint.beside import FileBeside
+from eplb_cli.checkpoint.staged import refuse_staging
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import CheckpointError
 from eplb_cli.files import read_small_file
@@ -130,8 +131,10 @@ def read_manifest(path: Path, *, exact: bool = False) -> Manifest | None:
         exact: refuse other spaces and another order of keys, too, than eplb writes.
 
     Raises:
-        CheckpointError: EP214, it is malformed, was changed, or names a file outside its directory.
+        CheckpointError: EP214, it is malformed, was changed, or names a file outside its directory;
+            EP233, the tree is not finished.
     """
+    refuse_staging(path)
     where = path / MANIFEST_NAME
     if not os.path.lexists(where):
         return None
@@ -152,7 +155,8 @@ def file_beside(tree: Path, name: str, manifest: Manifest | None) -> FileBeside:
 
 
 def is_baked(path: Path) -> bool:
-    """Whether the `eplb.json` of a directory is of a baked checkpoint. Raises EP214 where it is not JSON."""
+    """Whether the `eplb.json` of a directory is of a baked checkpoint. Raises EP214, it is no JSON; EP233."""
+    refuse_staging(path)
     where = path / MANIFEST_NAME
     if not os.path.lexists(where):
         return False

@@ -20,6 +20,7 @@ from eplb_cli.checkpoint.layout import ExpertKey, Layout, ShardName
 from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json, preset
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, file_beside, is_digest_file, read_manifest
 from eplb_cli.checkpoint.presharded import INDEX_NAME, READY_NAME, SERIES, SUFFIX, is_presharded, read_index
+from eplb_cli.checkpoint.staged import refuse_staging
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.files import Stamp, not_regular, reading
 from eplb_cli.formats.safetensors_header import Header, TensorEntry, read_header
@@ -199,7 +200,7 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
 
     Raises:
         CheckpointError: EP201 to EP206, the directory, a file or the layout cannot be used; EP208, no
-            placement has so many rows; EP214, the manifest is damaged.
+            placement has so many rows; EP214, the manifest is damaged; EP233, a run has not finished it.
         BytesError: EP506, shards or what their headers say are not those of the manifest.
     """
     names = _list_directory(path)
@@ -296,6 +297,7 @@ def unlike_manifest(shards: Shards, what: str) -> BytesError:
 
 def _list_directory(path: Path) -> list[str]:
     """Names in `path`, refusing what is no regular file; directories and hidden files stay behind."""
+    refuse_staging(path)
     with reading(path), os.scandir(path) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     names = []

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli.cli.options import Format, FormatOption, FromOption, KeysOption, NoFsyncOption, NumRanks
+from eplb_cli.cli.options import (
+    DryRunOption,
+    Format,
+    FormatOption,
+    FromOption,
+    KeysOption,
+    NoFsyncOption,
+    NoKeepOption,
+    NumRanks,
+    ResumeOption,
+)
 from eplb_cli.cli.show import print_written, progress_bar
 
 SUMMARY = "Write a placement into a Hugging Face checkpoint."
@@ -28,6 +38,9 @@ def command(
     layout: KeysOption = "auto",
     num_ranks: NumRanks = None,
     dialect: FromOption = None,
+    dry_run: DryRunOption = False,
+    resume: ResumeOption = False,
+    no_keep: NoKeepOption = False,
     no_fsync: NoFsyncOption = False,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -47,6 +60,9 @@ def command(
         options,
         layout=layout,
         durable=not no_fsync,
+        resume=resume,
+        keep=not no_keep,
+        dry_run=dry_run,
         progress=progress_bar,
     )
     print_written("checkpoint", done, output_format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -18,28 +19,42 @@ import typer
 from eplb_cli import render
 from eplb_cli.cli.app import app
 from eplb_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, EplbError, UsageError, WorkerError
-from eplb_cli.progress import NOTHING_WRITTEN, come_of_it
+from eplb_cli.interrupts import handled, interrupts
+from eplb_cli.progress import NOTHING_WRITTEN, come_of_it, command
 
 _Mistake: type[Exception] = typer.BadParameter.__bases__[0]
 """What click raises for a call that it does not understand; not all versions of typer have a name for it."""
 
 
 class _Interrupted(BaseException):
-    """SIGINT or SIGTERM."""
+    """SIGINT, SIGTERM or SIGHUP."""
 
 
-def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
-    del frame
-    # A second one must not cut the cleaning up short.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise _Interrupted(signal_number)
+class _Handler:
+    """Ends the work at the first signal; later ones must not cut the cleaning up short, and only count."""
+
+    def __init__(self) -> None:
+        self._has_raised = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        interrupts.count()
+        if not self._has_raised:
+            self._has_raised = True
+            raise _Interrupted(number)
+
+
+def _handle_signals() -> None:
+    interrupts.begin()
+    handler = _Handler()
+    for number in handled():
+        signal.signal(number, handler)
 
 
 def main() -> None:
     """Run the command line; every error is one message and one exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    _handle_signals()
+    command.set(sys.argv[1:])
     _outlive_readers()
     _replace_closed_streams()
     come_of_it.set(NOTHING_WRITTEN)
@@ -50,7 +65,9 @@ def main() -> None:
     except EplbError as error:
         _fail(error)
     except _Interrupted:
-        sys.stderr.write(f"interrupted: {come_of_it.get()}\n")
+        for number in handled():  # Python itself would let another one kill it while it ends
+            signal.signal(number, signal.SIG_IGN)
+        render.print_interrupted(come_of_it.get())
         sys.exit(EXIT_INTERRUPTED)
     except MemoryError:
         _fail(WorkerError("EP401", "memory is short", "a smaller --buffer-size needs less"))
@@ -98,7 +115,7 @@ def _replace_closed_streams() -> None:
 
 
 class _Outliving(io.FileIO):
-    """A pipe into nowhere, once its reader is gone."""
+    """A pipe or a terminal into nowhere, once its reader is gone or its window is closed."""
 
     def write(self, data: Any, /) -> int:  # noqa: ANN401 - whatever has bytes
         """Write `data`, or take it for written."""
@@ -106,6 +123,10 @@ class _Outliving(io.FileIO):
             return super().write(data)
         except BrokenPipeError:
             return memoryview(data).nbytes
+        except OSError as error:
+            if error.errno == errno.EIO and interrupts.cells[0]:
+                return memoryview(data).nbytes
+            raise
 
 
 def _outlive_readers() -> None:

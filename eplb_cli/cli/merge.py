@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli.cli.options import Format, FormatOption, NoFsyncOption
+from eplb_cli.cli.options import DryRunOption, Format, FormatOption, NoFsyncOption, NoKeepOption, ResumeOption
 from eplb_cli.cli.show import print_written, progress_bar
 
 SUMMARY = "Write shards as the Hugging Face checkpoint they were made of."
@@ -22,6 +22,9 @@ def command(
         bool,
         typer.Option("--bake", help="Leave the experts in the order of the shards, as `eplb bake` does."),
     ] = False,
+    dry_run: DryRunOption = False,
+    resume: ResumeOption = False,
+    no_keep: NoKeepOption = False,
     no_fsync: NoFsyncOption = False,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -30,5 +33,13 @@ def command(
     from eplb_cli.huggingface.merge import merge
 
     made = bake_shards if bake else merge
-    done = made(source, destination, durable=not no_fsync, progress=progress_bar)
+    done = made(
+        source,
+        destination,
+        durable=not no_fsync,
+        resume=resume,
+        keep=not no_keep,
+        dry_run=dry_run,
+        progress=progress_bar,
+    )
     print_written("checkpoint", done, output_format)

@@ -196,6 +196,23 @@ ModelOption = Annotated[
 NoFsyncOption = Annotated[
     bool, typer.Option("--no-fsync", help="Leave it to the system when bytes reach the disk.")
 ]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check all inputs, plan, report, and write nothing.")
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with what a run that was ended has left; what it wrote is read again."
+    ),
+]
+NoKeepOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-keep",
+        help="Keep nothing of a run that is interrupted, or that fails; otherwise a second Ctrl-C within a "
+        "second removes what is done.",
+    ),
+]
 Full = Annotated[bool, typer.Option("--full", help="List all ranks, however many there are.")]
 
 

@@ -12,11 +12,13 @@ from eplb_cli.cli.options import (
     A_PLACEMENT,
     BACKEND_VARIABLE,
     Backend,
+    DryRunOption,
     Format,
     FormatOption,
     FromOption,
     Full,
     LayoutOption,
+    NoKeepOption,
     NumExperts,
     NumRanks,
     NumRedundant,
@@ -24,6 +26,7 @@ from eplb_cli.cli.options import (
     OldNumRanks,
     RankScalarsOption,
     RanksPerNode,
+    ResumeOption,
     chosen_backend,
     seconds,
     whole_number,
@@ -120,15 +123,9 @@ def command(
             help="Threads of a worker for its files; without it its share of the cores, two at least.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all inputs, plan, report, and write nothing.")
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on with what a run that was ended has left; what it wrote is read again."
-        ),
-    ] = False,
+    dry_run: DryRunOption = False,
+    resume: ResumeOption = False,
+    no_keep: NoKeepOption = False,
     copy: Annotated[
         bool, typer.Option("--copy", help="Write DST also where OLD and NEW are the same.")
     ] = False,
@@ -192,6 +189,7 @@ def command(
         "threads": threads,
         "resume": resume,
         "copy": copy,
+        "keep": not no_keep,
         "verify": not no_verify,
         "digests": not no_digest,
         "durable": not no_fsync,

@@ -9,13 +9,16 @@ import typer
 
 from eplb_cli.cli.options import (
     A_PLACEMENT,
+    DryRunOption,
     Format,
     FormatOption,
     FromOption,
     KeysOption,
     NoFsyncOption,
+    NoKeepOption,
     NumRanks,
     NumRedundant,
+    ResumeOption,
 )
 from eplb_cli.cli.show import print_written, progress_bar
 from eplb_cli.huggingface.choice import Mtp
@@ -55,6 +58,9 @@ def command(
     num_ranks: NumRanks = None,
     num_redundant_experts: NumRedundant = None,
     dialect: FromOption = None,
+    dry_run: DryRunOption = False,
+    resume: ResumeOption = False,
+    no_keep: NoKeepOption = False,
     no_fsync: NoFsyncOption = False,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -75,6 +81,9 @@ def command(
         mtp=mtp,
         layout=layout,
         durable=not no_fsync,
+        resume=resume,
+        keep=not no_keep,
+        dry_run=dry_run,
         progress=progress_bar,
     )
     print_written("shards", done, output_format)

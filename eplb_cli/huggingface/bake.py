@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, find_parts, parts_of_shards
 from eplb_cli.huggingface.listed import renumbered
 from eplb_cli.huggingface.one_rank import OneRank, as_one_rank, layout_of_keys
-from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves
+from eplb_cli.huggingface.parts import begin_parts, left_nbytes, move_parts, placement_for, plan_moves
 from eplb_cli.huggingface.record import Origin, open_sharded, unlike_origin
 from eplb_cli.huggingface.reordered import Baked, with_routers
 from eplb_cli.huggingface.routers import (
@@ -45,6 +44,7 @@ from eplb_cli.huggingface.source import config_of, open_huggingface, refuse_own_
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.families import Family
+from eplb_cli.output.commit import check_carried
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.journal import Known
 from eplb_cli.output.prepared import Prepared
@@ -54,10 +54,11 @@ from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
 from eplb_cli.progress import ProgressBar, accumulate, silent
 from eplb_cli.report.written import Written
-from eplb_cli.transfer.trees import digest_places, source_tree
+from eplb_cli.transfer.resume import taken_over, try_destination
+from eplb_cli.transfer.trees import Threads, digest_places, source_tree
 
 
-def bake(
+def bake(  # noqa: PLR0913 - all that the command line says
     source: str | PathLike[str],
     destination: str | PathLike[str],
     placement: str | PathLike[str],
@@ -65,6 +66,9 @@ def bake(
     *,
     layout: str = "auto",
     durable: bool = True,
+    resume: bool = False,
+    keep: bool = True,
+    dry_run: bool = False,
     progress: ProgressBar = silent,
 ) -> Written:
     """Write a Hugging Face checkpoint whose experts are in the order of a placement, and prove it.
@@ -77,6 +81,9 @@ def bake(
         layout: how tensors are named: "auto" finds experts by the shape of names; or the name of a layout, or
             a TOML file that describes one.
         durable: wait until the disk has every byte.
+        resume: go on with what a run that was ended has left.
+        keep: leave what is done for `resume` where a run is interrupted, or ends with an error that may pass.
+        dry_run: check and plan everything, and write nothing.
         progress: what shows the bytes done.
 
     Raises:
@@ -105,16 +112,28 @@ def bake(
     baked = Baked(checkpoint, rows, order_of(new, parts.placement, family, config))
     lists = renumbered(tree.carried, baked.new_name)
     prepared = Prepared(rows, plan_moves(parts.placement, baked.placement), baked.output())
-    with staging(destination, durable=durable) as stage:
-        stage.create(prepared.output)
-        proof, _ = _move(prepared, stage, baked.share(prepared, stage), progress)
+    said = [finding.message for finding in warnings]
+    check_carried(tree.carried)
+    if dry_run:
+        try_destination(prepared, destination, resume=resume)
+        return _written(destination, new, prepared, time.perf_counter() - started, said)
+    with staging(destination, durable=durable, resume=resume, keep=keep) as stage:
+        known = begin_parts(prepared, stage, progress, lambda: baked.share(prepared, stage))
+        proof, _ = _move(prepared, stage, known, progress)
         baked.write_rest(stage, new, config, lists)
-    said = [*(finding.message for finding in warnings), *proof.warnings]
-    return _made(destination, new, prepared, proof.rows_proved, time.perf_counter() - started, said)
+    written = _written(destination, new, prepared, time.perf_counter() - started, said)
+    return written.proved(proof.rows_proved, proof.warnings, taken_over(prepared, stage, known))
 
 
 def bake_shards(
-    source: Path, destination: Path, *, durable: bool = True, progress: ProgressBar = silent
+    source: Path,
+    destination: Path,
+    *,
+    durable: bool = True,
+    resume: bool = False,
+    keep: bool = True,
+    dry_run: bool = False,
+    progress: ProgressBar = silent,
 ) -> Written:
     """Write the Hugging Face checkpoint that shards were made of, in the order they have its experts in.
 
@@ -133,27 +152,31 @@ def bake_shards(
     by_part = parts_of_shards(joined, engine)
     parts = with_routers(by_part, joined.parts, family)
     prepared = Prepared(parts, plan_moves(new, baked.placement), baked.output(parts))
-    with staging(destination, durable=durable) as stage:
-        stage.create(prepared.output)
-        known = Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
+    check_carried(origin.tree.carried)
+    if dry_run:
+        try_destination(prepared, destination, resume=resume)
+        return _written(destination, new, prepared, time.perf_counter() - started, [])
+    with staging(destination, durable=durable, resume=resume, keep=keep) as stage:
+        known = begin_parts(prepared, stage, progress)
         proof, new_digests = _move(prepared, stage, known, progress)
         _compare(baked, joined, origin, prepared, new_digests)
         _compare_routers(by_part, parts, origin)
         baked.write_rest(stage, new, config, lists)
-    seconds = time.perf_counter() - started
-    return _made(destination, new, prepared, proof.rows_proved, seconds, proof.warnings)
+    written = _written(destination, new, prepared, time.perf_counter() - started, [])
+    return written.proved(proof.rows_proved, proof.warnings, taken_over(prepared, stage, known))
 
 
-def _made(
-    destination: Path, new: Placement, prepared: Prepared, rows: int, seconds: float, warnings: list[str]
+def _written(
+    destination: Path, new: Placement, prepared: Prepared, seconds: float, warnings: list[str]
 ) -> Written:
+    """What is made, before anything of it is proved."""
     return Written(
         destination,
         AS_THEY_ARE,
         new.num_ranks,
         new.num_layers,
         new.num_logical_experts,
-        rows,
+        None,
         prepared.output.nbytes,
         seconds,
         [f"any engine, with {new.num_ranks} expert-parallel ranks and its default linear placement"],
@@ -195,7 +218,7 @@ def _compare_routers(by_part: ShardedCheckpoint, parts: ShardedCheckpoint, origi
         if key not in parts.others[0]
     ]
     wanted = np.array([place for place, _ in routers], np.int64)
-    with source_tree(by_part.shards.files) as tree, ThreadPoolExecutor(1) as pool:
+    with source_tree(by_part.shards.files) as tree, Threads(1) as pool:
         digests = digest_places(places, wanted, tree, pool, lambda _: None)
     for place, key in routers:
         if (digests[place] != origin.digests[place]).any():
@@ -245,7 +268,6 @@ def _move(
     prepared: Prepared, stage: Staging, known: Known, progress: ProgressBar
 ) -> tuple[Proof, NDArray[np.uint8]]:
     """Move what was not shared, and prove all of it; the digests of new places too."""
-    nbytes = int(prepared.pieces.nbytes[~known.written[prepared.pieces.destination]].sum())
-    with progress(2 * nbytes, "bake") as show:
-        old_digests, new_digests = move_parts(prepared, stage, accumulate(show), verify=True, known=known)
+    with progress(2 * left_nbytes(prepared, known), "bake") as show:
+        old_digests, new_digests = move_parts(prepared, stage, known, accumulate(show), verify=True)
     return prove(prepared, old_digests, new_digests), new_digests

@@ -322,7 +322,7 @@ def parts_of_output(joined: Joined, output: OutputTree) -> tuple[OutputTree, Int
             copies.append(OtherCopy(key, 0, source[key], copy.dst_rank, copy.dst_file, offset))
             whole.append(number)
     extents = joined.extents_of_parts(output.extents)
-    return OutputTree(output.files, extents, tuple(copies)), np.array(whole, np.int64)
+    return OutputTree(output.files, extents, tuple(copies), output.made), np.array(whole, np.int64)
 
 
 def tensor_places(joined: Joined, num_slots: int, num_rows: int, other_tensors: Int) -> Int:

@@ -14,9 +14,9 @@ from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import Joined, parts_of_shards
-from eplb_cli.huggingface.parts import move_parts, plan_moves
+from eplb_cli.huggingface.parts import begin_parts, left_nbytes, move_parts, plan_moves
 from eplb_cli.huggingface.record import Origin, open_sharded, unlike_origin
-from eplb_cli.output.commit import carry_files
+from eplb_cli.output.commit import carry_files, check_carried
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.prove import prove
@@ -25,6 +25,7 @@ from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.progress import ProgressBar, accumulate, silent
 from eplb_cli.report.written import Written
+from eplb_cli.transfer.resume import taken_over, try_destination
 
 
 def merge(
@@ -32,6 +33,9 @@ def merge(
     destination: str | PathLike[str],
     *,
     durable: bool = True,
+    resume: bool = False,
+    keep: bool = True,
+    dry_run: bool = False,
     progress: ProgressBar = silent,
 ) -> Written:
     """Write the Hugging Face checkpoint that shards were made of: the same files, byte for byte.
@@ -40,6 +44,9 @@ def merge(
         source: what `shard` wrote, resharded or not; only read.
         destination: a new directory, or an empty one.
         durable: wait until the disk has every byte.
+        resume: go on with what a run that was ended has left.
+        keep: leave what is done for `resume` where a run is interrupted, or ends with an error that may pass.
+        dry_run: check and plan everything, and write nothing.
         progress: what shows the bytes done.
 
     Raises:
@@ -55,15 +62,25 @@ def merge(
     started = time.perf_counter()
     check_destination(source, destination)
     origin, prepared = _prepare(source)
-    with staging(destination, durable=durable) as stage:
-        stage.create(prepared.output)
+    check_carried(origin.tree.carried)
+    if dry_run:
+        try_destination(prepared, destination, resume=resume)
+        return _written(prepared, destination, time.perf_counter() - started)
+    with staging(destination, durable=durable, resume=resume, keep=keep) as stage:
+        known = begin_parts(prepared, stage, progress)
         carry_files(origin.tree.carried, stage)
-        with progress(2 * int(prepared.pieces.nbytes.sum()), "merge") as show:
-            old_digests, new_digests = move_parts(prepared, stage, accumulate(show), verify=True)
+        with progress(2 * left_nbytes(prepared, known), "merge") as show:
+            old_digests, new_digests = move_parts(prepared, stage, known, accumulate(show), verify=True)
         proof = prove(prepared, old_digests, new_digests)
         _compare(prepared, origin, new_digests)
         if origin.tree.index_name is not None:
             stage.write(origin.tree.index_name, origin.tree.index)
+    written = _written(prepared, destination, time.perf_counter() - started)
+    return written.proved(proof.rows_proved, proof.warnings, taken_over(prepared, stage, known))
+
+
+def _written(prepared: Prepared, destination: Path, seconds: float) -> Written:
+    """What is made, before anything of it is proved."""
     new = prepared.plan.new
     return Written(
         destination,
@@ -71,11 +88,11 @@ def merge(
         prepared.plan.old.num_ranks,
         new.num_layers,
         new.num_logical_experts,
-        proof.rows_proved,
+        None,
         prepared.output.nbytes,
-        time.perf_counter() - started,
+        seconds,
         [],
-        proof.warnings,
+        [],
     )
 
 

@@ -15,7 +15,7 @@ from eplb_cli.inputs.old_and_new import read_new
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.machine import available_memory_nbytes, default_threads
 from eplb_cli.models.model import Model
-from eplb_cli.output.journal import Known
+from eplb_cli.output.journal import Known, write_written
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.staging import Staging
 from eplb_cli.placements.choice import NAMED_MAPS
@@ -24,8 +24,10 @@ from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.check import verify_plan
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
+from eplb_cli.progress import ProgressBar
+from eplb_cli.transfer.resume import known_before, written_before
 from eplb_cli.transfer.traffic import TransferOptions
-from eplb_cli.transfer.transfer import transfer
+from eplb_cli.transfer.transfer import transfer_here
 
 
 def placement_for(
@@ -78,13 +80,28 @@ def plan_moves(old: Placement, new: Placement) -> ReshardPlan:
     return plan
 
 
+def begin_parts(
+    prepared: Prepared, stage: Staging, progress: ProgressBar, share: Callable[[], Known] | None = None
+) -> Known:
+    """Create all files, and say what of them need not be done: what is shared, and what an earlier run did.
+
+    Args:
+        share: shares whole files with SRC, once all are created.
+
+    Raises:
+        PlanError: EP305, the earlier run had other inputs.
+        OutputError: EP603 or EP604.
+    """
+    told = written_before(prepared, stage.path, was_proved=stage.was_proved)
+    stage.create(prepared)
+    num_old, num_new = len(prepared.old_places.rank), len(prepared.new_places.rank)
+    shared = Known.nothing(num_old, num_new) if share is None else share()
+    before = known_before(prepared, stage, told & ~shared.written, shared.digests, progress)
+    return Known(before.digests, shared.written | before.written)
+
+
 def move_parts(
-    prepared: Prepared,
-    stage: Staging,
-    advance: Callable[[int], None],
-    *,
-    verify: bool,
-    known: Known | None = None,
+    prepared: Prepared, stage: Staging, known: Known, advance: Callable[[int], None], *, verify: bool
 ) -> tuple[Digests, Digests]:
     """Move all bytes in this process; digests of old places, and of new ones if they are to be verified."""
     shards, output = prepared.checkpoint.shards, prepared.output
@@ -98,5 +115,12 @@ def move_parts(
         durable=stage.durable,
         keep_cache=nbytes < available_memory_nbytes() // 2,
     )
-    result = transfer(prepared, stage.path, options, 0, None, advance, known)
+    write_written(stage.work, known.written, prepared.digest)
+    result = transfer_here(prepared, stage, options, advance, known)
     return result.old_digests, result.new_digests
+
+
+def left_nbytes(prepared: Prepared, known: Known) -> int:
+    """Bytes that are to be moved."""
+    pieces = prepared.pieces
+    return int(pieces.nbytes[~known.written[pieces.destination]].sum())

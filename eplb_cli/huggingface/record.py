@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from eplb_cli.checkpoint.manifest import Manifest, file_beside
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
 from eplb_cli.checkpoint.shards import open_shards
+from eplb_cli.checkpoint.staged import refuse_staging
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import BytesError, CheckpointError
 from eplb_cli.formats.reading import json_value
@@ -115,8 +116,9 @@ def open_sharded(source: Path) -> tuple[Origin, ShardedCheckpoint, Joined]:
     Raises:
         BytesError: EP506, something is not what the manifest says.
         CheckpointError: EP225, there is no record, nothing says what the rows are, or tensors were left out;
-            what `bind` and `join` raise.
+            EP233, a run has not finished them; what `bind` and `join` raise.
     """
+    refuse_staging(source)
     if not (source / ORIGIN_NAME).is_file():
         raise CheckpointError("EP225", f"{source} has no {ORIGIN_NAME}")
     shards = open_shards(source)

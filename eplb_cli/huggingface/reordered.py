@@ -19,6 +19,7 @@ from eplb_cli.checkpoint.manifest import BAKED_FORMAT, MANIFEST_NAME, MAX_MANIFE
 from eplb_cli.checkpoint.places import Extents
 from eplb_cli.checkpoint.sharded import ExpertTensor, ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
+from eplb_cli.checkpoint.staged import refuse_staging
 from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.formats.index_file import index_json
 from eplb_cli.formats.reading import read_json
@@ -270,7 +271,8 @@ def _clone(source: SourceFile, destination: Path, header: bytes) -> bool:
 
 
 def read_baked(path: Path) -> Placement:
-    """The placement that a checkpoint was baked with. Raises EP226."""
+    """The placement that a checkpoint was baked with. Raises EP226, EP233."""
+    refuse_staging(path)
     where = path / MANIFEST_NAME
     raw = read_json(where, MAX_MANIFEST_NBYTES, partial(_not_baked, where))
     if not isinstance(raw, dict) or raw.get("format") != BAKED_FORMAT:

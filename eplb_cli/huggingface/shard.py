@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -29,7 +28,7 @@ from eplb_cli.huggingface.choice import Mtp, require_mtp
 from eplb_cli.huggingface.engine import Names, find_names
 from eplb_cli.huggingface.joined import Joined, join, parts_of_output, tensor_places
 from eplb_cli.huggingface.one_rank import as_one_rank, layout_of_keys
-from eplb_cli.huggingface.parts import move_parts, placement_for, plan_moves
+from eplb_cli.huggingface.parts import begin_parts, left_nbytes, move_parts, placement_for, plan_moves
 from eplb_cli.huggingface.record import origin_bytes
 from eplb_cli.huggingface.source import (
     ORIGIN_NAME,
@@ -40,7 +39,7 @@ from eplb_cli.huggingface.source import (
 )
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
 from eplb_cli.machine import default_threads
-from eplb_cli.output.commit import carry_files, fill_unlinked, write_manifest
+from eplb_cli.output.commit import carry_files, check_carried, fill_unlinked, write_manifest
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.prove import prove
@@ -52,7 +51,8 @@ from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.progress import ProgressBar, accumulate, silent
 from eplb_cli.report.written import Written
 from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
-from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, Tree, cut_tasks, digest_places
+from eplb_cli.transfer.resume import taken_over, try_destination
+from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, Threads, Tree, cut_tasks, digest_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,9 @@ def shard(  # noqa: PLR0913 - all that the command line says
     mtp: Mtp = "linear",
     layout: str = "auto",
     durable: bool = True,
+    resume: bool = False,
+    keep: bool = True,
+    dry_run: bool = False,
     progress: ProgressBar = silent,
 ) -> Written:
     """Write a Hugging Face checkpoint as an engine's shards, under any placement, and prove them.
@@ -94,6 +97,9 @@ def shard(  # noqa: PLR0913 - all that the command line says
         layout: how its tensors are named: "auto" finds experts by the shape of names; or the name of a
             layout, or a TOML file that describes one.
         durable: wait until the disk has every byte.
+        resume: go on with what a run that was ended has left.
+        keep: leave what is done for `resume` where a run is interrupted, or ends with an error that may pass.
+        dry_run: check and plan everything, and write nothing.
         progress: what shows the bytes done.
 
     Raises:
@@ -113,15 +119,18 @@ def shard(  # noqa: PLR0913 - all that the command line says
     require_mtp(mtp)
     check_destination(source, destination)
     plan = _plan(source, os.fspath(placement), engine, options, mtp, layout)
-    output, new = plan.tensors.output, plan.parts.plan.new
-    with staging(destination, durable=durable) as stage:
-        stage.create(output)
+    check_carried(plan.tree.carried)
+    if dry_run:
+        try_destination(plan.parts, destination, resume=resume)
+        return _written(plan, destination, engine, time.perf_counter() - started)
+    with staging(destination, durable=durable, resume=resume, keep=keep) as stage:
+        known = begin_parts(plan.parts, stage, progress)
         carried = carry_files(plan.tree.carried, stage)
-        nbytes = int(plan.parts.pieces.nbytes.sum() + plan.parts.new_places.nbytes.sum())
+        nbytes = left_nbytes(plan.parts, known) + int(plan.parts.new_places.nbytes.sum())
         constants = _write_constants(plan, stage)
         with progress(nbytes, "shard") as show:
             advance = accumulate(show)
-            old_digests = move_parts(plan.parts, stage, advance, verify=False)[0]
+            old_digests = move_parts(plan.parts, stage, known, advance, verify=False)[0]
             fill_unlinked(stage)
             by_part, by_tensor = _read_back(plan, stage, advance)
         for place, digest in constants.items():
@@ -131,19 +140,27 @@ def shard(  # noqa: PLR0913 - all that the command line says
         record = origin_bytes(plan.tree, plan.names, plan.beside.skipped, old_digests)
         stage.write(ORIGIN_NAME, record)
         carried[ORIGIN_NAME] = file_entry(record)
-        served = _served(new, plan)
+        served = _served(plan.parts.plan.new, plan)
         write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, served=served)
+    written = _written(plan, destination, engine, time.perf_counter() - started)
+    return written.proved(proof.rows_proved, proof.warnings, taken_over(plan.parts, stage, known))
+
+
+def _written(plan: _Plan, destination: Path, engine: str, seconds: float) -> Written:
+    """What is made, before anything of it is proved."""
+    new = plan.parts.plan.new
+    served = _served(new, plan)
     return Written(
         destination,
         engine,
         new.num_ranks,
         new.num_layers,
         new.num_logical_experts,
-        proof.rows_proved,
-        output.own_nbytes,
-        time.perf_counter() - started,
+        None,
+        plan.tensors.output.own_nbytes,
+        seconds,
         list(served.serving.notes),
-        [*(finding.message for finding in plan.warnings), *proof.warnings, *served.serving.misread],
+        [*(finding.message for finding in plan.warnings), *served.serving.misread],
         plan.beside.notes,
         list(served.serving.misread),
     )
@@ -200,7 +217,7 @@ def _read_back(plan: _Plan, stage: Staging, advance: Callable[[int], None]) -> t
             plan.parts.new_places, plan.tensor_places, len(whole.rank), tree, advance
         )
         constants = np.setdiff1d(np.flatnonzero(whole.nbytes), plan.tensor_places)
-        with ThreadPoolExecutor(1) as pool:
+        with Threads(1) as pool:
             by_tensor |= digest_places(whole, constants, tree, pool, advance)
     table = plan.parts.plan.new.physical_to_logical
     empty = np.broadcast_to(table[:, None, :] == EMPTY, output.extents.file.shape)
@@ -238,7 +255,7 @@ def digest_both(
                 by_whole.feed(number, view, first=first and is_first, last=last and is_last)
             advance(nbytes)
 
-    with ThreadPoolExecutor(default_threads(1)) as pool:
+    with Threads(default_threads(1)) as pool:
         Tasks([pool.submit(digest, task) for task in cut_tasks(parts.nbytes[wanted], begins)]).wait()
     return by_part.values, by_whole.values
 

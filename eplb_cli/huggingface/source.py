@@ -13,6 +13,7 @@ from eplb_cli.checkpoint.beside import FileBeside
 from eplb_cli.checkpoint.layout import ShardName
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, is_digest_file
 from eplb_cli.checkpoint.shards import ShardFile, TensorAt
+from eplb_cli.checkpoint.staged import refuse_staging
 from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.formats.index_file import INDEX_SUFFIX, MAX_INDEX_NBYTES, index_json
 from eplb_cli.formats.safetensors_header import Header, parse_header, read_header
@@ -84,8 +85,9 @@ def open_huggingface(path: Path) -> HuggingFace:
 
     Raises:
         CheckpointError: EP201, EP203 or EP204, a file cannot be read; EP223, the files and the index
-            contradict each other.
+            contradict each other; EP233, a run has not finished it.
     """
+    refuse_staging(path)
     found = _list_files(path)
     tensors = {name for name in found if name.endswith(".safetensors")}
     indices = [name for name in found if name.endswith(INDEX_SUFFIX)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import xxhash
@@ -32,18 +32,41 @@ def carry_files(carried: Mapping[str, FileBeside], stage: Staging) -> dict[str, 
 
 def _carry(file: FileBeside, name: str, stage: Staging) -> dict[str, object]:
     """Copy a file; its size and digest."""
-    goal, digest = stage.path / name, xxhash.xxh3_128()
-    with files.opened_source(file.path) as source:
-        nbytes = os.fstat(source).st_size
-        with files.closing(files.create(goal, nbytes)) as copy:
-            for begin, view in files.read_blocks(source, nbytes, file.path):
-                files.write_from(copy, view, begin, goal)
-                digest.update(view)
-            if stage.durable:
-                files.sync(copy, goal)
-    entry: dict[str, object] = {"nbytes": nbytes, "digest": digest.hexdigest()}
+    goal = stage.path / name
+    with (
+        files.opened_source(file.path) as source,
+        files.closing(files.create(goal, os.fstat(source).st_size)) as copy,
+    ):
+        entry = _read(source, file, lambda begin, view: files.write_from(copy, view, begin, goal))
+        if stage.durable:
+            files.sync(copy, goal)
     file.require(entry)
     return entry
+
+
+def _read(
+    source: int, file: FileBeside, use: Callable[[int, memoryview], None] = lambda *_: None
+) -> dict[str, object]:
+    """Read an open file; its size and digest."""
+    nbytes, digest = os.fstat(source).st_size, xxhash.xxh3_128()
+    for begin, view in files.read_blocks(source, nbytes, file.path):
+        use(begin, view)
+        digest.update(view)
+    return {"nbytes": nbytes, "digest": digest.hexdigest()}
+
+
+def check_carried(carried: Mapping[str, FileBeside]) -> None:
+    """Whether the files that are no shards can be carried along, before anything is written.
+
+    Raises:
+        BytesError: EP506, one is not what the manifest of SRC says.
+        CheckpointError: EP201, EP204 or EP220, one cannot be read.
+    """
+    for file in carried.values():
+        with files.opened_source(file.path) as source:
+            entry = None if file.recorded is None else _read(source, file)
+        if entry is not None:
+            file.require(entry)
 
 
 def fill_unlinked(stage: Staging) -> None:

@@ -94,27 +94,29 @@ class Journal:
 
 
 class WrittenLog:
-    """What a worker has done since its journal's last line.
+    """What a worker has done, and its journal does not say yet.
 
     Args:
         nbytes: (X,) of new places.
+        journal: where to say it; None to say it nowhere.
     """
 
-    def __init__(self, nbytes: NDArray[np.int64]) -> None:
+    def __init__(self, nbytes: NDArray[np.int64], journal: Journal | None = None) -> None:
         self._missing = nbytes.copy()
-        self._lock = threading.Lock()
-        self._written: list[int] = []
+        self._journal = journal
+        self._lock, self._adding = threading.Lock(), threading.Lock()
+        self._written: set[int] = set()
 
     def wrote(self, place: int, nbytes: int) -> None:
         """So many more bytes of a new place are written; from any thread."""
         with self._lock:
             self._missing[place] -= nbytes
             if not self._missing[place]:
-                self._written.append(place)
+                self._written.add(place)
 
     @contextlib.contextmanager
-    def kept(self, journal: Journal, flush: Callable[[], None]) -> Iterator[None]:
-        """Add a line to the journal every `INTERVAL_S`, and at the end of the block.
+    def kept(self, flush: Callable[[], None]) -> Iterator[None]:
+        """Add a line to the journal every `INTERVAL_S`, and at the end of the block, whatever ends it.
 
         Args:
             flush: returns when the disk has all that was written before.
@@ -124,27 +126,42 @@ class WrittenLog:
         def keep() -> None:
             try:
                 while not ended.wait(INTERVAL_S):
-                    self._tell(journal, flush)
+                    self.tell(flush)
             except EplbError as error:
                 failed.append(error)
+
+        def end() -> None:
+            ended.set()
+            thread.join()
+            if failed:
+                raise failed[0]
+            self.tell()
 
         thread = threading.Thread(target=keep, daemon=True)
         thread.start()
         try:
             yield
-        finally:
+            end()
+        except BaseException:
+            with contextlib.suppress(EplbError):  # there is another error already
+                self.tell()
             ended.set()
             thread.join()
-        if failed:
-            raise failed[0]
-        self._tell(journal, lambda: None)
+            raise
 
-    def _tell(self, journal: Journal, flush: Callable[[], None]) -> None:
+    def tell(self, flush: Callable[[], None] = lambda: None) -> None:
+        """Add a line of what is written and in no line yet.
+
+        The last line waits for no disk: a run that goes on reads again what it is about.
+        """
         with self._lock:
-            written, self._written = self._written, []
-        if written:  # otherwise nothing is called: a run that stands still looks like one
+            written = sorted(self._written)
+        if written and self._journal is not None:  # else nothing is called: who stands still looks like it
             flush()
-            journal.add(written)
+            with self._adding:
+                self._journal.add(written)
+            with self._lock:
+                self._written.difference_update(written)
 
 
 def write_written(work: Path, written: NDArray[np.bool_], digest: str) -> None:

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eplb_cli import files
+from eplb_cli.checkpoint.staged import MAX_OWNER_NBYTES
 from eplb_cli.errors import EplbError, OutputError
 from eplb_cli.formats.reading import json_value
 from eplb_cli.machine import find_process
+from eplb_cli.progress import command
 
-OWNER = "owner.json"
 STDIN = 0
-_MAX_OWNER_NBYTES = 1 << 16
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL}
 
 
@@ -60,10 +60,11 @@ class Owner(NamedTuple):
 
 
 def write_owner(owner: Path) -> None:
-    """Say who holds the lock. Raises OutputError."""
+    """Say who holds the lock, and what command it runs. Raises OutputError."""
     this = find_process("self")
     pid, start = (os.getpid(), 0) if this is None else (this.pid, this.start)
-    content = json.dumps(Owner(pid, start, socket.gethostname())._asdict()).encode()
+    said = {**Owner(pid, start, socket.gethostname())._asdict(), "command": command.get()}
+    content = json.dumps(said).encode()
     files.write_file(owner, content, durable=False)
 
 
@@ -85,7 +86,7 @@ def inherited_owner(owner: Path) -> Owner | None:
         if not os.path.samestat(os.fstat(STDIN), owner.lstat()):
             return None
         _lock(owner, STDIN, owner)  # changes nothing where it is ours already
-        return _parse_owner(os.pread(STDIN, _MAX_OWNER_NBYTES, 0))
+        return _parse_owner(os.pread(STDIN, MAX_OWNER_NBYTES, 0))
     except (OSError, ValueError, TypeError, KeyError, EplbError):
         return None
 
@@ -162,7 +163,7 @@ def _refuse_workers(path: Path, owner: Path) -> None:
 
 def _read_owner(owner: Path) -> str:
     try:
-        said = _parse_owner(files.read_small_file(owner, _MAX_OWNER_NBYTES))
+        said = _parse_owner(files.read_small_file(owner, MAX_OWNER_NBYTES))
     except Exception:  # noqa: BLE001 - the other run may be at any point of its life
         return "another process"
     is_gone = said.host == socket.gethostname() and said.start and not said.is_running()
@@ -171,5 +172,5 @@ def _read_owner(owner: Path) -> str:
 
 
 def _parse_owner(content: bytes) -> Owner:
-    said = json_value(content, _MAX_OWNER_NBYTES, partial(OutputError, "EP605"))
+    said = json_value(content, MAX_OWNER_NBYTES, partial(OutputError, "EP605"))
     return Owner(int(said["pid"]), int(said["start"]), str(said["host"]))

@@ -13,12 +13,13 @@ The order of the end, and what `--resume` finds where the run ends after a step:
 
 WORK cannot stay until after the rename: a reader, or a crash, would find it in DST. It cannot be moved out
 of staging either, since nothing else is made beside DST. So what says that all was proved changes hands:
-from the journals to `eplb.json`, which is written last and is there before the first journal goes. At any
-moment one of the two is on the disk. A resumed run puts `eplb.json` into WORK, takes every row for written,
+from the journals to `eplb.json`, which is written last and is there before the first journal goes, and to
+that WORK is gone, all at once, which no other staging directory can say (`merge` writes no `eplb.json`). At
+any moment one of them is on the disk. A resumed run puts `eplb.json` into WORK, takes every row for written,
 compares all of them with SRC, and publishes; it moves only what differs.
 
-A failed rename, or an interruption, after all was proved therefore deletes nothing. Commands that cannot
-resume say how to publish by hand: staging without WORK is what DST is to be.
+A failed rename, or an interruption, deletes nothing that is done, but for a second interruption within a
+second, and for whoever wants nothing kept.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shlex
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -34,15 +34,19 @@ from pathlib import Path
 
 from eplb_cli import files
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
+from eplb_cli.checkpoint.staged import OWNER, WORK, going_on
 from eplb_cli.errors import EplbError, OutputError, WorkerError
+from eplb_cli.interrupts import interrupts
 from eplb_cli.output.destination import real_path, require_place, staging_path
-from eplb_cli.output.journal import journals
-from eplb_cli.output.lock import OWNER, is_at, locked, write_owner
+from eplb_cli.output.journal import journals, read_written
+from eplb_cli.output.lock import is_at, locked, write_owner
+from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.shard_files import check_space, create_files, reopen, whole_files
-from eplb_cli.output.tree import OutputFile, OutputTree
-from eplb_cli.progress import NOTHING_WRITTEN, come_of_it
+from eplb_cli.output.tree import OutputFile
+from eplb_cli.progress import NOTHING_WRITTEN, REMOVED, bytes_in_words, come_of_it, command
 
-WORK = ".eplb"
+_ENDED_WORK = ".eplb-ended"
+"""What WORK is called while it is removed."""
 
 
 @dataclass(eq=False)
@@ -54,7 +58,9 @@ class Staging:
         descriptor: holds the lock.
         durable: wait until the disk has what is written.
         resumes: an earlier run has left files and journals here, or all of DST.
+        was_proved: it had proved all of DST.
         is_proved: all of DST is written and proved.
+        prepared: what is written; None before `create`.
         shards: the files that were created.
         unlinked: the numbers of those that are the same as another and could not be linked to it.
     """
@@ -63,8 +69,10 @@ class Staging:
     destination: Path
     descriptor: int
     durable: bool
-    resumes: bool
+    resumes: bool = False
+    was_proved: bool = False
     is_proved: bool = False
+    prepared: Prepared | None = None
     shards: tuple[OutputFile, ...] = ()
     unlinked: tuple[int, ...] = ()
 
@@ -73,17 +81,18 @@ class Staging:
         """Where the files of the run itself are kept."""
         return self.path / WORK
 
-    def create(self, output: OutputTree) -> None:
+    def create(self, prepared: Prepared) -> None:
         """Create all shards with their headers and all their space, but for what an earlier run has left.
 
         Raises:
             OutputError: EP603 or EP604.
         """
+        output = prepared.output
         check_space(self.path, output, self.destination)
         there = whole_files(self.path, output)
         _clear(self.path, but=[self.work, *there])
         self.unlinked = tuple(create_files(self.path, output, there))
-        self.shards = output.files
+        self.prepared, self.shards = prepared, output.files
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file beside the shards. Raises OutputError."""
@@ -91,16 +100,18 @@ class Staging:
 
 
 @contextlib.contextmanager
-def staging(destination: Path, *, durable: bool, resume: bool | None = None) -> Iterator[Staging]:
+def staging(
+    destination: Path, *, durable: bool, resume: bool = False, keep: bool = True
+) -> Iterator[Staging]:
     """Write a tree: the block creates its shards, fills and proves them; then it is opened, and becomes DST.
 
     The directory is a fresh one, or with `resume` the one that an earlier run has left. It is removed
-    where the block fails, but not where an error that may pass ends a run whose journals say what is
-    done already, and never once all is proved: then the hint of the error says how to go on. What is true
-    of the output is in `come_of_it` whenever this ends, whatever ends it.
+    where the block fails, but not where an interruption, or an error that may pass, ends a run whose journals
+    say what is done already, nor once all is proved: then the hint of the error says how to go on. What is
+    true of the output is in `come_of_it` whenever this ends, whatever ends it.
 
     Args:
-        resume: None for a command that cannot go on with what another run has left.
+        keep: without it nothing is kept, whatever ends the block.
 
     Raises:
         OutputError: EP605, another run holds it; EP601, DST has come to exist; EP603, EP604 or EP606.
@@ -110,9 +121,10 @@ def staging(destination: Path, *, durable: bool, resume: bool | None = None) -> 
     path = staging_path(destination)
     work = path / WORK
     with locked(path, work / OWNER) as descriptor:
-        stage = Staging(path, destination, descriptor, durable, resumes=False)
+        stage = Staging(path, destination, descriptor, durable)
         try:
-            stage.resumes = bool(resume) and bool(journals(work) or proved_before(work))
+            stage.was_proved = resume and proved_before(path)
+            stage.resumes = stage.was_proved or (resume and bool(journals(work)))
             _begin(stage)
             yield stage
             reopen(path, stage.shards)
@@ -120,13 +132,16 @@ def staging(destination: Path, *, durable: bool, resume: bool | None = None) -> 
             _publish(stage)
             come_of_it.set(_published(stage))
         except BaseException as error:
-            _end(stage, error, can_resume=resume is not None)
+            _end(stage, error, keep=keep)
             raise
 
 
-def proved_before(work: Path) -> Path | None:
-    """The `eplb.json` of an earlier run, which had proved all and was to rename staging."""
-    return next((path for path in (work.parent / MANIFEST_NAME, work / MANIFEST_NAME) if path.exists()), None)
+def proved_before(path: Path) -> bool:
+    """Whether an earlier run had proved all that is in a staging directory, and was to rename it."""
+    work = path / WORK
+    with files.calls:
+        is_said = (path / MANIFEST_NAME).exists() or (work / MANIFEST_NAME).exists()
+        return is_said or (path.is_dir() and not os.path.lexists(work) and any(path.iterdir()))
 
 
 def _begin(stage: Staging) -> None:
@@ -139,10 +154,12 @@ def _begin(stage: Staging) -> None:
         with contextlib.suppress(FileExistsError):
             files.attempt("mkdir", os.mkdir, stage.work, 0o700)  # nobody else plants a link in it
         if stage.resumes:
+            proved = stage.work / MANIFEST_NAME
             with contextlib.suppress(FileNotFoundError):
-                proved = stage.path / MANIFEST_NAME, stage.work / MANIFEST_NAME
-                files.attempt("rename", os.replace, *proved)
-            _clear(stage.work, but=[*journals(stage.work), stage.work / MANIFEST_NAME])
+                files.attempt("rename", os.replace, stage.path / MANIFEST_NAME, proved)
+            _clear(stage.work, but=[*journals(stage.work), proved])
+            if stage.was_proved and not proved.exists():  # that WORK was gone has said it
+                files.write_file(proved, b"", durable=False)
     write_owner(stage.work / OWNER)
 
 
@@ -150,49 +167,65 @@ def _mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def _end(stage: Staging, error: BaseException, *, can_resume: bool) -> None:
+def _end(stage: Staging, error: BaseException, *, keep: bool) -> None:
     """Keep staging or remove it, and say which."""
     if is_at(stage.destination, stage.descriptor):
         come_of_it.set(_published(stage))
-    elif stage.is_proved or _can_be_resumed(error, stage):
-        kept = _kept(stage, can_resume=can_resume)
+    elif keep and (stage.is_proved or _can_be_resumed(error, stage)) and not interrupts.is_repeated():
+        kept = _kept(stage)
         come_of_it.set(kept)
         if isinstance(error, EplbError):
             error.hint = "; ".join(filter(None, [error.hint, kept]))
     else:
         _remove(stage.path, stage.descriptor)
         is_left = is_at(stage.path, stage.descriptor)
-        come_of_it.set(f"{stage.path} could not be removed" if is_left else NOTHING_WRITTEN)
+        gone = NOTHING_WRITTEN if stage.prepared is None else REMOVED
+        come_of_it.set(f"{stage.path} could not be removed" if is_left else gone)
 
 
 def _published(stage: Staging) -> str:
     return f"{stage.destination} is there and whole"
 
 
-def _kept(stage: Staging, *, can_resume: bool) -> str:
-    """Where what was done is, and how to go on."""
-    if can_resume:
-        return f"what was done is kept in {stage.path}: --resume goes on from it"
-    remove = shlex.join(["rm", "-rf", str(stage.work)])
-    rename = shlex.join(["mv", "-T", str(stage.path), str(stage.destination)])
-    return f"all of it is proved and kept in {stage.path}: `{remove} && {rename}` publishes it"
+def _kept(stage: Staging) -> str:
+    """How much is done, where it is, and how to go on."""
+    words = going_on(command.get())
+    how = f"`{words}`" if words else "resume=True"
+    return f"what was done{_done(stage)} is kept in {stage.path}: {how} goes on from it"
+
+
+def _done(stage: Staging) -> str:
+    """` (412 MB of 843 MB)`, of all that is copied; nothing where it is not known."""
+    prepared = stage.prepared
+    if prepared is None:
+        return ""
+    nbytes = prepared.new_places.nbytes
+    places = prepared.pieces.destination
+    total = int(nbytes[places].sum())
+    if stage.is_proved:
+        return f" ({bytes_in_words(total)}, all of it proved)"
+    try:
+        written = read_written(journals(stage.work), prepared.digest, len(nbytes))
+    except EplbError:
+        return ""
+    return f" ({bytes_in_words(int(nbytes[written].sum()))} of {bytes_in_words(total)})"
 
 
 def _can_be_resumed(error: BaseException, stage: Staging) -> bool:
     """Whether what is written is good and on record, and the same inputs may do another time."""
-    if not journals(stage.work) and not (stage.resumes and proved_before(stage.work)):
+    if not journals(stage.work) and not stage.was_proved:
         return False
     if not isinstance(error, EplbError):
-        return stage.resumes  # who interrupts a run that goes on does not mean what was kept before it
+        return stage.resumes or not isinstance(error, Exception)  # an interruption is none
     if isinstance(error, OutputError):
         return error.code != "EP606"  # nobody knows what the disk has
     return isinstance(error, WorkerError) or error.code in {"EP201", "EP305"}
 
 
 def _clear(path: Path, but: Collection[Path] = ()) -> None:
-    """Remove what an earlier run left, but for some files."""
+    """Remove what an earlier run left, but for some files; last what says that it is not finished."""
     with files.writing(path), os.scandir(path) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name == WORK):
             if Path(entry.path) in but:
                 continue
             if entry.is_dir(follow_symlinks=False):
@@ -204,8 +237,9 @@ def _clear(path: Path, but: Collection[Path] = ()) -> None:
 def _remove(path: Path, descriptor: int) -> None:
     """Remove staging, if it is still there under its own name; never raises."""
     if is_at(path, descriptor):
-        with contextlib.suppress(OSError):
-            files.remove_tree(path)
+        with contextlib.suppress(OSError, EplbError):
+            _clear(path)
+            files.attempt("rmdir", os.rmdir, path)
 
 
 def _publish(stage: Staging) -> None:
@@ -216,7 +250,9 @@ def _publish(stage: Staging) -> None:
     """
     require_place(stage.destination)
     with files.writing(stage.path):
-        files.remove_tree(stage.work)
+        ended = stage.path / _ENDED_WORK
+        files.attempt("rename", os.rename, stage.work, ended)
+        files.remove_tree(ended)
     if stage.durable:
         files.sync_directory(stage.path)
     with files.writing(stage.destination):

@@ -26,7 +26,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from eplb_cli.render.findings import print_findings
-from eplb_cli.render.messages import print_error, print_json, print_json_error, print_note, print_warning
+from eplb_cli.render.messages import (
+    print_error,
+    print_interrupted,
+    print_json,
+    print_json_error,
+    print_note,
+    print_warning,
+)
 from eplb_cli.render.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,6 +51,7 @@ __all__ = [
     "print_findings",
     "print_identification",
     "print_inspection",
+    "print_interrupted",
     "print_json",
     "print_json_error",
     "print_load",

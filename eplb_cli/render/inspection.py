@@ -120,16 +120,23 @@ def show_load(console: Console, load: LoadSummary) -> None:
 def show_written(console: Console, what: str, done: Written) -> None:
     """Print what was made in one line, then its numbers and how it is served."""
     ranks, layers = plural(done.num_ranks, "rank"), plural(done.num_layers, "layer")
-    headline = f"{what}: {done.output}, {plural(done.rows_proved, 'row')} proved"
+    come_of_it = (
+        "would be written" if done.rows_proved is None else f"{plural(done.rows_proved, 'row')} proved"
+    )
+    headline = f"{what}: {done.output}, {come_of_it}"
     console.print(Text(printable(headline), "bold", overflow="fold"))
     console.print()
     pairs = {
         "names of": done.engine,
         "experts": f"{done.num_logical_experts:,} in {layers}, on {ranks}",
-        "wrote": format_bytes(done.nbytes),
-        "took": f"{format_seconds(done.seconds)}, {format_rate(done.nbytes, done.seconds)}",
     }
+    if done.rows_proved is None:
+        pairs["would write"] = format_bytes(done.nbytes)
+    else:
+        pairs["wrote"] = format_bytes(done.nbytes)
+        pairs["took"] = f"{format_seconds(done.seconds)}, {format_rate(done.nbytes, done.seconds)}"
     show_pairs(console, pairs.items())
+    show_list(console, "notes", done.notes)
     show_list(console, "not in the placement", done.beside)
     show_list(console, "serving", done.serving)
 

@@ -70,6 +70,11 @@ def print_note(note: str) -> None:
     write(sys.stderr, message_text("note", note))
 
 
+def print_interrupted(come_of_it: str) -> None:
+    """Print to stderr that the command was interrupted, and what is true of the output now."""
+    write(sys.stderr, message_text("interrupted", come_of_it))
+
+
 def print_warning(warning: Finding | str, *, is_grave: bool = False) -> None:
     """Print a warning to stderr, where it does not disturb the result; a grave one as red as an error."""
     if isinstance(warning, str):

@@ -63,6 +63,7 @@ def show_run(console: Console, run: RunReport) -> None:
         console.print(f"written once for all ranks, which saved {format_bytes(run.linked_bytes)}")
     console.print(_memory(run.peak_anonymous_bytes))
     console.print(_proof(run))
+    show_list(console, "notes", run.notes)
     show_list(console, "how an engine loads it", run.serving)
 
 

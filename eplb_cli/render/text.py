@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TextIO
 
+from eplb_cli.progress import bytes_in_words
+
 UNKNOWN = "unknown"
 """What stands for a number of bytes that nothing says."""
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _MINUTE_S = 60
 _HOUR_S = 3600
 # No yellow, which cannot be read on a light theme.
@@ -27,14 +28,8 @@ def printable(text: object) -> str:
 
 
 def format_bytes(nbytes: float | None) -> str:
-    """Decimal, three significant digits, at most 7 characters: `999 B`, `1.23 kB`, `21.9 GB`."""
-    if nbytes is None:
-        return UNKNOWN
-    value, exponent = float(nbytes), 0
-    while value >= 999.5 and exponent < len(_UNITS) - 1:  # noqa: PLR2004, 999.5 would round to 1000
-        value, exponent = value / 1000, exponent + 1
-    digits = f"{value:#.3g}".rstrip(".") if exponent else f"{value:.0f}"
-    return f"{digits} {_UNITS[exponent]}"
+    """As `bytes_in_words` says them, or that they are unknown."""
+    return UNKNOWN if nbytes is None else bytes_in_words(nbytes)
 
 
 def format_rate(nbytes: float, seconds: float) -> str:

@@ -97,6 +97,7 @@ class RunReport:
             were read back and compared; rows_proved is 0 without the check.
         serving: how each engine loads the output.
         misread: what an engine would load without an error, and wrongly; `warnings` has it too.
+        notes: what a run that went on has taken over.
     """
 
     backend: str
@@ -118,6 +119,7 @@ class RunReport:
     rows_total: int
     serving: list[str]
     misread: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from eplb_cli import __version__, files
 from eplb_cli.checkpoint.layout_file import layout_from_json
 from eplb_cli.checkpoint.manifest import npy_bytes
 from eplb_cli.checkpoint.shards import open_shards
+from eplb_cli.checkpoint.staged import WORK
 from eplb_cli.errors import WorkerError
 from eplb_cli.output.prepared import Prepared, prepare
-from eplb_cli.output.staging import WORK
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.transfer.meter import STAGES, Activity
@@ -143,19 +143,20 @@ def shared_memory(num_workers: int) -> Iterator[str]:
     It is a file of no file system, so that no disk can keep whoever reads or writes it.
     """
     with files.closing(os.memfd_create("eplb-progress")) as descriptor:
-        begin = np.array([[0, STARTING, 0, 0]] * num_workers, np.int64)
+        begin = np.array([[0, STARTING, 0, 0, 0, 0]] * num_workers, np.int64)
         os.pwrite(descriptor, begin.tobytes(), 0)
         yield f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def progress_counters(path: str) -> NDArray[np.int64]:
-    """How far each worker is, int64 (W, 4), in memory that all processes share.
+    """How far each worker is, int64 (W, 6), in memory that all processes share.
 
     Columns are the bytes done; what it is doing, a number of `STEPS` or while it moves bytes the mask of a
-    `Meter`; and its calls to the file system that were begun, and that have come back.
+    `Meter`; its calls to the file system that were begun, and that have come back; `ASKED`, that it is to
+    end, and `KEEPS`, that it has done what only it can tell its journal.
     """
     with files.closing(os.open(path, os.O_RDWR | os.O_CLOEXEC)) as descriptor:
-        return np.frombuffer(mmap.mmap(descriptor, 0), np.int64).reshape(-1, 4)
+        return np.frombuffer(mmap.mmap(descriptor, 0), np.int64).reshape(-1, NUM_COUNTERS)
 
 
 def doing_in_words(doing: int) -> str:
@@ -166,6 +167,9 @@ def doing_in_words(doing: int) -> str:
     verbs = {"read": "reading files", "digest": "hashing rows", "write": "writing files"}
     return " and ".join(verbs[name] for name in names) or "waiting for the other workers"
 
+
+ASKED, KEEPS, NUM_COUNTERS = 4, 5, 6
+"""Columns of `progress_counters` through which the end of a run is settled, and how many there are."""
 
 Side = Literal["old", "new"]
 

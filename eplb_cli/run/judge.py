@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from eplb_cli import files
 from eplb_cli.errors import WorkerError
+from eplb_cli.interrupts import handled, interrupts
 from eplb_cli.run.leash import die_with_parent
 from eplb_cli.run.relay import Relay
 
@@ -30,7 +31,8 @@ POLL_S = 0.1
 REAP_S = 1.0
 """How long the child may take to die of SIGKILL: one whose disk does not answer dies when that does."""
 
-_RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FIRST_OF_INTERRUPTS = 2
+"""Where in the shared memory they are, behind the two numbers of calls."""
 
 
 def go_on_judged(timeout_s: float, hint: str) -> None:
@@ -50,13 +52,15 @@ def go_on_judged(timeout_s: float, hint: str) -> None:
     if threading.active_count() > 1 or files.calls.are_counted:
         return
     counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [*_RELAYED, signal.SIGCHLD])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [*handled(), signal.SIGCHLD])
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    interrupts.share(counts[_FIRST_OF_INTERRUPTS:])
     relay = Relay()
     judge, child = os.getpid(), os.fork()
     if not child:
         _end_with(judge)
+        interrupts.leave_counting()
         relay.in_command()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         files.count_calls(counts)
@@ -76,12 +80,18 @@ def _end_with(parent: int) -> None:
 
 
 def _wait(child: int, relay: Relay, counts: memoryview, timeout_s: float, hint: str) -> None:
-    """End as the child does, or raise EP403."""
+    """End as the child does, or raise EP403.
+
+    The child, which a terminal tells as well, is told of the first signal; whether there is a second one
+    this process knows alone, and the child can see it.
+    """
+    relayed = handled()
     came_back, idle_s, looked = -1, 0.0, time.monotonic()
     while idle_s <= timeout_s:
-        came = signal.sigtimedwait([*_RELAYED, signal.SIGCHLD], POLL_S)
+        came = signal.sigtimedwait([*relayed, signal.SIGCHLD], POLL_S)
         _end_like(child, relay)
         if came is not None and came.si_signo != signal.SIGCHLD:
+            interrupts.count()
             os.kill(child, came.si_signo)
         now = time.monotonic()
         # A pause of the machine, or of this process, is none of the disk.

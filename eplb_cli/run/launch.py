@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli.checkpoint.staged import OWNER
 from eplb_cli.errors import EplbError, WorkerError, error_of
 from eplb_cli.machine import find_process
-from eplb_cli.output.lock import OWNER, inheritable
+from eplb_cli.output.lock import inheritable
 from eplb_cli.progress import before_bytes
-from eplb_cli.run.job import Job, Outcome, doing_in_words, progress_counters, read_outcomes
+from eplb_cli.run.job import ASKED, KEEPS, Job, Outcome, doing_in_words, progress_counters, read_outcomes
 from eplb_cli.run.torchrun import read_ends
 
 POLL_S = 0.05
@@ -60,6 +61,11 @@ def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int,
     before_bytes.set("starting workers")
     try:
         _watch(job, process, counters, timeout_s, show)
+    except Exception:
+        raise
+    except BaseException:  # an interruption: what is done is to be kept
+        _ask_to_end(counters)
+        raise
     finally:
         before_bytes.set("")
         code = _end(process)
@@ -136,6 +142,14 @@ def _watch(
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
             return
+
+
+def _ask_to_end(counters: NDArray[np.int64]) -> None:
+    """Let the workers tell their journals what they have done, which takes them a moment; then they end."""
+    counters[:, ASKED] = 1
+    give_up = time.monotonic() + GRACE_S
+    while counters[:, KEEPS].any() and time.monotonic() < give_up:
+        time.sleep(POLL_S)
 
 
 def _end(process: subprocess.Popen[bytes]) -> int | None:

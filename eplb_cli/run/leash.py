@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 from eplb_cli import files
+from eplb_cli.checkpoint.staged import OWNER
 from eplb_cli.errors import OutputError
 from eplb_cli.machine import find_process
-from eplb_cli.output.lock import OWNER, Owner, inherited_owner
+from eplb_cli.output.lock import Owner, inherited_owner
 
 POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from eplb_cli.arrays import Digests
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import WorkerError
 from eplb_cli.machine import available_memory_nbytes, default_buffer_nbytes, default_threads
-from eplb_cli.output.journal import LAUNCHER, Journal, Known, write_written
-from eplb_cli.output.prepared import Prepared
+from eplb_cli.output.journal import LAUNCHER, Known, write_written
 from eplb_cli.output.staging import Staging
 from eplb_cli.placements.own_format import placement_to_json
 from eplb_cli.progress import ProgressBar, accumulate
@@ -25,7 +23,7 @@ from eplb_cli.run.launch import launch
 from eplb_cli.run.preparing import Planned
 from eplb_cli.transfer.meter import Summary, summarize
 from eplb_cli.transfer.traffic import TransferOptions, largest_chunk_nbytes
-from eplb_cli.transfer.transfer import SPANS, TransferResult, transfer
+from eplb_cli.transfer.transfer import SPANS, TransferResult, transfer_here
 
 WORK_NBYTES = 1 << 20
 """Bytes of the files through which a launcher and its workers talk, besides digests."""
@@ -61,7 +59,8 @@ def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) 
         total_nbytes += int(new.nbytes[~known.written].sum())
     with progress(total_nbytes, planned.backend) as show:
         if planned.backend == "file":
-            results = [_move_here(planned.prepared, stage, options, known, show)]
+            advance = accumulate(show)
+            results = [transfer_here(planned.prepared, stage, options, advance, known)]
         else:
             results = _move_in_workers(planned, stage, options, known, show)
     return _together(results, options, began)
@@ -81,16 +80,6 @@ def _options(planned: Planned) -> TransferOptions:
         # Forgetting costs 0.2 s a GB, so it is done only where the system would have to do it anyway.
         keep_cache=prepared.checkpoint.shards.nbytes + prepared.output.own_nbytes < available_memory_nbytes(),
     )
-
-
-def _move_here(
-    prepared: Prepared, stage: Staging, options: TransferOptions, known: Known, show: Callable[[int], None]
-) -> TransferResult:
-    advance = accumulate(show)
-    if not options.digests:
-        return transfer(prepared, stage.path, options, 0, None, advance, known)
-    with contextlib.closing(Journal(stage.work, "0", prepared.digest)) as journal:
-        return transfer(prepared, stage.path, options, 0, None, advance, known, journal)
 
 
 def _move_in_workers(

@@ -40,6 +40,7 @@ class AnyRequest(ABC):
     threads: int | None = None
     resume: bool = False
     copy: bool = False
+    keep: bool = True
     verify: bool = True
     digests: bool = True
     durable: bool = True
@@ -79,6 +80,7 @@ class Request(AnyRequest):
             least.
         resume: go on with what a run that was ended has left.
         copy: write DST also where OLD and NEW are the same, and nothing is to be done.
+        keep: leave what is done for `resume` where a run is interrupted, or ends with an error that may pass.
         verify: read the result back and prove it; without it, or without digests, nothing is proved.
         digests: take a digest of every row, for the proof now and for `verify` later.
         durable: wait until the disk has every byte.

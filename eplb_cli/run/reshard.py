@@ -17,7 +17,7 @@ from eplb_cli.run.clock import Clock
 from eplb_cli.run.move import Moved, move
 from eplb_cli.run.preparing import Planned, plan_request
 from eplb_cli.run.request import AnyRequest
-from eplb_cli.run.resume import known_before, written_before
+from eplb_cli.transfer.resume import known_before, taken_over, written_before
 
 
 def reshard(request: AnyRequest, progress: ProgressBar = silent, *, full: bool = False) -> Report:
@@ -53,9 +53,11 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
     clock = Clock(planned.seconds)
     prepared = planned.prepared
     shards = prepared.checkpoint.shards
-    with staging(request.destination, durable=request.durable, resume=request.resume) as stage:
-        told = written_before(prepared, stage.work)
-        stage.create(prepared.output)
+    with staging(
+        request.destination, durable=request.durable, resume=request.resume, keep=request.keep
+    ) as stage:
+        told = written_before(prepared, stage.path, was_proved=stage.was_proved)
+        stage.create(prepared)
         carried = carry_files(shards.to_carry(), stage)
         clock.lap("create")
         known = known_before(prepared, stage, told, planned.alike.digests, progress)
@@ -76,7 +78,8 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
             served=prepared.served,
         )
     clock.lap("commit")
-    return _run_report(planned, moved, proof, stage.unlinked, clock.seconds)
+    notes = taken_over(prepared, stage, known)
+    return _run_report(planned, moved, proof, stage.unlinked, clock.seconds, notes)
 
 
 def _check(planned: Planned, moved: Moved) -> Proof | None:
@@ -91,7 +94,12 @@ def _check(planned: Planned, moved: Moved) -> Proof | None:
 
 
 def _run_report(
-    planned: Planned, moved: Moved, proof: Proof | None, unlinked: Sequence[int], seconds: dict[str, float]
+    planned: Planned,
+    moved: Moved,
+    proof: Proof | None,
+    unlinked: Sequence[int],
+    seconds: dict[str, float],
+    notes: list[str],
 ) -> Report:
     request, prepared = planned.request, planned.prepared
     rows_total = sum(
@@ -133,6 +141,7 @@ def _run_report(
         output=str(request.destination),
         rows_proved=0 if proof is None else proof.rows_proved,
         rows_total=rows_total,
+        notes=notes,
         serving=list(prepared.served.serving.notes),
         misread=list(prepared.served.serving.misread),
     )

@@ -60,9 +60,8 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
         _refuse_sharded(checkpoint, new, set())
         return Alike(frozenset(), digests)
     # A plan that has nothing to compare starts without what reads and hashes.
-    from concurrent.futures import ThreadPoolExecutor
 
-    from eplb_cli.transfer.trees import digest_distinct, source_tree
+    from eplb_cli.transfer.trees import Threads, digest_distinct, source_tree
 
     one_file = file_identities(checkpoint.shards, places)
     known = checkpoint.known_digests
@@ -79,7 +78,7 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
         wanted = np.concatenate([np.zeros(0, np.int64), *unsure.values()])
         with (
             progress(int(places.nbytes[wanted].sum()), "compare") as show,
-            ThreadPoolExecutor(threads) as pool,
+            Threads(threads) as pool,
         ):
             advance = accumulate(show)
             digests[wanted] = digest_distinct(places, wanted, one_file, tree, pool, advance)[wanted]

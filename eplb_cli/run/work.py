@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 import time
 import traceback
 from dataclasses import replace
@@ -14,11 +16,13 @@ from typing import TYPE_CHECKING
 from eplb_cli import files
 from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange.wire import Schedule
-from eplb_cli.output.journal import LAUNCHER, Journal, Known, journals, read_written
+from eplb_cli.output.journal import LAUNCHER, Journal, Known, WrittenLog, journals, read_written
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.run.job import (
+    ASKED,
     ENDING,
     JOINING,
+    KEEPS,
     PLANNING,
     Job,
     Outcome,
@@ -31,9 +35,12 @@ from eplb_cli.transfer.meter import Meter
 from eplb_cli.transfer.transfer import Link, TransferResult, transfer
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 
+POLL_S = 0.05
 _LIFE = timedelta(days=1)
 """No collective waits on storage for its life: the launcher judges progress, not the group."""
 
@@ -85,7 +92,7 @@ def run(job: Job, worker: int) -> TransferResult:
     device = _device(job, int(os.environ["LOCAL_RANK"]))
     num_workers = job.transfer.num_workers
     progress = progress_counters(job.progress)[worker]
-    files.count_calls(memoryview(progress)[2:])
+    files.count_calls(memoryview(progress)[2:ASKED])
     progress[1] = JOINING
     store = dist.FileStore(str(job.work / "store"), num_workers)  # type: ignore[attr-defined]
     dist.init_process_group(job.backend, store=store, rank=worker, world_size=num_workers, timeout=_LIFE)
@@ -107,16 +114,31 @@ def run(job: Job, worker: int) -> TransferResult:
 
     known = known_of(prepared, job)
     journal = Journal(job.work, str(worker), job.digest) if job.transfer.digests else None
+    log = WrittenLog(prepared.new_places.nbytes, journal)
+    progress[KEEPS] = 1
+    threading.Thread(target=_end_when_asked, args=(progress, log), daemon=True).start()
     staging, meter = Path(job.staging), Meter(watch)
-    result = transfer(prepared, staging, job.transfer, worker, connect, advance, known, journal, meter)
-    if journal is not None:
-        journal.close()
+    result = transfer(prepared, staging, job.transfer, worker, connect, advance, known, log, meter)
+    progress[KEEPS] = 0
     progress[1] = ENDING
     leave_digests(job.work, "old", worker, result.old_digests)
     leave_digests(job.work, "new", worker, result.new_digests)
     dist.barrier(group=group)
     dist.destroy_process_group()
     return result
+
+
+def _end_when_asked(progress: NDArray[np.int64], log: WrittenLog) -> None:
+    """End this process when the launcher asks for it, whatever its other threads wait for.
+
+    All that is written by then is in the journal.
+    """
+    while not progress[ASKED]:
+        time.sleep(POLL_S)
+    with contextlib.suppress(EplbError):
+        log.tell()
+    progress[KEEPS] = 0
+    os._exit(1)
 
 
 def known_of(prepared: Prepared, job: Job) -> Known:

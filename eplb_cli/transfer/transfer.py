@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,12 +20,13 @@ from eplb_cli.exchange.wire import Schedule, schedule_for
 from eplb_cli.machine import PeakMemory
 from eplb_cli.output.journal import Journal, Known, WrittenLog
 from eplb_cli.output.prepared import Prepared
+from eplb_cli.output.staging import Staging
 from eplb_cli.transfer.digest_table import DigestTable
 from eplb_cli.transfer.file_ends import FileEnds, FileSink, FileSource
 from eplb_cli.transfer.meter import Activity, Meter
 from eplb_cli.transfer.staying import StayingRows
 from eplb_cli.transfer.traffic import TransferOptions, plan_traffic, worker_of
-from eplb_cli.transfer.trees import Tree, digest_places, source_tree
+from eplb_cli.transfer.trees import Threads, Tree, digest_places, source_tree
 
 
 class Link(Transport, Protocol):
@@ -75,7 +76,7 @@ def transfer(  # noqa: PLR0913, PLR0917 - what is left to whoever moves the byte
     connect: Callable[[Schedule], Link] | None,
     advance: Callable[[int], None],
     known: Known | None = None,
-    journal: Journal | None = None,
+    log: WrittenLog | None = None,
     meter: Meter | None = None,
 ) -> TransferResult:
     """Move everything that `worker` sends, receives or keeps, and read its ranks back.
@@ -83,12 +84,12 @@ def transfer(  # noqa: PLR0913, PLR0917 - what is left to whoever moves the byte
     Args:
         connect: makes the link to the other workers; None where there are none.
         advance: called with the number of bytes written or read back.
-        known: what need not be done again. journal: where to tell what is done. meter: what counts it all.
+        known: what need not be done again. log: where to tell what is done. meter: what counts it all.
     """
     share = _Share(prepared, staging, options, worker, advance, known, meter or Meter())
     with PeakMemory().watched() as memory, share.destination:
         with share.source:
-            share.move(connect, journal)
+            share.move(connect, log or WrittenLog(prepared.new_places.nbytes))
         share.settle()
     return TransferResult(
         share.old_digests.values,
@@ -99,6 +100,21 @@ def transfer(  # noqa: PLR0913, PLR0917 - what is left to whoever moves the byte
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         memory.nbytes,
     )
+
+
+def transfer_here(
+    prepared: Prepared,
+    stage: Staging,
+    options: TransferOptions,
+    advance: Callable[[int], None],
+    known: Known,
+) -> TransferResult:
+    """Move everything in this process; without digests nobody could trust a journal, and there is none."""
+    if not options.digests:
+        return transfer(prepared, stage.path, options, 0, None, advance, known)
+    with closing(Journal(stage.work, "0", prepared.digest)) as journal:
+        log = WrittenLog(prepared.new_places.nbytes, journal)
+        return transfer(prepared, stage.path, options, 0, None, advance, known, log)
 
 
 class _Share:
@@ -136,12 +152,10 @@ class _Share:
         """What the worker was busy with until now."""
         return self._meter.finish(self._spans, self.wire_nbytes)
 
-    def move(self, connect: Callable[[Schedule], Link] | None, journal: Journal | None) -> None:
+    def move(self, connect: Callable[[Schedule], Link] | None, log: WrittenLog) -> None:
         """Put every row and every other tensor of the worker's new ranks where it belongs."""
         self.ended["start"], threads = time.perf_counter(), self._options.threads
-        log = WrittenLog(self._prepared.new_places.nbytes)
-        keeping = nullcontext() if journal is None else log.kept(journal, self._flush)
-        with keeping, ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as exchange_pool:
+        with log.kept(self._flush), Threads(threads) as pool, Threads(threads) as exchange_pool:
             ends = self._ends(pool, log)
             staying, only_digest = self._staying()
             rows = StayingRows(ends, staying, only_digest)
@@ -202,7 +216,7 @@ class _Share:
     def settle(self) -> None:
         """Read everything back, unless it shares its blocks with SRC, while the disk takes it in."""
         options, new = self._options, self._prepared.new_places
-        with ThreadPoolExecutor(options.threads) as pool, ThreadPoolExecutor(1) as syncer:
+        with Threads(options.threads) as pool, Threads(1) as syncer:
             synced = syncer.submit(self._sync)
             if options.digests and options.verify:
                 pieces = self._prepared.pieces

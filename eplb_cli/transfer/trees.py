@@ -29,6 +29,41 @@ BLOCK_NBYTES = 1 << 20
 """What a thread reads, hashes and writes at a time: it stays in its core's cache."""
 
 
+class _StoppedError(Exception):
+    """In a thread whose work nobody wants any more."""
+
+
+_this_thread = threading.local()
+
+
+class Threads(ThreadPoolExecutor):
+    """A pool whose work ends where its `with` block fails: what is queued is dropped, the rest stops soon.
+
+    An interruption has not the time that gigabytes take.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._stopped = threading.Event()
+        super().__init__(count, initializer=self._begin)
+
+    def _begin(self) -> None:
+        _this_thread.stopped = self._stopped
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._stopped.set()
+        self.shutdown(wait=True, cancel_futures=kind is not None)
+
+
+def _go_on() -> None:
+    """End the work of this thread where its pool has been stopped."""
+    stopped: threading.Event | None = getattr(_this_thread, "stopped", None)
+    if stopped is not None and stopped.is_set():
+        raise _StoppedError
+
+
 class Tree:
     """The files of one tree, by number, each opened on first use and closed at the end of the `with` block.
 
@@ -76,6 +111,7 @@ class Tree:
 
     def read(self, number: int, view: memoryview, offset: int) -> None:
         """Fill `view` from a file. Raises CheckpointError, or OutputError where it is one of ours."""
+        _go_on()
         descriptor, path = self.descriptor(number), self.paths[number]
         try:
             self.meter.timed("read", len(view), files.read_into, descriptor, view, offset, path)
@@ -86,11 +122,13 @@ class Tree:
 
     def write(self, number: int, view: memoryview, offset: int) -> None:
         """Write `view` to a file."""
+        _go_on()
         descriptor = self.descriptor(number)
         self.meter.timed("write", len(view), files.write_from, descriptor, view, offset, self.paths[number])
 
     def sync(self, number: int) -> None:
         """Wait until the disk has a file."""
+        _go_on()
         self.meter.timed("write", 0, files.sync, self.descriptor(number), self.paths[number])
 
     def forget(self, number: int, offset: int, nbytes: int) -> None:

@@ -83,7 +83,7 @@ class Case:
 def forget_kept(home: Path, result: Result) -> None:
     """Remove the staging directory of a run that says that it keeps it; no other run may leave one."""
     kept = list(home.glob(".*.eplb-staging"))
-    assert bool(kept) == ("--resume goes on" in result.err), result.err
+    assert bool(kept) == ("--resume` goes on" in result.err), result.err
     for path in kept:
         shutil.rmtree(path)
 

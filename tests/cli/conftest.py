@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from eplb_cli.cli import entry
+from eplb_cli.interrupts import SIGNALS
 from tests.cli.case import Case, Run
 from tests.cli.tree import NEW, OLD, Result, stacked, write_tree
 
@@ -29,7 +30,7 @@ def eplb(monkeypatch, capsys) -> Run:
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["eplb", *map(str, arguments)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         capsys.readouterr()
         code: Any = 0
         try:

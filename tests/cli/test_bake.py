@@ -180,7 +180,8 @@ def test_files_are_shared_where_that_is_possible(bake, home, monkeypatch):
     real = files.write_from
 
     def write_from(descriptor, buffer, offset, path):
-        written.append((len(buffer), offset))
+        if path.suffix == ".safetensors":  # and no journal
+            written.append((len(buffer), offset))
         real(descriptor, buffer, offset, path)
 
     monkeypatch.setattr(files, "clone_range", clone)

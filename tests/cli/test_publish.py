@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
+import shlex
 import signal
 import stat
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.support.huggingface import MOE_LAYERS, deepseek_v3, write_checkpoint
 from tests.support.mounts import mounted, tmpfs
 from tests.support.runs import contents
 
-KEPT = "--resume goes on"
+KEPT = "--resume` goes on"
 AT_RENAME = [errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EROFS, errno.ENOTEMPTY, errno.EEXIST, errno.EIO]
 
 
@@ -179,7 +180,7 @@ def refuse_place(destination):
 @pytest.mark.parametrize("name", ["shard", "merge", "bake"])
 @pytest.mark.parametrize("is_early", [True, False])
 def test_the_other_commands_that_publish(eplb, hugging_face, tmp_path, at, monkeypatch, name, is_early):
-    """They cannot resume: the message has the command that publishes, whole, and it does."""
+    """All is proved and kept: the message has the command that publishes it, whole, and it does."""
     out = tmp_path / "o u t"
     assert eplb(*hugging_face[name]).code == 0
     whole = contents(out)
@@ -191,7 +192,11 @@ def test_the_other_commands_that_publish(eplb, hugging_face, tmp_path, at, monke
     result = eplb(*hugging_face[name])
     assert result.code == 6
     assert not out.exists()
-    subprocess.run(["bash", "-c", result.err.split("`")[1]], check=True)
+    command = shlex.split(result.err.split("`")[1])
+    assert command == ["eplb", *map(str, hugging_face[name]), "--resume"]
+    monkeypatch.undo()
+    again = eplb(*command[1:])
+    assert (again.code, re.search(r"(\S+ \w+) of \1 taken over, read again", again.out) is None) == (0, False)
     assert contents(out) == whole
 
 
@@ -218,7 +223,11 @@ class TestInterruptions:
         at(is_last(case), self.end)
         result = case.eplb(*case.arguments())
         assert (result.code, result.out, case.dst.exists()) == (130, "", False)
-        assert last(result) == f"interrupted: what was done is kept in {staging_of(case)}: {KEPT} from it\n"
+        command = shlex.join(["eplb", *map(str, case.arguments("--resume"))])
+        assert last(result) == (
+            f"interrupted: what was done (820 B, all of it proved) is kept in {staging_of(case)}: "
+            f"`{command}` goes on from it\n"
+        )
         resume(case)
 
     def test_after_the_rename(self, case, at):

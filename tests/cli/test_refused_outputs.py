@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from eplb_cli import files
-from tests.cli.case import assert_error
+from tests.cli.case import assert_error, forget_kept
 from tests.cli.tree import fingerprint, write_tree
 
 
@@ -186,10 +186,10 @@ def test_a_kernel_that_does_not_copy(case, monkeypatch, number):
     assert case.eplb("verify", case.dst, "--against", case.src).code == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("operation", ["mkdir", "allocate", "write", "sync"])
 def test_an_interruption(case, monkeypatch, number, operation):
-    """Exit code 130 whenever it comes, once or again; nothing stays behind."""
+    """Exit code 130 whenever it comes, once or twice at once; nothing stays behind but what is said to."""
 
     def attempt(name, call, *args):
         if name == operation:
@@ -202,6 +202,7 @@ def test_an_interruption(case, monkeypatch, number, operation):
     result = case.eplb(*case.arguments())
     assert (result.code, result.out) == (130, "")
     assert "interrupted" in result.err
+    forget_kept(case.home, result)
     assert fingerprint(case.home) == before
 
 

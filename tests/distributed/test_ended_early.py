@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from eplb_cli.errors import EplbError
+from eplb_cli.progress import REMOVED
 from eplb_cli.run.job import progress_counters, read_job
+from tests.support.interrupts import APART_S
 from tests.support.runs import TINY_BUFFERS, contents, processes_about, run, start, wait_until
 
 DATA = Path(__file__).parents[1] / "data" / "eplb-replicas"
@@ -68,7 +71,7 @@ def test_a_killed_worker_is_named(tmp_path, running, number):
     assert (running.returncode, out) == (4, "")
     wait_until(lambda: not processes_about(tmp_path))
     assert list(tmp_path.iterdir()) == [tmp_path / ".dst.eplb-staging"]
-    assert "--resume goes on" in err
+    assert "--resume` goes on" in err
     again = ("--resume", "--backend", "file", "--new", DATA / "new.json", "--old", DATA / "old.json")
     done = run("reshard", DATA / "src", tmp_path / "dst", *again)
     assert done.returncode == 0, done.stderr
@@ -102,12 +105,30 @@ def test_a_killed_launcher_leaves_no_process(tmp_path, running):
     assert list(tmp_path.iterdir()) == [tmp_path / "dst"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT])
-def test_an_interrupted_run_leaves_nothing(tmp_path, running, number):
-    """Ctrl-C, which only the command itself gets: exit 130, and its workers end with it."""
-    running.send_signal(number)
+def test_an_interrupted_run_is_kept(tmp_path, running):
+    """Ctrl-C, which only the command itself gets: exit 130, its workers end with it, and --resume goes on."""
+    running.send_signal(signal.SIGINT)
+    running.wait()
+    out, err = running.communicate()
+    assert (running.returncode, out) == (130, "")
+    wait_until(lambda: not processes_about(tmp_path))
+    assert "--resume` goes on" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == [tmp_path / ".dst.eplb-staging"]
+    again = ("--resume", "--backend", "file", "--new", DATA / "new.json", "--old", DATA / "old.json")
+    done = run("reshard", DATA / "src", tmp_path / "dst", *again)
+    assert done.returncode == 0, done.stderr
+    assert "taken over, read again" in done.stdout
+    assert run("verify", tmp_path / "dst", "--against", DATA / "src").returncode == 0
+
+
+def test_an_interrupted_run_that_keeps_nothing(tmp_path, running):
+    """Ctrl-C twice within the second."""
+    running.send_signal(signal.SIGINT)
+    time.sleep(APART_S)
+    running.send_signal(signal.SIGINT)
     running.wait()
     err = require_nothing_left(tmp_path, running)
     assert running.returncode == 130
-    assert "interrupted" in err
+    assert REMOVED in err
     assert "Traceback" not in err

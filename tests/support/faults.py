@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from eplb_cli import files
 from eplb_cli.cli import entry
+from eplb_cli.interrupts import SIGNALS
 
 Kind = Literal["EIO", "ENOSPC", "EINTR", "short", "kill"]
 
@@ -114,7 +115,7 @@ class Ended(NamedTuple):
 def run_here(*arguments: object, fault: Fault | None = None) -> Ended:
     """Run a command as `main` would, in this process, with a fault."""
     made = files.make_call
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     argv, sys.argv = sys.argv, ["eplb", *map(str, arguments)]
     out, err, code = io.StringIO(), io.StringIO(), 0
     try:

@@ -36,18 +36,22 @@ LAUNCHER = "launcher"
 
 
 def run_forked(
-    directory: Path, arguments: list[object], faults: Mapping[str, Fault], interval_s: float = 30.0
+    directory: Path,
+    arguments: list[object],
+    faults: Mapping[str, Fault],
+    interval_s: float = 30.0,
+    second_s: float = 1.0,
 ) -> Ended:
     """Run a command to its end; its code is negative where a signal ended it.
 
     Args:
         directory: for what it says, apart from what it works on.
         faults: by process, `LAUNCHER` or the number of a worker.
-        interval_s: of the journals.
+        interval_s: of the journals. second_s: within which a second signal says to keep nothing.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    given = (str(directory), [str(argument) for argument in arguments], dict(faults), interval_s)
+    given = (str(directory), [str(argument) for argument in arguments], dict(faults), interval_s, second_s)
     process = context.Process(target=_command, args=given)
     process.start()
     process.join(_GIVE_UP_S)
@@ -58,9 +62,11 @@ def run_forked(
     return Ended(process.exitcode, out, err)
 
 
-def _command(directory: str, arguments: list[str], faults: dict[str, Fault], interval_s: float) -> None:
+def _command(
+    directory: str, arguments: list[str], faults: dict[str, Fault], interval_s: float, second_s: float
+) -> None:
     """Be the command."""
-    from eplb_cli import files
+    from eplb_cli import files, interrupts
     from eplb_cli.cli import entry
     from eplb_cli.output import journal
     from eplb_cli.run import request, shared_others
@@ -71,6 +77,7 @@ def _command(directory: str, arguments: list[str], faults: dict[str, Fault], int
         os.close(opened)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     journal.INTERVAL_S = interval_s
+    interrupts.SECOND_S = second_s
     shared_others.LEAST_SHARED_NBYTES = 0
     request.LEAST_BUFFER_NBYTES = 1
     workers = {name: fault for name, fault in faults.items() if name != LAUNCHER}

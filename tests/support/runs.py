@@ -26,14 +26,15 @@ def run(*arguments: object, module: str = "eplb_cli") -> subprocess.CompletedPro
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=_GIVE_UP_S)
 
 
-def start(*arguments: object, module: str = "eplb_cli") -> subprocess.Popen[str]:
-    """Start a command."""
+def start(*arguments: object, module: str = "eplb_cli", group: bool = False) -> subprocess.Popen[str]:
+    """Start a command, if wanted in a process group of its own."""
     return subprocess.Popen(
         command(*arguments, module=module),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
+        process_group=0 if group else None,
     )
 
 

@@ -84,9 +84,9 @@ def test_the_launcher_replaces_all_journals(tmp_path):
 
 def test_a_place_is_written_with_its_last_byte(tmp_path):
     """In pieces, from any thread, in any order; what has no bytes never is."""
-    log = WrittenLog(np.array([10, 10, 0, 10]))
     found = Journal(tmp_path, "0", "plan")
-    with log.kept(found, lambda: None):
+    log = WrittenLog(np.array([10, 10, 0, 10]), found)
+    with log.kept(lambda: None):
         log.wrote(3, 4)
         log.wrote(1, 10)
         log.wrote(3, 5)
@@ -97,8 +97,8 @@ def test_a_place_is_written_with_its_last_byte(tmp_path):
 def test_lines_are_added_as_time_goes_by(tmp_path, monkeypatch):
     """Each after the disk has what it says: at a flush, the places since the last one are not told yet."""
     monkeypatch.setattr(journal, "INTERVAL_S", 0.001)
-    log = WrittenLog(np.array([10, 10, 0, 10]))
     found = Journal(tmp_path, "0", "plan")
+    log = WrittenLog(np.array([10, 10, 0, 10]), found)
     told_before_flush = []
 
     def told() -> list[bool]:
@@ -107,7 +107,7 @@ def test_lines_are_added_as_time_goes_by(tmp_path, monkeypatch):
     def flush() -> None:
         told_before_flush.append(sum(told()))
 
-    with log.kept(found, flush):
+    with log.kept(flush):
         for number, place in enumerate((0, 1, 3), start=1):
             log.wrote(place, 10)
             while sum(told()) < number:
@@ -119,9 +119,10 @@ def test_lines_are_added_as_time_goes_by(tmp_path, monkeypatch):
 def test_nothing_is_called_where_nothing_was_written(tmp_path, monkeypatch):
     """A run that stands still makes no calls of its journal: they would look like progress."""
     monkeypatch.setattr(journal, "INTERVAL_S", 0.001)
-    log, found = WrittenLog(np.array([10])), Journal(tmp_path, "0", "plan")
+    found = Journal(tmp_path, "0", "plan")
+    log = WrittenLog(np.array([10]), found)
     flushes = []
-    with log.kept(found, lambda: flushes.append(1)):
+    with log.kept(lambda: flushes.append(1)):
         time.sleep(0.05)
     found.close()
     assert flushes == []
@@ -131,9 +132,9 @@ def test_nothing_is_called_where_nothing_was_written(tmp_path, monkeypatch):
 def test_a_journal_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
     """The error of the thread that keeps it comes out of the block."""
     monkeypatch.setattr(journal, "INTERVAL_S", 0.001)
-    log = WrittenLog(np.array([10]))
-    log.wrote(0, 10)
     found = Journal(tmp_path, "0", "plan")
+    log = WrittenLog(np.array([10]), found)
+    log.wrote(0, 10)
     failed = threading.Event()
 
     def fail() -> None:
@@ -141,9 +142,26 @@ def test_a_journal_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
         raise OutputError("EP604", "no")
 
     def work() -> None:
-        with log.kept(found, fail):
+        with log.kept(fail):
             failed.wait()
 
     with pytest.raises(OutputError, match="no"):
         work()
     found.close()
+
+
+def test_the_last_line_is_added_whatever_ends_the_block(tmp_path):
+    """What was written since the line before is told, and nobody waits for the disk."""
+    found = Journal(tmp_path, "0", "plan")
+    log, flushes = WrittenLog(np.array([10, 10, 0, 10]), found), []
+
+    def work() -> None:
+        with log.kept(lambda: flushes.append(1)):
+            log.wrote(1, 10)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    found.close()
+    assert read_written(journals(tmp_path), "plan", NUM_NEW).tolist() == [False, True, False, False]
+    assert flushes == []

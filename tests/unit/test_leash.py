@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
+from eplb_cli.checkpoint.staged import OWNER
 from eplb_cli.errors import OutputError
 from eplb_cli.machine import find_process
-from eplb_cli.output.lock import OWNER, inheritable, locked, write_owner
+from eplb_cli.output.lock import inheritable, locked, write_owner
 
 TIE = """
 import sys

@@ -1,54 +1,55 @@
-"""What need not be done: what the launcher has read already, and what an earlier run has left in staging."""
+"""What need not be done: what was read already, and what an earlier run has left in staging."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.checkpoint.manifest import read_manifest
+from eplb_cli import files
+from eplb_cli.checkpoint.staged import WORK
 from eplb_cli.errors import CheckpointError, OutputError, PlanError
 from eplb_cli.machine import default_threads
-from eplb_cli.output.journal import Known, journals, read_written
+from eplb_cli.output.destination import real_path, staging_path
+from eplb_cli.output.journal import Known, journals, read_written, write_written
 from eplb_cli.output.prepared import Prepared
+from eplb_cli.output.shard_files import check_space
 from eplb_cli.output.staging import Staging, proved_before
-from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.transfer.trees import Tree, source_tree, start_digests
+from eplb_cli.progress import ProgressBar, accumulate, bytes_in_words
+from eplb_cli.transfer.trees import Threads, Tree, source_tree, start_digests
 
 
-def written_before(prepared: Prepared, work: Path) -> NDArray[np.bool_]:
+def written_before(prepared: Prepared, path: Path, *, was_proved: bool) -> NDArray[np.bool_]:
     """(X,) new places that an earlier run calls written: all where it had proved all, else those in journals.
 
     Args:
-        work: where its journals are, if there was one.
+        path: the staging directory, if there was one.
 
     Raises:
         PlanError: EP305, it had other inputs.
         OutputError: EP604, what it has left cannot be read.
     """
-    told = read_written(journals(work), prepared.digest, len(prepared.new_places.rank))
-    proved = proved_before(work)
-    if proved is None:
+    told = read_written(journals(path / WORK), prepared.digest, len(prepared.new_places.rank))
+    if not was_proved:
         return told
-    headers = _headers_in(proved)
-    if headers == {file.name: file.header_digest for file in prepared.output.files}:
-        return np.ones_like(told)
-    if headers or not journals(work):
-        raise PlanError("EP305", f"{work.parent} was begun with other inputs")
-    return told
+    if any(_begins_otherwise(path / file.name, file.header) for file in prepared.output.files):
+        raise PlanError("EP305", f"{path} was begun with other inputs")
+    return np.ones_like(told)
 
 
-def _headers_in(proved: Path) -> dict[str, object]:
-    """The digests of all headers, by file; none where `eplb.json` was cut off while it was written."""
+def _begins_otherwise(path: Path, header: bytes) -> bool:
+    """Whether a file is there that has not this beginning, as far as it goes. Raises EP604."""
+    if not path.exists():
+        return False
     try:
-        manifest = read_manifest(proved.parent)
+        with files.opened_source(path) as descriptor:
+            content = bytearray(min(len(header), os.fstat(descriptor).st_size))
+            files.read_into(descriptor, memoryview(content), 0, path)
     except CheckpointError as error:
-        if error.code == "EP214":
-            return {}
         raise OutputError("EP604", error.message) from error
-    return {name: file["header_digest"] for name, file in manifest.files.items()} if manifest else {}
+    return not header.startswith(content)
 
 
 def known_before(
@@ -74,6 +75,8 @@ def known_before(
     num_new = len(prepared.new_places.rank)
     if not stage.resumes:
         return Known(digests, np.zeros(num_new, bool))
+    if not journals(stage.work):  # that all was proved is not forgotten while it is looked at
+        write_written(stage.work, told, prepared.digest)
     pieces = np.flatnonzero(told[prepared.pieces.destination])
     source, destination = prepared.pieces.source[pieces], prepared.pieces.destination[pieces]
     old, new = _read_both(prepared, stage, np.unique(source), destination, progress)
@@ -96,7 +99,7 @@ def _read_both(
     with (
         source_tree(shards) as source_files,
         Tree(staged) as staged_files,
-        ThreadPoolExecutor(default_threads(1)) as pool,
+        Threads(default_threads(1)) as pool,
         progress(total_nbytes, "check what is there") as show,
     ):
         advance = accumulate(show)
@@ -105,3 +108,26 @@ def _read_both(
         reading.wait()
         reading_staged.wait()
     return old_digests, new_digests
+
+
+def try_destination(prepared: Prepared, destination: Path, *, resume: bool) -> None:
+    """What a run finds in the place of DST before it writes: room, and what it could go on with.
+
+    Raises:
+        OutputError: EP603, it does not fit.
+        PlanError: EP305, what an earlier run has left is for other inputs.
+    """
+    destination = real_path(destination)
+    path = staging_path(destination)
+    check_space(path, prepared.output, destination)
+    if resume:
+        written_before(prepared, path, was_proved=proved_before(path))
+
+
+def taken_over(prepared: Prepared, stage: Staging, known: Known) -> list[str]:
+    """What a run that goes on has not done again, in words; nothing where it does not go on."""
+    if not stage.resumes:
+        return []
+    nbytes, places = prepared.new_places.nbytes, prepared.pieces.destination
+    done, total = (bytes_in_words(int(nbytes[part].sum())) for part in (known.written, places))
+    return [f"{done} of {total} taken over, read again"]
