@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,19 @@ def _placements_of(shards: Shards, placement: Placement, step: Placement) -> lis
     known = manifest.read_placement(shards.path) if manifest else inside
     if known is not None:
         return [step if _has_all_of(step, known) else known]
-    return [each for each in (step, placement) if np.array_equal(each.slots_per_rank, shards.slots_per_rank)]
+    return [each for each in (step, placement) if _may_be_of(shards, each)]
+
+
+def _may_be_of(shards: Shards, placement: Placement) -> bool:
+    """Whether shards may lie under a placement: by the experts that keys name, or else by numbers of rows."""
+    if not shards.layout.names_experts:
+        return np.array_equal(placement.slots_per_rank, shards.slots_per_rank)
+    layers = [placement.layer_number(layer) for layer in range(placement.num_layers)]
+    held = [
+        [sorted({*row[first:last].tolist()} - {EMPTY}) for first, last in pairwise(placement.first_slot)]
+        for row in placement.physical_to_logical
+    ]
+    return placement.num_ranks == shards.num_ranks and held == list(map(shards.named_experts, layers))
 
 
 def _has_all_of(step: Placement, known: Placement) -> bool:

@@ -165,31 +165,33 @@ class Shards:
 
     def named_experts(self, layer: int) -> list[list[int]]:
         """By rank, the numbers in the keys of a layer, ascending."""
-        found: list[set[int]] = [set() for _ in self.tensors]
-        for numbers, tensors in zip(found, self.tensors, strict=True):
+        return [sorted(self._numbers.get((layer, rank), ())) for rank in range(self.num_ranks)]
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[int, int], set[int]]:
+        """By layer and rank, the numbers in keys."""
+        numbers: dict[tuple[int, int], set[int]] = defaultdict(set)
+        for rank, tensors in enumerate(self.tensors):
             for key in tensors:
-                expert = self.expert_keys.get(key)
-                if expert is not None and expert.layer == layer and expert.number is not None:
-                    numbers.add(expert.number)
-        return [sorted(numbers) for numbers in found]
+                found = self.expert_keys.get(key)
+                if found is not None and found.number is not None:
+                    numbers[found.layer, rank].add(found.number)
+        return dict(numbers)
 
     @cached_property
     def _rows_by_layer(self) -> dict[int, dict[int, int]]:
         """By layer and rank, the numbers in keys, or dim 0 of most weights, or else of most tensors."""
-        numbers: dict[tuple[int, int], set[int]] = defaultdict(set)
         dims: dict[tuple[int, int], Counter[tuple[bool, int]]] = defaultdict(Counter)
         for rank, tensors in enumerate(self.tensors):
             for key, at in tensors.items():
                 found = self.expert_keys.get(key)
-                if found is not None and found.number is not None:
-                    numbers[found.layer, rank].add(found.number)
-                elif found is not None and at.entry.shape:
+                if found is not None and found.number is None and at.entry.shape:
                     dims[found.layer, rank][is_weight(found.tensor), at.entry.shape[0]] += 1
         rows: dict[int, dict[int, int]] = defaultdict(dict)
         for (layer, rank), counted in dims.items():
             rows[layer][rank] = max(counted, key=lambda kind: (kind[0], counted[kind], -kind[1]))[1]
-        for (layer, rank), found_numbers in numbers.items():
-            rows[layer][rank] = len(found_numbers)
+        for (layer, rank), numbers in self._numbers.items():
+            rows[layer][rank] = len(numbers)
         return rows
 
 

@@ -26,7 +26,9 @@ def test_auto_is_torchrun_and_says_first_what_would_do(case):
     result = case.eplb(*arguments(case, "--nproc-per-node", 1))
     assert result.code == 0, result.err
     assert result.err.startswith(NOTE)
-    assert result.out.startswith("resharded 2 ranks with gloo, 1 worker")
+    assert result.out.startswith(
+        tuple(f"resharded 2 ranks with {name}, 1 worker" for name in ("gloo", "nccl"))
+    )
     assert "backend file" not in result.out
     assert result.err.count("backend file") == 1
     assert list(read_tree(case.dst).values()) == stacked(NEW)

@@ -36,7 +36,7 @@ def test_slices_are_told_by_the_embedding(eplb, tmp_path, rows, vocabulary, says
     (tmp_path / "src").mkdir()
     write_tree(tmp_path / "src", rows, vocabulary)
     new = write_json(tmp_path / "new.json", placement([[0, 1, 2, 3]], layer_ids=[0]))
-    arguments = ["--old", new, "--new", new, "--backend", "file", "--format", "json"]
+    arguments = ["--old", new, "--new", new, "--backend", "file", "--copy", "--format", "json"]
     result = eplb("reshard", tmp_path / "src", tmp_path / "dst", *arguments)
     assert result.code == 0, result.err
     vllm = [line for line in result.json["serving"] if line.startswith("vLLM")]

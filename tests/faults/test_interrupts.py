@@ -209,7 +209,7 @@ def test_workers(case, is_twice, count):
 
 
 def require_resumed(case: SmallCase, ended: Ended) -> None:
-    """What is in staging is taken over, but for rows in flight, and the result is the same bytes."""
+    """What is in staging is taken over, but for rows that two workers had in flight; the bytes are the same."""
     staged = {path.name: path.read_bytes() for path in case.staging.glob("*.safetensors")}
     finished = sum(
         is_there != 0 and is_there == wanted
@@ -221,7 +221,7 @@ def require_resumed(case: SmallCase, ended: Ended) -> None:
     assert resumed.code == 0, (ended, resumed)
     assert contents(case.destination) == case.result
     whole = sum(len(content) - 4096 for content in case.result.values() if len(content) > 4096)
-    assert again.nbytes <= whole - finished + finished / 10 + 2 * ROW_NBYTES, (finished, ended, resumed)
+    assert again.nbytes <= whole - finished + finished / 10 + 4 * ROW_NBYTES, (finished, ended, resumed)
     case.remove_destination()
 
 

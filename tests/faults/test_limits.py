@@ -45,7 +45,7 @@ def test_a_disk_that_is_too_small(case, disk):
     for rank in (0, 1):
         write_shard(case.file(rank), tensors)
     before = fingerprint(case.src)
-    result = case.eplb(*case.arguments(dst=disk / "dst", old="linear", new="linear"))
+    result = case.eplb(*case.arguments(dst=disk / "dst", old="linear", new="linear"), "--copy")
     assert_error(result, "EP603", "bytes and its file system has", exit_code=6)
     assert_nothing_left(case, disk, before, result)
 

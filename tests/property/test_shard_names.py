@@ -268,6 +268,7 @@ def test_rows_follow_their_experts_under_the_map_of_their_layer(tree):
             str(path / "new.json"),
             str(path / "old.json"),
             backend="file",
+            copy=True,
             durable=False,
         )
         refused: EplbError | None = None

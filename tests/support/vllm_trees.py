@@ -24,6 +24,7 @@ def make(home: Path, new=PLACED, old=OLD, *, config=CONFIG, digests=True, ranks=
         new=str(files[1]),
         old=str(files[0]),
         backend="file",
+        copy=True,
         digests=digests,
         verify=digests,
     )
