@@ -209,7 +209,7 @@ def test_workers(case, is_twice, count):
 
 
 def require_resumed(case: SmallCase, ended: Ended) -> None:
-    """What is in staging is taken over, but for rows that two workers had in flight; the bytes are the same."""
+    """Staging is taken over, but for rows that two workers had in flight, and the bytes are the same."""
     staged = {path.name: path.read_bytes() for path in case.staging.glob("*.safetensors")}
     finished = sum(
         is_there != 0 and is_there == wanted
