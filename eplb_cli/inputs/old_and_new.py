@@ -143,7 +143,8 @@ def require_experts(old: Placement, experts: int | None) -> None:
         problem = (
             f"OLD has {old.num_logical_experts:,} experts, and the command line or config.json {experts:,}"
         )
-        raise PlacementError("EP109", problem)
+        hint = "if the engine counts shared experts as experts, take config.json away from beside the shards"
+        raise PlacementError("EP109", problem, hint)
 
 
 def _said_inside(
