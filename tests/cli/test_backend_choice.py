@@ -36,6 +36,7 @@ def test_auto_is_torchrun_and_says_first_what_would_do(case):
 
 def test_it_is_said_before_anything_is_read(case):
     """Also where the inputs turn out not to be usable, and for `--backend auto` in so many words."""
+    pytest.importorskip("torch")
     (case.home / "new.json").unlink()
     for options in ([], ["--backend", "auto"]):
         result = case.eplb(*arguments(case, *options))
@@ -70,6 +71,7 @@ def test_whoever_chose_is_told_nothing(case, monkeypatch, option, variable):
 )
 def test_the_variable_chooses_and_the_option_beats_it(case, monkeypatch, option, variable, chosen):
     """EPLB_BACKEND is for who cannot change the command line; empty it says nothing."""
+    pytest.importorskip("torch")
     asked, choose = [], preparing.choose_backend
 
     def spied(request, num_ranks):

@@ -54,6 +54,7 @@ def test_the_time_is_a_tree_that_adds_up(case):
 
 def test_workers_that_start_have_a_line(case):
     """While they start it says so; then it is a part of the time, and the rate does not count it."""
+    pytest.importorskip("torch")
     write_tree(case.home / "big", stacked(placement([[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 2, 3]])))
     arguments = [word for word in case.arguments(src=case.home / "big") if word not in {"--backend", "file"}]
     seen, code = on_a_terminal([*arguments, "--backend", "gloo", "--nproc-per-node", 2], COLUMNS="100")

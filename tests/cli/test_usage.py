@@ -137,6 +137,7 @@ def test_options_that_exclude_each_other(case):
 @pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
 def test_nccl_without_a_device(case, monkeypatch, visible):
     """EP001 before a worker is started; with one device there is no place for two workers."""
+    pytest.importorskip("torch")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     options = ("--dry-run", "--backend", "nccl")
     result = case.eplb(*case.arguments(*options))
