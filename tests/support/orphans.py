@@ -207,7 +207,8 @@ def main() -> None:
             reaper.open(gates[-1])
             reaper.wait(lambda: False, second)
             reaper.open(PROVED)
-        reaper.wait(partial(reaper.has_ended, second))
+        while not reaper.has_ended(second):  # it may end between being listed and being looked at
+            reaper.wait(partial(reaper.has_ended, second))
         tries.append(reaper.codes[second])
     reaper.wait(lambda: False)
     said = (reaper.home / "second").read_text()
