@@ -126,6 +126,7 @@ class Prepared:
             None if config is None else config.num_expert_groups,
             bool(engine) or _is_whole(self.checkpoint, config),  # `shard` writes no slices
             _has_mtp(self.checkpoint, config),
+            bool(self.checkpoint.maps),
         )
 
     def place_name(self, place: int) -> str:

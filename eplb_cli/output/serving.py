@@ -26,6 +26,10 @@ NO_ENGINE = "nothing loads this placement from shards; see docs/serving.md"
 
 _STOPS_AT_MTP = "its loader of shards stops at tensors of MTP; `shard --mtp skip` leaves them out"
 
+_WITH_MAPS = (
+    "vLLM, a release that saves expert_map with the weights (read, not run; others stop at that tensor): "
+    "vllm serve DST --load-format sharded_state"
+)
 _IN_ORDER = (
     "vLLM: --load-format sharded_state would load these shards without an error and answer nonsense: it "
     "takes their experts to be in order, whatever eplb.json says. --load-format eplb reads that"
@@ -62,6 +66,7 @@ class Served:
         is_whole: whether each rank has all of what is no expert's, as with data parallelism; None where
             nothing says.
         has_mtp: whether there are tensors of MTP.
+        has_maps: whether vLLM's maps of experts are among the tensors.
     """
 
     placement: Placement
@@ -71,6 +76,7 @@ class Served:
     num_groups: int | None = None
     is_whole: bool | None = None
     has_mtp: bool = False
+    has_maps: bool = False
 
     @cached_property
     def serving(self) -> Serving:
@@ -141,6 +147,8 @@ def serving(served: Served) -> Serving:
     if served.layout != "sharded-state":
         said = f"shards of layout {served.layout}: load them with the program that wrote their like"
         return Serving((said,))
+    if served.has_maps:
+        return _vllm_with_maps(served)
     found = [of_engine(served) for name, of_engine in _ENGINES.items() if served.engine in ("", name)]
     notes = (note for one in found for note in one.notes)
     return Serving(tuple(notes), tuple(said for one in found for said in one.misread))
@@ -150,10 +158,7 @@ def _vllm(served: Served) -> Serving:
     """Its own loader knows two maps, the plugin any that vLLM has slots for."""
     if problem := _vllm_lacks(served):
         return Serving((f"vLLM: {problem}",))
-    options = _vllm_ranks(served)
-    if served.num_redundant:
-        config = json.dumps({"num_redundant_experts": served.num_redundant})
-        options += ["--enable-eplb", f"--eplb-config '{config}'"]
+    options = _vllm_options(served)
     plugin = _line("vLLM with eplb installed: vllm serve DST --load-format eplb", options)
     if served.has_mtp:
         return Serving((plugin, f"vLLM as it is: {_STOPS_AT_MTP}"))
@@ -166,6 +171,15 @@ def _vllm(served: Served) -> Serving:
         options.append("--all2all-backend deepep_low_latency")
         return Serving((plugin, _vllm_stock(served, options)), (_OTHER_BACKENDS,))
     return Serving((plugin,), (_IN_ORDER,))
+
+
+def _vllm_with_maps(served: Served) -> Serving:
+    """Shards of the releases whose `expert_map` was saved with the weights: loaded, it is that of NEW."""
+    if problem := _vllm_lacks(served):
+        return Serving((f"vLLM: {problem}",))
+    # With replicas the maps are by slot: which expert a slot has, vLLM's EPLB says, and begins in order.
+    is_misread = served.num_redundant > 0 and not served.is_named("linear")
+    return Serving((_line(_WITH_MAPS, _vllm_options(served)),), (_IN_ORDER,) if is_misread else ())
 
 
 def _vllm_lacks(served: Served) -> str:
@@ -183,12 +197,16 @@ def _vllm_grants_round_robin(served: Served) -> bool:
     return served.num_groups is not None and served.num_groups > 1
 
 
-def _vllm_ranks(served: Served) -> list[str]:
-    """What makes R expert-parallel ranks, of which each reads what it has."""
-    if served.num_ranks == 1:
-        return []
-    kind = "data" if served.is_whole else "tensor"
-    return ["--enable-expert-parallel", f"--{kind}-parallel-size {served.num_ranks}"]
+def _vllm_options(served: Served) -> list[str]:
+    """What makes R expert-parallel ranks, of which each reads what it has, and slots for replicas."""
+    options = []
+    if served.num_ranks > 1:
+        kind = "data" if served.is_whole else "tensor"
+        options = ["--enable-expert-parallel", f"--{kind}-parallel-size {served.num_ranks}"]
+    if served.num_redundant:
+        config = json.dumps({"num_redundant_experts": served.num_redundant})
+        options += ["--enable-eplb", f"--eplb-config '{config}'"]
+    return options
 
 
 def _vllm_stock(served: Served, options: Iterable[str]) -> str:

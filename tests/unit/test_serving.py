@@ -178,3 +178,15 @@ class TestShardsOfAnyone:
         assert "--mtp skip" in stock
         assert "--mtp skip" in said(PERMUTED, engine="sglang", has_mtp=True).notes[0]
         assert said(PERMUTED, engine="", has_mtp=True).misread == ()
+
+
+def test_maps_in_the_shards():
+    """Releases of vLLM that saved expert_map read it again; with replicas it does not say what is in a slot."""
+    found = said(PERMUTED, engine="", has_maps=True)
+    assert found.misread == ()
+    assert "expert_map" in found.notes[0]
+    assert "load-format eplb" not in found.notes[0]
+    replicas = said(REPLICAS, engine="", has_maps=True)
+    assert "--enable-eplb --eplb-config" in replicas.notes[0]
+    assert len(replicas.misread) == 1
+    assert said(LINEAR_REPLICAS, engine="", has_maps=True).misread == ()
