@@ -181,7 +181,7 @@ class TestShardsOfAnyone:
 
 
 def test_maps_in_the_shards():
-    """Releases of vLLM that saved expert_map read it again; with replicas it does not say what is in a slot."""
+    """Releases that saved expert_map read it again; with replicas it does not say what is in a slot."""
     found = said(PERMUTED, engine="", has_maps=True)
     assert found.misread == ()
     assert "expert_map" in found.notes[0]
