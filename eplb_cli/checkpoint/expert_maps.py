@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli import files
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.models.names import split_expert_key
@@ -134,15 +133,12 @@ def _read(shards: Shards, key: str) -> Iterator[tuple[int, NDArray[np.int64]]]:
 
 
 def _content(shards: Shards, key: str, rank: int, at: TensorAt) -> NDArray[np.int64]:
-    entry, file = at.entry, shards.files[at.file]
+    entry = at.entry
     kind = _DTYPES.get(entry.dtype)
     if kind is None or len(entry.shape) != 1 or not 0 < entry.nbytes <= _MAX_NBYTES:
         problem = f"{key!r} on rank {rank} is {entry.dtype} {list(entry.shape)}, and no list of rows"
         raise CheckpointError("EP215", problem, _HINT)
-    content = bytearray(entry.nbytes)
-    with files.opened_source(file.path, file.stamp) as descriptor:
-        files.read_into(descriptor, memoryview(content), at.offset, file.path)
-    return np.frombuffer(bytes(content), kind).astype(np.int64)
+    return np.frombuffer(shards.read(at.file, at.offset, entry.nbytes), kind).astype(np.int64)
 
 
 def map_for(old: Placement, new: Placement, num_ids: int, layer: int, rank: int) -> NDArray[np.int64]:

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from eplb_cli import files
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
-from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.plan.choice import RankScalars
 
@@ -35,16 +33,10 @@ def differing_numbers(checkpoint: ShardedCheckpoint) -> dict[str, dict[int, byte
     """
     found: dict[str, dict[int, bytes]] = {}
     for rank, tensors in enumerate(checkpoint.others):
-        by_file: dict[int, list[tuple[str, TensorAt]]] = {}
         for key in sorted(checkpoint.rank_numbers & tensors.keys()):
-            by_file.setdefault(tensors[key].file, []).append((key, tensors[key]))
-        for number, wanted in by_file.items():
-            file = checkpoint.shards.files[number]
-            with files.opened_source(file.path, file.stamp) as descriptor:
-                for key, at in wanted:
-                    content = bytearray(min(at.entry.nbytes, _MAX_NBYTES))
-                    files.read_into(descriptor, memoryview(content), at.offset, file.path)
-                    found.setdefault(key, {})[rank] = bytes(content)
+            at = tensors[key]
+            content = checkpoint.shards.read(at.file, at.offset, min(at.entry.nbytes, _MAX_NBYTES))
+            found.setdefault(key, {})[rank] = content
     return {key: values for key, values in found.items() if len(set(values.values())) > 1}
 
 

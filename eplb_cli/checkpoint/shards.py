@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli import files
 from eplb_cli.checkpoint.beside import FileBeside
 from eplb_cli.checkpoint.complete import is_weight
 from eplb_cli.checkpoint.layout import ExpertKey, Layout, ShardName
@@ -99,6 +100,13 @@ class Shards:
     def beside(self, name: str) -> FileBeside:
         """A small file beside the shards, with what their manifest says of it."""
         return file_beside(self.path, name, self.manifest)
+
+    def read(self, number: int, offset: int, nbytes: int) -> bytes:
+        """A few bytes of a shard file, by its number. Raises EP201 or EP220."""
+        file, content = self.files[number], bytearray(nbytes)
+        with files.opened_source(file.path, file.stamp) as descriptor:
+            files.read_into(descriptor, memoryview(content), offset, file.path)
+        return bytes(content)
 
     def to_carry(self) -> dict[str, FileBeside]:
         """By name, the files that travel along. Raises EP506 where the manifest names one that is gone."""

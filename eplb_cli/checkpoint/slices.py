@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from eplb_cli import files
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.checkpoint.shards import Shards
 from eplb_cli.errors import CheckpointError
@@ -93,9 +92,6 @@ def require_replicas(checkpoint: ShardedCheckpoint) -> None:
 
 def _sample(checkpoint: ShardedCheckpoint, tensor: int, slot: int) -> bytes:
     """The first bytes of a row of the first layer."""
-    file = checkpoint.shards.files[int(checkpoint.extents.file[0, tensor, slot])]
-    block = bytearray(min(_SAMPLE_NBYTES, int(checkpoint.row_nbytes[0, tensor])))
-    offset = int(checkpoint.extents.offset[0, tensor, slot])
-    with files.opened_source(file.path, file.stamp) as descriptor:
-        files.read_into(descriptor, memoryview(block), offset, file.path)
-    return bytes(block)
+    where = checkpoint.extents
+    file, offset = (int(column[0, tensor, slot]) for column in (where.file, where.offset))
+    return checkpoint.shards.read(file, offset, min(_SAMPLE_NBYTES, int(checkpoint.row_nbytes[0, tensor])))

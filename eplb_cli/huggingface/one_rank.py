@@ -11,7 +11,6 @@ what of it the tensor is; any other key of the main module says its layer, and t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,10 +22,8 @@ from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.source import HuggingFace
 from eplb_cli.models.config import ModelConfig
-from eplb_cli.models.names import looks_like_experts
+from eplb_cli.models.names import has_placeholder, is_number, looks_like_experts
 
-_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
-_PLACEHOLDERS = ("{layer}", "{row}", "{expert}")
 BY_ROW = "per-row"
 STACKED = "huggingface"
 """Layouts of shards that keep the names of Hugging Face: with a number in the key, and without any."""
@@ -69,8 +66,8 @@ class OneRank(Shards):
             return Key(found.template, found.layer, found.number, is_expert=True)
         before = f"{self.layers.main}."
         number, dot, rest = key.removeprefix(before).partition(".")
-        is_in_main = key.startswith(before) and dot and _NUMBER.fullmatch(number)
-        if not is_in_main or any(word in key for word in _PLACEHOLDERS):
+        is_in_main = key.startswith(before) and dot and is_number(number)
+        if not is_in_main or has_placeholder(key):
             return Key(key, None, None, is_expert=False)
         return Key(f"{before}{{layer}}.{rest}", int(number), None, is_expert=False)
 

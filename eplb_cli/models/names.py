@@ -101,7 +101,7 @@ def split_expert_key(key: str) -> ExpertName | None:
 
     A key that has a placeholder in itself is none: it could not be written again.
     """
-    if "experts" not in key or ("{" in key and any(placeholder in key for placeholder in _PLACEHOLDERS)):
+    if "experts" not in key or has_placeholder(key):
         return None
     parts = tuple(key.split("."))
     begin = _first(parts, names_experts, 0)
@@ -109,11 +109,11 @@ def split_expert_key(key: str) -> ExpertName | None:
     while end < len(parts) and names_experts(parts[end]):
         end += 1
     layer_at = begin - 1
-    while layer_at > 0 and not _is_number(parts[layer_at]):
+    while layer_at > 0 and not is_number(parts[layer_at]):
         layer_at -= 1
     if layer_at <= 0 or end >= len(parts):
         return None
-    number_at = _first(parts, _is_number, end)
+    number_at = _first(parts, is_number, end)
     return ExpertName(parts, layer_at, begin, end, number_at if number_at < len(parts) else None)
 
 
@@ -135,7 +135,13 @@ def looks_like_experts(key: str) -> bool:
     return "experts" in key and any(map(names_experts, key.split(".")))
 
 
-def _is_number(part: str) -> bool:
+def has_placeholder(key: str) -> bool:
+    """Whether a key has what templates have in the place of a number."""
+    return "{" in key and any(placeholder in key for placeholder in _PLACEHOLDERS)
+
+
+def is_number(part: str) -> bool:
+    """Whether a component of a key is a number as they are written: decimal, without leading zeros."""
     if not part.isdecimal() or not part.isascii() or len(part) > _MAX_DIGITS:
         return False
     return part == "0" or part[0] != "0"
