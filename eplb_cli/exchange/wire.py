@@ -235,13 +235,17 @@ def _positions(chunk: Int, peer: Int, unit: Int, nbytes: Int) -> Int:
         return nbytes
     starts = np.flatnonzero(np.r_[True, (np.diff(unit) != 0) | (np.diff(peer) != 0) | (np.diff(chunk) != 0)])
     part = np.cumsum(np.isin(np.arange(len(chunk)), starts)) - 1
-    part_nbytes = np.add.reduceat(nbytes, starts)
-    part_room = -(-part_nbytes // PART_ALIGNMENT) * PART_ALIGNMENT
-    before = np.cumsum(part_room) - part_room
+    room = part_room(np.add.reduceat(nbytes, starts))
+    before = np.cumsum(room) - room
     chunk_start = before[part[np.searchsorted(chunk, chunk)]]
     within = np.cumsum(nbytes) - nbytes
     position: Int = before[part] - chunk_start + within - within[starts][part]
     return position
+
+
+def part_room(nbytes: Int) -> Int:
+    """(N,) the bytes that parts of so many bytes take in a message."""
+    return -(-nbytes // PART_ALIGNMENT) * PART_ALIGNMENT
 
 
 def pair_by_cell(unit_cell: Int, piece_cell: Int) -> tuple[Int, Int]:

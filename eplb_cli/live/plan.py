@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from eplb_cli.arrays import Int
-from eplb_cli.exchange.wire import Parcels, Schedule, Units, pair_by_cell, plan_wire, schedule_for
+from eplb_cli.exchange.landing import landing
+from eplb_cli.exchange.wire import Parcels, Schedule, Units, Wire, pair_by_cell, plan_wire, schedule_for
 from eplb_cli.plan.moves import LOCAL, REMOTE, ReshardPlan
 from eplb_cli.plan.pieces import Pieces, row_pieces
 
@@ -43,7 +45,7 @@ class LivePlan:
 
     Attributes:
         schedule: what it sends and receives, chunk by chunk.
-        units: byte stripes of cells.
+        wire: what all ranks send.
         pieces: the moves of all ranks, cell by cell.
         own: what it sends to itself.
         direct: what goes from row to row without a buffer.
@@ -53,13 +55,23 @@ class LivePlan:
     """
 
     schedule: Schedule
-    units: Units
+    wire: Wire
     pieces: Pieces
     own: Parcels
     direct: Direct
     repeated: Int
     source_row: Int
     target_row: Int
+
+    @property
+    def units(self) -> Units:
+        """Byte stripes of cells."""
+        return self.wire.units
+
+    @cached_property
+    def landing(self) -> Int:
+        """(N,) where each parcel that the rank sends lies in its receiver's buffer for the chunk."""
+        return landing(self.wire, self.schedule)
 
 
 def plan_live(
@@ -93,7 +105,7 @@ def plan_live(
     mine = pieces.dst_rank == rank
     return LivePlan(
         schedule,
-        wire.units,
+        wire,
         pieces,
         schedule.receives.only(schedule.receives.peer == rank),
         _direct(wire.units, pieces, np.flatnonzero((kind == LOCAL) & (level >= 0) & mine), level),

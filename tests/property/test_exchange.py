@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eplb_cli.exchange.landing import landing
 from eplb_cli.exchange.loop import Pending, run_exchange
 from eplb_cli.exchange.wire import STRIPE_ALIGNMENT, Parcels, Schedule, Wire, plan_wire, schedule_for
 from tests.support.loopback import Later, Loopback, LoopbackError
@@ -137,6 +138,26 @@ def test_both_sides_of_a_message_agree(job):
     across = {key: parcels for key, parcels in received.items() if key[1] != key[2]}
     assert {key: parcels for key, parcels in sent.items() if key[1] != key[2]} == across
     assert len({schedule.num_chunks for schedule in schedules}) == 1
+
+
+@given(jobs() | jobs(5000))
+def test_a_sender_knows_where_its_parcels_land(job):
+    """From the wire alone: the places that each receiver's own schedule gives them."""
+    wire = job.wire()
+    schedules = [schedule_for(wire, worker) for worker in range(job.num_workers)]
+    places = [
+        {(unit, piece): position for _, _, unit, piece, position, _ in all_parcels(schedule.receives)}
+        for schedule in schedules
+    ]
+    for schedule in schedules:
+        sends = schedule.sends
+        expected = [
+            places[peer][unit, piece]
+            for peer, unit, piece in zip(
+                sends.peer.tolist(), sends.unit.tolist(), sends.piece.tolist(), strict=True
+            )
+        ]
+        assert landing(wire, schedule).tolist() == expected
 
 
 @given(jobs())
