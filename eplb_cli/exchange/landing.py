@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from eplb_cli.arrays import Int, sum_by
-from eplb_cli.exchange.wire import Schedule, Wire, pair_by_cell, part_room
+from eplb_cli.exchange.units import part_room
+from eplb_cli.exchange.wire import Schedule, Wire, pair_by_cell
 
 
 def landing(wire: Wire, schedule: Schedule) -> Int:

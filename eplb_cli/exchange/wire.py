@@ -13,7 +13,7 @@ every worker alike: this sequence is the wire protocol.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -21,34 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.arrays import Int
-
-STRIPE_ALIGNMENT = 512
-"""Stripes wider than this start at a multiple of it."""
-
-PART_ALIGNMENT = 16
-"""The part of a message that belongs to one unit starts at a multiple of this, so that rows of live
-tensors are gathered and scattered in wide words, whatever was packed before them."""
-
-
-@dataclass(frozen=True, eq=False)
-class Units:
-    """Columns of shape (U,) in the order of the wire.
-
-    Attributes:
-        cell: a (layer, tensor), as one number.
-        start, nbytes: the byte columns of its rows.
-        chunk: what they travel in.
-    """
-
-    cell: Int
-    start: Int
-    nbytes: Int
-    chunk: Int
-
-    @property
-    def num_chunks(self) -> int:
-        """Number of chunks."""
-        return int(self.chunk[-1]) + 1 if len(self.chunk) else 0
+from eplb_cli.exchange.units import Units, part_room, plan_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +42,16 @@ class Wire:
     units: Units
 
 
-def plan_wire(
-    piece: Int, cell: Int, sender: Int, receiver: Int, cell_nbytes: Int, num_workers: int, chunk_nbytes: int
+def plan_wire(  # noqa: PLR0913 - the columns, and three numbers
+    piece: Int,
+    cell: Int,
+    sender: Int,
+    receiver: Int,
+    cell_nbytes: Int,
+    num_workers: int,
+    chunk_nbytes: int,
+    *,
+    ramp: bool = False,
 ) -> Wire:
     """Cut the pieces into units and chunks.
 
@@ -78,12 +59,10 @@ def plan_wire(
         piece, cell, sender, receiver: (M,) what travels, by cell and table order.
         cell_nbytes: (C,) bytes of a row of each cell.
         chunk_nbytes: what a worker may at most fill, and at most drain, in a chunk.
+        ramp: the first chunks grow and the last ones shrink.
     """
     load = _rows_per_worker(cell, sender, receiver, len(cell_nbytes), num_workers)
-    padding = np.minimum(load, num_workers) * (PART_ALIGNMENT - 1)
-    units = _cut_stripes(cell_nbytes, load.max(axis=1), chunk_nbytes - padding.max(axis=1))
-    per_unit = load[units.cell] * units.nbytes[:, None] + padding[units.cell]
-    units = replace(units, chunk=_cut_chunks(per_unit, chunk_nbytes))
+    units = plan_units(load, cell_nbytes, num_workers, chunk_nbytes, ramp=ramp)
     return Wire(piece, cell, sender, receiver, num_workers, units)
 
 
@@ -95,41 +74,6 @@ def _rows_per_worker(cell: Int, sender: Int, receiver: Int, num_cells: int, num_
         for worker in (sender, receiver)
     )
     return np.concatenate([filled, drained], axis=1)
-
-
-def _cut_stripes(cell_nbytes: Int, most_rows: Int, room: Int) -> Units:
-    """Units in which no worker fills or drains more than a chunk, for cells in which rows travel.
-
-    Args:
-        most_rows: (C,) the most rows that one worker fills or drains.
-        room: (C,) bytes that a chunk has for them.
-    """
-    cell = np.flatnonzero((cell_nbytes > 0) & (most_rows > 0))
-    width = np.maximum(room[cell] // most_rows[cell], 1)
-    width = np.where(width > STRIPE_ALIGNMENT, width // STRIPE_ALIGNMENT * STRIPE_ALIGNMENT, width)
-    nbytes = cell_nbytes[cell]
-    stripes = -(-nbytes // width)
-    of_stripe = np.repeat(np.arange(len(cell)), stripes)
-    start = (np.arange(len(of_stripe)) - np.repeat(np.cumsum(stripes) - stripes, stripes)) * width[of_stripe]
-    end = np.minimum(start + width[of_stripe], nbytes[of_stripe])
-    return Units(cell[of_stripe], start, end - start, np.zeros(len(start), np.int64))
-
-
-def _cut_chunks(per_unit: Int, chunk_nbytes: int) -> Int:
-    """(U,) the chunk of each unit: greedily, while the largest of the columns of `per_unit` fits."""
-    total = np.cumsum(per_unit, axis=0)
-    chunk = np.zeros(len(per_unit), np.int64)
-    begin, number = 0, 0
-    while begin < len(per_unit):
-        before = total[begin] - per_unit[begin]
-        fits = [
-            np.searchsorted(column, limit, "right")
-            for column, limit in zip(total.T, before + chunk_nbytes, strict=True)
-        ]
-        end = max(begin + 1, int(min(fits)))
-        chunk[begin:end] = number
-        begin, number = end, number + 1
-    return chunk
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,11 +185,6 @@ def _positions(chunk: Int, peer: Int, unit: Int, nbytes: Int) -> Int:
     within = np.cumsum(nbytes) - nbytes
     position: Int = before[part] - chunk_start + within - within[starts][part]
     return position
-
-
-def part_room(nbytes: Int) -> Int:
-    """(N,) the bytes that parts of so many bytes take in a message."""
-    return -(-nbytes // PART_ALIGNMENT) * PART_ALIGNMENT
 
 
 def pair_by_cell(unit_cell: Int, piece_cell: Int) -> tuple[Int, Int]:

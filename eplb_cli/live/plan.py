@@ -9,7 +9,8 @@ import numpy as np
 
 from eplb_cli.arrays import Int
 from eplb_cli.exchange.landing import landing
-from eplb_cli.exchange.wire import Parcels, Schedule, Units, Wire, pair_by_cell, plan_wire, schedule_for
+from eplb_cli.exchange.units import Units
+from eplb_cli.exchange.wire import Parcels, Schedule, Wire, pair_by_cell, plan_wire, schedule_for
 from eplb_cli.plan.moves import LOCAL, REMOTE, ReshardPlan
 from eplb_cli.plan.pieces import Pieces, row_pieces
 
@@ -75,7 +76,13 @@ class LivePlan:
 
 
 def plan_live(
-    plan: ReshardPlan, sizes: Int, rank: int, buffer_nbytes: int, *, in_place: bool = True
+    plan: ReshardPlan,
+    sizes: Int,
+    rank: int,
+    buffer_nbytes: int,
+    *,
+    in_place: bool = True,
+    ramp: bool = False,
 ) -> LivePlan:
     """Cut a plan of live rows into chunks, and take the view of `rank`.
 
@@ -84,6 +91,7 @@ def plan_live(
         buffer_nbytes: all send and receive buffers of a rank.
         in_place: rows are overwritten where they are, and rows that repeat a received one are filled;
             otherwise the target is another set of tensors, which gets no repeated rows.
+        ramp: the first chunks are smaller, and the last.
     """
     pieces = row_pieces(plan, sizes)
     source_row = plan.old.row_of_slot[pieces.source % plan.old.num_slots]
@@ -100,6 +108,7 @@ def plan_live(
         pieces.cell_nbytes,
         plan.num_ranks,
         buffer_nbytes // CHUNKS_PER_BUFFER,
+        ramp=ramp,
     )
     schedule = schedule_for(wire, rank)
     mine = pieces.dst_rank == rank

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from eplb_cli.arrays import Int
 from eplb_cli.checkpoint.places import Places
 from eplb_cli.exchange.loop import Pending
-from eplb_cli.exchange.wire import Parcels, Units, of_chunk
+from eplb_cli.exchange.units import Units
+from eplb_cli.exchange.wire import Parcels, of_chunk
 from eplb_cli.plan.pieces import Pieces
 from eplb_cli.transfer.digest_table import DigestTable
 from eplb_cli.transfer.trees import Tasks, Tree, cut_tasks

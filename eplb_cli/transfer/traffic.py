@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.arrays import Int
-from eplb_cli.exchange.wire import PART_ALIGNMENT, STRIPE_ALIGNMENT, Wire, plan_wire
+from eplb_cli.exchange.units import PART_ALIGNMENT, STRIPE_ALIGNMENT
+from eplb_cli.exchange.wire import Wire, plan_wire
 from eplb_cli.plan.pieces import Pieces
 
 CHUNKS_PER_BUFFER = 4

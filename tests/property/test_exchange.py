@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from eplb_cli.exchange.landing import landing
 from eplb_cli.exchange.loop import Pending, run_exchange
-from eplb_cli.exchange.wire import STRIPE_ALIGNMENT, Parcels, Schedule, Wire, plan_wire, schedule_for
+from eplb_cli.exchange.units import FIRST_OF_RAMP, STRIPE_ALIGNMENT
+from eplb_cli.exchange.wire import Parcels, Schedule, Wire, plan_wire, schedule_for
 from tests.support.loopback import Later, Loopback, LoopbackError
 from tests.support.weights import stream
 
@@ -25,13 +26,16 @@ class Job(NamedTuple):
     pieces: list[tuple[int, int, int]]
     cell_nbytes: list[int]
     chunk_nbytes: int
+    ramp: bool = False
 
     def wire(self) -> Wire:
         cell, sender, receiver = np.array(self.pieces, np.int64).reshape(-1, 3).T
         # The caller's numbers need not be positions.
         numbers = np.arange(len(self.pieces)) * 3 + 5
         sizes = np.array(self.cell_nbytes, np.int64)
-        return plan_wire(numbers, cell, sender, receiver, sizes, self.num_workers, self.chunk_nbytes)
+        return plan_wire(
+            numbers, cell, sender, receiver, sizes, self.num_workers, self.chunk_nbytes, ramp=self.ramp
+        )
 
     def nbytes(self, number: int) -> int:
         """Bytes of the piece with the caller's number `number`."""
@@ -50,7 +54,7 @@ def jobs(draw: st.DrawFn, max_row: int = 30, *, to_oneself: bool = True) -> Job:
         if to_oneself or sender != receiver
     ]
     chunk = st.integers(1, 40) | st.sampled_from([100, 300, 10 * max_row, 1 << 20])
-    return Job(num_workers, pieces, cell_nbytes, draw(chunk))
+    return Job(num_workers, pieces, cell_nbytes, draw(chunk), draw(st.booleans()))
 
 
 Where = tuple[int, int, int, int]
@@ -114,6 +118,36 @@ def test_no_worker_fills_or_drains_more_than_a_chunk(job):
             for chunk, _, _, _, position, nbytes in all_parcels(parcels):
                 assert position + nbytes <= job.chunk_nbytes or widths[chunk] == [1]
                 assert position + nbytes <= parcels.buffer_nbytes
+
+
+def filled(job: Job) -> np.ndarray:
+    """(chunks, 2 W) bytes that each worker fills, then bytes that each drains."""
+    wire = job.wire()
+    sizes = np.zeros((wire.units.num_chunks, 2, job.num_workers), np.int64)
+    for worker in range(job.num_workers):
+        schedule = schedule_for(wire, worker)
+        for side, parcels in enumerate((schedule.sends, schedule.receives)):
+            np.maximum.at(sizes[:, side, worker], parcels.chunk, parcels.position + parcels.nbytes)
+    return sizes.reshape(len(sizes), 2 * job.num_workers)
+
+
+def test_a_ramp_doubles_and_halves():
+    """An eighth of a chunk at first and at last, a quarter and a half beside them, whole ones between."""
+    pieces = [(cell, worker, 1 - worker) for cell in range(6) for worker in (0, 1) for _ in range(4)]
+    row = 7 << 17  # times four rows it is seven eighths of a chunk
+    job = Job(2, pieces, [row] * 6, (4 << 20) + 500, ramp=True)
+    eighths = filled(job) / (1 << 19)
+    assert eighths.tolist() == [[size] * 4 for size in (1, 2, 4, 7, 7, 7, 7, 4, 2, 1)]
+
+
+@given(jobs(5000))
+def test_the_ends_of_a_ramp_are_small(job):
+    """As far as stripes of `STRIPE_ALIGNMENT` go."""
+    sizes = filled(job._replace(ramp=True))
+    most_rows = len(job.pieces)
+    room = job.chunk_nbytes // FIRST_OF_RAMP + most_rows * (STRIPE_ALIGNMENT + 16)
+    if len(sizes):
+        assert max(sizes[0].max(), sizes[-1].max()) <= room
 
 
 @given(jobs())
