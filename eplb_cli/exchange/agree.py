@@ -9,49 +9,61 @@ import torch.distributed as dist
 
 from eplb_cli.errors import EplbError, PlanError, error_of
 
-_WORD_NBYTES = 1024
-"""What each worker says in `agree`: a digest, and the error it has instead of going on, if any."""
+WORD_NBYTES = 1024
+"""What each worker says in a collective."""
 
 _DIGEST_NBYTES = 32
+_NOTE_NBYTES = 32
 
 
 def agree(
-    digest: str, group: dist.ProcessGroup, device: torch.device, error: EplbError | None = None
-) -> None:
+    digest: str,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    error: EplbError | None = None,
+    note: bytes = b"",
+) -> list[bytes]:
     """Compare a digest over all workers; also the collective that NCCL wants before any batch.
 
     A worker that has an error brings it here, so that all of them raise it before the first byte.
 
     Args:
         digest: hexadecimal sha256 of all that has to be alike.
+        note: at most 32 bytes that may differ.
+
+    Returns:
+        The notes of all workers, with zero bytes after them.
 
     Raises:
         EplbError: the error of the first worker that has one; PlanError EP302 where digests differ.
     """
-    mine = _word(digest, error).to(device)
-    gathered = [torch.empty_like(mine) for _ in range(group.size())]
-    dist.all_gather(gathered, mine, group=group)
-    words = [bytes(word) for word in torch.stack(gathered).cpu().numpy()]
+    begin = _DIGEST_NBYTES + _NOTE_NBYTES
+    told = b"" if error is None else told_in(error, WORD_NBYTES - begin)
+    words = say_to_all(bytes.fromhex(digest) + note.ljust(_NOTE_NBYTES, b"\0") + told, group, device)
     for word in words:
-        if told := word[_DIGEST_NBYTES:].rstrip(b"\0"):
-            raise error_of(*json.loads(told))
-    differing = [worker for worker, word in enumerate(words) if word != words[0]]
+        if theirs := word[begin:].rstrip(b"\0"):
+            raise error_of(*json.loads(theirs))
+    digests = [word[:_DIGEST_NBYTES] for word in words]
+    differing = [worker for worker, theirs in enumerate(digests) if theirs != digests[0]]
     if differing:
         raise PlanError(
             "EP302",
             f"workers 0 and {differing[0]} see different plans, shards or shapes",
             "do all workers have the same inputs?",
         )
+    return [word[_DIGEST_NBYTES:begin] for word in words]
 
 
-def _word(digest: str, error: EplbError | None) -> torch.Tensor:
-    said = bytes.fromhex(digest) + (b"" if error is None else _told(error))
-    return torch.frombuffer(bytearray(said.ljust(_WORD_NBYTES, b"\0")), dtype=torch.uint8)
+def say_to_all(said: bytes, group: dist.ProcessGroup, device: torch.device) -> list[bytes]:
+    """What each worker of a group says, in at most `WORD_NBYTES`; with zero bytes after it."""
+    mine = torch.frombuffer(bytearray(said.ljust(WORD_NBYTES, b"\0")), dtype=torch.uint8).to(device)
+    gathered = [torch.empty_like(mine) for _ in range(group.size())]
+    dist.all_gather(gathered, mine, group=group)
+    return [bytes(word) for word in torch.stack(gathered).cpu().numpy()]
 
 
-def _told(error: EplbError) -> bytes:
-    """Code, message and hint, cut where they do not fit."""
-    room = _WORD_NBYTES - _DIGEST_NBYTES
+def told_in(error: EplbError, room: int) -> bytes:
+    """An error as JSON of at most `room` bytes: code, message and hint, cut where they do not fit."""
     message, hint = error.message[:room], error.hint[:room]
     while len(told := json.dumps([error.code, message, hint]).encode()) > room:
         longer_is_message = len(message) >= len(hint)

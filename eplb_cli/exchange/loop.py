@@ -37,28 +37,32 @@ class Sink(Protocol):
         """Start taking the parcels of a chunk out of its receive buffer, once `after` is done."""
 
 
-def run_exchange(num_chunks: int, source: Source, transport: Transport, sink: Sink) -> None:
+def run_exchange(
+    num_chunks: int, source: Source, transport: Transport, sink: Sink, turns: int = 2
+) -> list[Pending]:
     """Move all chunks, with one filled, one travelling and one drained at any time.
 
-    Chunk c uses the send and the receive buffer c % 2: it is filled after chunk c - 2 has left, and
-    travels after chunk c - 2 was drained.
+    Chunk c uses the send and the receive buffer c % turns: it is filled after chunk c - turns has left, and
+    travels after chunk c - turns was drained.
+
+    Returns:
+        What is still to be waited for: the draining of the last chunks.
     """
     filled: list[Pending] = []
     travelled: list[Pending] = []
     drained: list[Pending] = []
 
     def fill(chunk: int) -> None:
-        filled.append(source.fill(chunk, _at(filled, chunk - 1) + _at(travelled, chunk - 2)))
+        filled.append(source.fill(chunk, _at(filled, chunk - 1) + _at(travelled, chunk - turns)))
 
     if num_chunks:
         fill(0)
     for chunk in range(num_chunks):
         if chunk + 1 < num_chunks:
             fill(chunk + 1)
-        travelled.append(transport.exchange(chunk, _at(filled, chunk) + _at(drained, chunk - 2)))
+        travelled.append(transport.exchange(chunk, _at(filled, chunk) + _at(drained, chunk - turns)))
         drained.append(sink.drain(chunk, _at(travelled, chunk)))
-    for pending in drained[-2:]:
-        pending.wait()
+    return drained[-turns:]
 
 
 def _at(pendings: list[Pending], chunk: int) -> list[Pending]:

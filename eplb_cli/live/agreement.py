@@ -6,7 +6,7 @@ import hashlib
 import operator
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, cast, get_args
+from typing import Generic, NamedTuple, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from eplb_cli.arrays import Int
 from eplb_cli.errors import CODES, CheckpointError, EplbError, WorkerError, error_of
 from eplb_cli.exchange.agree import agree
+from eplb_cli.live.connection import ON_HOST, Connection, connect, connection_of
 from eplb_cli.live.indices import over_group
 from eplb_cli.live.tensors import Layers, check_apart, check_buffers, check_rows, row_nbytes
 from eplb_cli.placements.placement import Placement
@@ -27,11 +28,66 @@ DEFAULT_BUFFER_NBYTES = 2 << 30
 """All send and receive buffers of a rank, where nothing else is said."""
 
 Made = TypeVar("Made")
-Prepare = Callable[[list[torch.Tensor]], tuple[str, Made]]
-"""Reads a rank's arguments, adding each tensor to the list, and makes ready all that moving them needs.
+Built = TypeVar("Built")
 
-Returns what all ranks must have alike, as text, and what it made.
-"""
+
+class Ready(NamedTuple, Generic[Made]):
+    """What a rank has made of its arguments.
+
+    Attributes:
+        same: what all ranks must have alike, as text.
+        made: what it made.
+        chunk_nbytes: the largest chunk of any rank.
+    """
+
+    same: str
+    made: Made
+    chunk_nbytes: int = 0
+
+
+Prepare = Callable[[list[torch.Tensor]], Ready[Made]]
+"""Reads a rank's arguments, adding each tensor to the list, and plans."""
+
+
+def connected(
+    prepare: Prepare[Made], build: Callable[[Made, Connection], Built], group: dist.ProcessGroup
+) -> tuple[Ready[Made], Built, Connection]:
+    """What `prepare` and `build` make, once every rank of the group has made it, of arguments that fit.
+
+    Where the ranks have been connected before, that is one agreement; the first time they agree on what to do
+    before they connect, and on what they have built after.
+
+    Args:
+        build: makes ready all that moving needs, for a way of reaching the other ranks.
+
+    Raises:
+        EplbError: as `agreed`.
+    """
+    kept = connection_of(group) if has_devices(group) else ON_HOST
+    met: list[torch.Tensor] = []
+
+    def first(met: list[torch.Tensor]) -> tuple[str, tuple[Ready[Made], Built | None], bytes]:
+        ready = prepare(met)
+        if kept is None or not kept.serves(ready.chunk_nbytes):
+            return ready.same, (ready, None), b""
+        return ready.same, (ready, build(ready.made, kept)), kept.token
+
+    (ready, built), notes = _told(first, met, group)
+    if kept is not None and built is not None and len(set(notes)) == 1:
+        return ready, built, kept
+    return ready, *reconnected(ready, build, group, _device_of(met, group))
+
+
+def reconnected(
+    ready: Ready[Made],
+    build: Callable[[Made, Connection], Built],
+    group: dist.ProcessGroup,
+    device: torch.device,
+) -> tuple[Built, Connection]:
+    """Connect the ranks of a group of devices anew, all of which have agreed on what to do, and build."""
+    connection = connect(group, device, ready.chunk_nbytes)
+    built = agreed(lambda _: Ready("built", build(ready.made, connection)), group)
+    return built, connection
 
 
 def agreed(prepare: Prepare[Made], group: dist.ProcessGroup) -> Made:
@@ -44,20 +100,33 @@ def agreed(prepare: Prepare[Made], group: dist.ProcessGroup) -> Made:
         EplbError: the error of the first rank that has one, with EP401 for what has no code and EP406
             for a lack of memory on a device; EP302 where ranks have arguments that do not fit.
     """
-    met: list[torch.Tensor] = []
-    same, made, failure = "", None, None
+
+    def first(met: list[torch.Tensor]) -> tuple[str, Made, bytes]:
+        ready = prepare(met)
+        return ready.same, ready.made, b""
+
+    return _told(first, [], group)[0]
+
+
+def _told(
+    prepare: Callable[[list[torch.Tensor]], tuple[str, Made, bytes]],
+    met: list[torch.Tensor],
+    group: dist.ProcessGroup,
+) -> tuple[Made, list[bytes]]:
+    """What `prepare` makes, and the note of each rank."""
+    same, made, note, failure = "", None, b"", None
     try:
-        same, made = prepare(met)
+        same, made, note = prepare(met)
     except BaseException as raised:  # noqa: BLE001 - the others have to hear of it, or they wait
         failure = raised
     error = None if failure is None else _coded(failure, group.rank())
     try:
-        agree(hashlib.sha256(same.encode()).hexdigest(), group, _device_of(met, group), error)
+        notes = agree(hashlib.sha256(same.encode()).hexdigest(), group, _device_of(met, group), error, note)
     except Exception as told:
         if failure is not None and not isinstance(failure, Exception):
             raise failure from told
         raise told from failure
-    return cast("Made", made)
+    return cast("Made", made), notes
 
 
 def _coded(failure: BaseException, rank: int) -> EplbError:

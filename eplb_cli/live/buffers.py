@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from eplb_cli.arrays import Int
 from eplb_cli.errors import PlacementError
-from eplb_cli.live.agreement import DEFAULT_BUFFER_NBYTES, agreed, plan_between, same_of
+from eplb_cli.live.agreement import DEFAULT_BUFFER_NBYTES, Ready, connected, plan_between, same_of
+from eplb_cli.live.connection import Connection
 from eplb_cli.live.indices import as_array
-from eplb_cli.live.plan import plan_live
+from eplb_cli.live.plan import LivePlan, plan_live
+from eplb_cli.live.room import chunk_room
 from eplb_cli.live.rows import LiveRows
-from eplb_cli.live.tensors import read_buffers, read_layers, row_nbytes
+from eplb_cli.live.tensors import Layers, read_buffers, read_layers, row_nbytes
 from eplb_cli.placements.placement import EMPTY
 from eplb_cli.plan.moves import ReshardPlan
 
@@ -106,19 +108,28 @@ def layer_to_buffer(
         choose: called once, where an error of it becomes one of all ranks.
     """
 
-    def prepare(met: list[torch.Tensor]) -> tuple[str, tuple[ReshardPlan, LiveRows]]:
+    def prepare(met: list[torch.Tensor]) -> Ready[tuple[ReshardPlan, LivePlan, Layers, Layers]]:
         if stream is not None and not isinstance(stream, torch.cuda.Stream):
             raise TypeError(f"a stream of type {type(stream).__name__}")
         name, old, new, given = choose()
         weights, targets = read_layers([given], met), read_buffers(buffers, met)
         plan = plan_between(old, new, weights, group, buffers=targets, rank_mapping=rank_mapping)
-        live = plan_live(plan, row_nbytes(weights), group.rank(), DEFAULT_BUFFER_NBYTES, in_place=False)
-        rows = LiveRows(live, weights, [targets[: len(weights[0])]], group)
-        return same_of(name, plan, weights, DEFAULT_BUFFER_NBYTES), (plan, rows)
+        sizes = row_nbytes(weights)
+        live = plan_live(plan, sizes, group.rank(), DEFAULT_BUFFER_NBYTES, in_place=False)
+        same = same_of(name, plan, weights, DEFAULT_BUFFER_NBYTES)
+        made = plan, live, weights, [targets[: len(weights[0])]]
+        return Ready(same, made, chunk_room(plan, sizes, DEFAULT_BUFFER_NBYTES))
+
+    def build(made: tuple[ReshardPlan, LivePlan, Layers, Layers], connection: Connection) -> LiveRows:
+        _, live, weights, targets = made
+        return LiveRows(live, weights, targets, group, connection)
 
     with _after_current(stream):
-        plan, rows = agreed(prepare, group)
-        rows.run()
+        ready, rows, connection = connected(prepare, build, group)
+        with connection.running():
+            rows.start()
+            rows.finish()
+    plan = ready.made[0]
     mine = plan.new.rank_of_slot == group.rank()
     return _masks(plan.old.physical_to_logical[0, mine], plan.new.physical_to_logical[0, mine])
 

@@ -11,22 +11,28 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
+from eplb_cli.arrays import Int
 from eplb_cli.live.agreement import (
     DEFAULT_BUFFER_NBYTES,
-    agreed,
+    Ready,
     check_device,
+    connected,
     has_devices,
     kinds_of,
     plan_between,
+    reconnected,
     same_of,
 )
 from eplb_cli.live.buffers import MoveToBufferResult, OneLayer, layer_to_buffer
+from eplb_cli.live.connection import Connection, is_kept
 from eplb_cli.live.indices import Indices, as_array
-from eplb_cli.live.plan import plan_live
+from eplb_cli.live.plan import CHUNKS_PER_BUFFER, LivePlan, plan_live
+from eplb_cli.live.room import chunk_room
 from eplb_cli.live.rows import LiveRows
 from eplb_cli.live.tensors import Layers, read_layers, row_nbytes
 from eplb_cli.plan.choice import Senders
@@ -75,28 +81,43 @@ class Rearrangement:
         buffer_size: int = DEFAULT_BUFFER_NBYTES,
         rank_mapping: Mapping[int, int] | None = None,
     ) -> None:
-        def prepare(met: list[torch.Tensor]) -> tuple[str, tuple[ReshardPlan, LiveRows]]:
+        def prepare(met: list[torch.Tensor]) -> Ready[tuple[ReshardPlan, LivePlan, Layers]]:
             layers = read_layers(expert_weights, met)
             plan = plan_between(
                 as_array(old), as_array(new), layers, ep_group, senders=senders, rank_mapping=rank_mapping
             )
-            rows = _rows_of(plan, slice(0, len(layers)), layers, ep_group, buffer_size)
-            return same_of("plan", plan, layers, buffer_size), (plan, rows)
+            sizes = row_nbytes(layers)
+            live = plan_live(plan, sizes, ep_group.rank(), buffer_size)
+            same = same_of("plan", plan, layers, buffer_size)
+            return Ready(same, (plan, live, layers), chunk_room(plan, sizes, buffer_size))
 
-        self.plan, self._rows = agreed(prepare, ep_group)
+        def build(made: tuple[ReshardPlan, LivePlan, Layers], connection: Connection) -> LiveRows:
+            _, live, layers = made
+            return LiveRows(live, layers, layers, ep_group, connection)
+
+        self._group, self._build = ep_group, build
+        self._ready, self._rows, self._connection = connected(prepare, build, ep_group)
+        self.plan = self._ready.made[0]
+
+    @property
+    def transport(self) -> str:
+        """How rows get to other ranks: "push", "nccl" or "gloo", or "push+nccl" with several hosts."""
+        return self._connection.transport
 
     def run(self) -> None:
-        """Move the rows in place, in the order of the current stream; must be called by all ranks."""
-        self._rows.run()
+        """Move the rows in place, in the order of the current stream; must be called by all ranks.
 
-
-def _rows_of(
-    plan: ReshardPlan, part: slice, layers: Layers, group: dist.ProcessGroup, buffer_size: int
-) -> LiveRows:
-    """What this rank does in some of the layers of a plan."""
-    chosen = layers[part]
-    live = plan_live(plan.of_layers(part), row_nbytes(chosen), group.rank(), buffer_size)
-    return LiveRows(live, chosen, chosen, group)
+        Raises:
+            WorkerError: EP402, EP403 or what another rank raised, where rows are pushed and a rank cannot go
+                on; the weights are undefined then.
+        """
+        if not is_kept(self._connection, self._group):
+            self._rows, self._connection = reconnected(
+                self._ready, self._build, self._group, self._rows.device
+            )
+        with self._connection.running():
+            self._rows.start()
+            self._rows.finish()
 
 
 def _parts(num_layers: int, num_parts: int) -> list[slice]:
@@ -132,22 +153,48 @@ def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signatu
         EplbError: as `Rearrangement`, on all ranks alike, before anything is moved.
     """
     if is_profile:
-        _profile(expert_weights, ep_group)
+        _profile(expert_weights, ep_group, buffer_size)
         return
 
-    def prepare(met: list[torch.Tensor]) -> tuple[str, tuple[ReshardPlan, Layers, list[slice], LiveRows]]:
+    def prepare(met: list[torch.Tensor]) -> Ready[Planned]:
         old, new = as_array(old_global_expert_indices), as_array(new_global_expert_indices)
         layers = read_layers(expert_weights, met)
         plan = plan_between(old, new, layers, ep_group, senders=senders, rank_mapping=rank_mapping)
-        first, *later = _parts(len(layers), PARTS if has_devices(ep_group) else 1)
-        rows = _rows_of(plan, first, layers, ep_group, buffer_size)
-        return same_of("in place", plan, layers, buffer_size), (plan, layers, later, rows)
+        same = same_of("in place", plan, layers, buffer_size)
+        parts = _parts(len(layers), PARTS if has_devices(ep_group) else 1)
+        planned = Planned(plan, layers, row_nbytes(layers), ep_group, buffer_size, parts)
+        return Ready(same, planned, chunk_room(plan, planned.sizes, buffer_size))
 
-    plan, layers, later, rows = agreed(prepare, ep_group)
-    rows.run()
-    del rows  # and with it its buffers, before there are others
-    for part in later:
-        _rows_of(plan, part, layers, ep_group, buffer_size).run()
+    ready, rows, connection = connected(prepare, lambda made, way: made.rows(made.parts[0], way), ep_group)
+    with connection.running():
+        rows.start()
+        started = [rows]
+        del rows
+        for part in ready.made.parts[1:]:
+            if not connection.keeps_buffers:
+                started.pop().finish()  # and gives its buffers back, before there are others
+            started.append(ready.made.rows(part, connection))
+            started[-1].start()
+        for rows in started:
+            rows.finish()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """All that is to be done, of which each part of the layers has its own chunks."""
+
+    plan: ReshardPlan
+    layers: Layers
+    sizes: Int
+    group: dist.ProcessGroup
+    buffer_size: int
+    parts: list[slice]
+
+    def rows(self, part: slice, connection: Connection) -> LiveRows:
+        """What this rank does in some of the layers."""
+        plan = self.plan.of_layers(part)
+        live = plan_live(plan, self.sizes[part], self.group.rank(), self.buffer_size)
+        return LiveRows(live, self.layers[part], self.layers[part], self.group, connection)
 
 
 async def transfer_layer(  # noqa: PLR0913, PLR0917 - the reference's signature
@@ -193,18 +240,23 @@ async def transfer_layer(  # noqa: PLR0913, PLR0917 - the reference's signature
     return layer_to_buffer(choose, expert_weights_buffer, cuda_stream, ep_group, rank_mapping)
 
 
-def _profile(expert_weights: Sequence[Iterable[torch.Tensor]], ep_group: dist.ProcessGroup) -> None:
-    """Reserve communication memory: an all-gather of the first layer into one buffer."""
+def _profile(
+    expert_weights: Sequence[Iterable[torch.Tensor]], ep_group: dist.ProcessGroup, buffer_size: int
+) -> None:
+    """Reserve communication memory: buffers to push into, and those of an all-gather of the first layer."""
 
-    def prepare(met: list[torch.Tensor]) -> tuple[str, tuple[list[torch.Tensor], torch.Tensor]]:
+    def prepare(met: list[torch.Tensor]) -> Ready[tuple[list[torch.Tensor], torch.Tensor]]:
         layers = read_layers(itertools.islice(expert_weights, 1), met)
         mine = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in met]
         check_device(met, ep_group)
         size = max((len(of_tensor) for of_tensor in mine), default=0)
         device = met[0].device if met else torch.device("cpu")
         buffer = torch.empty(size, dtype=torch.uint8, device=device)
-        return f"profile {kinds_of(layers)} {[len(of_tensor) for of_tensor in mine]}", (mine, buffer)
+        sizes = [len(of_tensor) for of_tensor in mine]
+        same = f"profile {operator.index(buffer_size)} {kinds_of(layers)} {sizes}"
+        return Ready(same, (mine, buffer), buffer_size // CHUNKS_PER_BUFFER)
 
-    mine, buffer = agreed(prepare, ep_group)
+    ready, _, _ = connected(prepare, lambda made, _: made, ep_group)
+    mine, buffer = ready.made
     for of_tensor in mine:
         dist.all_gather([buffer[: len(of_tensor)]] * ep_group.size(), of_tensor, group=ep_group)

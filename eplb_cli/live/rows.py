@@ -7,9 +7,7 @@ nothing waits on the host between the first chunk and the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -18,55 +16,14 @@ import torch.distributed as dist
 
 from eplb_cli.arrays import Int
 from eplb_cli.exchange.loop import Pending, run_exchange
-from eplb_cli.exchange.transport import Done, post
 from eplb_cli.exchange.wire import Parcels
+from eplb_cli.live.connection import Connection
 from eplb_cli.live.copies import Copies, make_mover
+from eplb_cli.live.link import Link, Pushes
 from eplb_cli.live.plan import LivePlan
 from eplb_cli.live.tensors import Layers
 
 Chunk = TypeVar("Chunk", int, Int)
-
-
-class Lane:
-    """A CUDA stream on which steps follow each other, or on the CPU just the steps."""
-
-    def __init__(self, stream: torch.cuda.Stream | None) -> None:
-        self.stream = stream
-
-    def run(self, step: Callable[[], Pending | None], after: Sequence[Pending]) -> Pending:
-        """Run a step after others; on a device, order it after them without waiting here.
-
-        On a device, what a step starts elsewhere is not waited for by the lane: its next step may start
-        before that has ended. On the CPU it is waited for here, once: gloo knows no second time.
-        """
-        with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
-            for pending in after:
-                pending.wait()
-            started = step()
-            if self.stream is None:
-                if started is not None:
-                    started.wait()
-                return Done()
-            return OnStream(self.stream.record_event(), started)
-
-    def follow_current(self) -> None:
-        """Order all further steps after what is on the current stream now."""
-        if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-
-
-@dataclass(frozen=True)
-class OnStream:
-    """Work on a stream, and what that has started elsewhere, waited for by whatever stream is current."""
-
-    event: torch.cuda.Event
-    started: Pending | None = None
-
-    def wait(self) -> None:
-        """Order the current stream after the work."""
-        torch.cuda.current_stream().wait_event(self.event)
-        if self.started is not None:
-            self.started.wait()
 
 
 class LiveRows:
@@ -75,59 +32,74 @@ class LiveRows:
     Everything that the loop needs is made here: buffers, and the table of all copies on the device.
     Steps of the table: `levels` of direct copies before the first chunk; then for each chunk gather,
     `levels` of direct copies, scatter, and repeat.
+
+    Args:
+        live: what this rank does.
+        source, sink: the tensors that rows are read from, and written to.
+        connection: how the ranks of the group reach each other.
     """
 
-    def __init__(self, live: LivePlan, source: Layers, sink: Layers, group: dist.ProcessGroup) -> None:
-        self._live, self._group = live, group
+    def __init__(
+        self, live: LivePlan, source: Layers, sink: Layers, group: dist.ProcessGroup, connection: Connection
+    ) -> None:
+        self._live = live
         self._tensors = source, sink  # the table has their addresses: they have to live as long as it does
         tensors = [tensor for layer in (*source, *sink) for tensor in layer]
-        device = tensors[0].device if tensors else torch.device("cpu")
-        schedule = live.schedule
-        sizes = schedule.sends.buffer_nbytes, schedule.receives.buffer_nbytes
-        self._send, self._receive = (
-            [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)] for size in sizes
-        )
+        device = self.device = tensors[0].device if tensors else torch.device("cpu")
+        self._link = Link(live, group, connection, device)
         self._levels = int(live.direct.level.max(initial=-1)) + 1
-        self._mover = make_mover(self._copies(source, sink), device)
-        self._messages = [
-            (schedule.messages(schedule.sends, chunk), schedule.messages(schedule.receives, chunk))
-            for chunk in range(schedule.num_chunks)
-        ]
-        self._lanes = [Lane(_stream(device)) for _ in range(3)]
+        copies, self._pushes = self._tables(source, sink)
+        self._mover = make_mover(copies, device)
+        self._filled: list[Pending] = []
         self._drained: list[Pending] = []
-        self._copied: list[Pending] = []
+        self._last: list[Pending] = []
 
-    def run(self) -> None:
-        """Carry the plan out; on a device, whatever follows on the current stream comes after it."""
+    def start(self) -> None:
+        """Start moving, after what is on the current stream."""
+        self._filled.clear()
         self._drained.clear()
-        self._copied.clear()
-        for lane in self._lanes:
-            lane.follow_current()
-        before = self._lanes[0].run(lambda: self._steps(range(self._levels)), [])
-        run_exchange(self._live.schedule.num_chunks, self, self, self)
-        before.wait()
+        link = self._link
+        link.start(self._pushes)
+        before = link.copies.run(lambda: self._steps(range(self._levels)), [])
+        self._last = [before, *run_exchange(self._live.schedule.num_chunks, self, self, self, link.turns)]
+
+    def finish(self) -> None:
+        """On a device, let the current stream wait for what was started."""
+        for pending in self._last:
+            pending.wait()
 
     def fill(self, chunk: int, after: Sequence[Pending]) -> Pending:
-        """Gather a chunk, then copy directly what now can be. Own rows go into the receive buffer."""
+        """Gather a chunk. Own rows go into the receive buffer, which has to be drained before."""
         first = self._first_step(chunk)
-        drained = self._drained[max(chunk - 2, 0) : max(chunk - 1, 0)]
-        gathered = self._lanes[0].run(lambda: self._steps(range(first, first + 1)), [*after, *drained])
-        direct = range(first + 1, first + 1 + self._levels)
-        self._copied.append(self._lanes[0].run(lambda: self._steps(direct), []))
-        return gathered
+
+        def gather() -> None:
+            self._link.hold(chunk, self._drained)
+            self._steps(range(first, first + 1))
+
+        self._filled.append(self._link.fills.run(gather, after))
+        return self._filled[chunk]
 
     def exchange(self, chunk: int, after: Sequence[Pending]) -> Pending:
         """Exchange a chunk."""
-        send, receive = self._send[chunk % 2], self._receive[chunk % 2]
-        return self._lanes[1].run(lambda: post(*self._messages[chunk], send, receive, self._group), after)
+        return self._link.exchange(chunk, self._filled[chunk], after)
 
     def drain(self, chunk: int, after: Sequence[Pending]) -> Pending:
-        """Scatter a chunk over rows that nothing reads any more, and repeat those needed more than once."""
-        first = self._first_step(chunk) + 1 + self._levels
-        steps = range(first, first + 2)
-        drained = self._lanes[2].run(lambda: self._steps(steps), [*after, self._copied[chunk]])
-        self._drained.append(drained)
-        return drained
+        """Scatter a chunk over rows that nothing reads any more, and repeat those needed more than once.
+
+        Rows are copied from place to place before, once all that leave the rank in the chunk have been read.
+        """
+        copied = self._first_step(chunk) + 1
+        scattered = copied + self._levels
+        before = self._link.copies.run(
+            lambda: self._steps(range(copied, scattered)), [self._filled[chunk], self._link.left(chunk)]
+        )
+
+        def scatter() -> None:
+            self._steps(range(scattered, scattered + 2))
+            self._link.say_drained(chunk)
+
+        self._drained.append(self._link.drains.run(scatter, [*after, before]))
+        return self._drained[chunk]
 
     def _steps(self, steps: range) -> None:
         for step in steps:
@@ -136,33 +108,50 @@ class LiveRows:
     def _first_step(self, chunk: Chunk) -> Chunk:
         return self._levels + chunk * (self._levels + 3)
 
-    def _copies(self, source: Layers, sink: Layers) -> Copies:
-        """The table of all copies, as addresses."""
-        live, levels = self._live, self._levels
+    def _tables(self, source: Layers, sink: Layers) -> tuple[Copies, Pushes]:
+        """All copies of kernels, or of the host, and all of copy engines, as addresses."""
+        live, levels, link = self._live, self._levels, self._link
         sends, own, receives, direct = live.schedule.sends, live.own, live.schedule.receives, live.direct
         width = max((len(layer) for layer in source), default=0)
         origin, target = _Addresses(source, width), _Addresses(sink, width)
-        to_send, to_own, from_buffer = (
-            _pair_address(buffers, parcels)
-            for buffers, parcels in ((self._send, sends), (self._receive, own), (self._receive, receives))
-        )
+        sent, is_filled = self._row(origin, sends, live.source_row), ~link.is_pushed
         chunk, cell, arrived, repeat = live.repeated
         whole = live.pieces.cell_nbytes[cell]
-        drained = self._first_step(receives.chunk) + 1 + levels
+        scattered = self._first_step(receives.chunk) + 1 + levels
+        repeated = self._first_step(chunk) + 2 + levels
         columns = [
-            (self._first_step(sends.chunk), self._row(origin, sends, live.source_row), to_send, sends.nbytes),
-            (self._first_step(own.chunk), self._row(origin, own, live.source_row), to_own, own.nbytes),
+            tuple(
+                column[is_filled]
+                for column in (self._first_step(sends.chunk), sent, link.put_at, sends.nbytes)
+            ),
+            (
+                self._first_step(own.chunk),
+                self._row(origin, own, live.source_row),
+                self._received(own),
+                own.nbytes,
+            ),
             (
                 np.where(direct.chunk < 0, 0, self._first_step(direct.chunk) + 1) + direct.level,
                 origin.of(live.pieces.cell[direct.piece], live.source_row[direct.piece]) + direct.start,
                 target.of(live.pieces.cell[direct.piece], live.target_row[direct.piece]) + direct.start,
                 direct.nbytes,
             ),
-            (drained, from_buffer, self._row(target, receives, live.target_row), receives.nbytes),
-            (self._first_step(chunk) + 2 + levels, target.of(cell, arrived), target.of(cell, repeat), whole),
+            (
+                scattered,
+                self._received(receives),
+                self._row(target, receives, live.target_row),
+                receives.nbytes,
+            ),
+            (repeated, target.of(cell, arrived), target.of(cell, repeat), whole),
         ]
         joined = (np.concatenate(column) for column in zip(*columns, strict=True))
-        return Copies(*joined)
+        pushed = (column[link.is_pushed] for column in (sends.chunk, link.put_at, sent, sends.nbytes))
+        return Copies(*joined), Pushes(*pushed)
+
+    def _received(self, parcels: Parcels) -> Int:
+        """(N,) where each parcel lies in the receive buffer of its chunk."""
+        address: Int = self._link.receive_at[parcels.chunk % self._link.turns] + parcels.position
+        return address
 
     def _row(self, addresses: _Addresses, parcels: Parcels, row: Int) -> Int:
         """(N,) where each parcel lies in the tensors."""
@@ -185,14 +174,3 @@ class _Addresses:
         """The address of each row."""
         address: Int = self._base[cell] + self._stride[cell] * row
         return address
-
-
-def _pair_address(buffers: list[torch.Tensor], parcels: Parcels) -> Int:
-    """(N,) where each parcel lies in the buffer of its chunk."""
-    base = np.array([buffer.data_ptr() for buffer in buffers])
-    address: Int = base[parcels.chunk % 2] + parcels.position
-    return address
-
-
-def _stream(device: torch.device) -> torch.cuda.Stream | None:
-    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -191,7 +191,8 @@ class _Share:
         stays[ends.pieces.source[staying]] = True
         source = FileSource(ends, self._wire.units, schedule.sends, link.send_buffers, stays)
         sink = FileSink(ends, self._wire.units, schedule.receives, link.receive_buffers)
-        run_exchange(schedule.num_chunks, source, link, sink)
+        for drained in run_exchange(schedule.num_chunks, source, link, sink):
+            drained.wait()
         self._spans = link.spans()
         self.wire_nbytes = int(schedule.sends.nbytes.sum())
 

@@ -302,7 +302,8 @@ def exchanged(job: Job, lazy: Lazy) -> list[dict[int, bytearray]]:
 
     def work(worker: int) -> dict[int, bytearray]:
         memory = Memory(job, wire, schedule_for(wire, worker), loopback, lazy)
-        run_exchange(wire.units.num_chunks, memory, memory.link, memory)
+        for drained in run_exchange(wire.units.num_chunks, memory, memory.link, memory):
+            drained.wait()
         return memory.arrived
 
     return loopback.run(work)

@@ -1,0 +1,66 @@
+"""Lanes: steps that follow each other, beside the steps of other lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from eplb_cli.exchange.loop import Pending
+from eplb_cli.exchange.transport import Done
+
+
+class Lane:
+    """A CUDA stream on which steps follow each other, or on the CPU just the steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def run(self, step: Callable[[], Pending | None], after: Sequence[Pending]) -> Pending:
+        """Run a step after others; on a device, order it after them without waiting here.
+
+        On a device, what a step starts elsewhere is not waited for by the lane: its next step may start
+        before that has ended. On the CPU it is waited for here, once: gloo knows no second time.
+        """
+        with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
+            for pending in after:
+                pending.wait()
+            started = step()
+            if self.stream is None:
+                if started is not None:
+                    started.wait()
+                return Done()
+            return OnStream(self.stream.record_event(), started)
+
+    def follow_current(self) -> None:
+        """Order all further steps after what is on the current stream now."""
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+
+
+@dataclass(frozen=True)
+class OnStream:
+    """Work on a stream, and what that has started elsewhere, waited for by whatever stream is current."""
+
+    event: torch.cuda.Event
+    started: Pending | None = None
+
+    def wait(self) -> None:
+        """Order the current stream after the work."""
+        torch.cuda.current_stream().wait_event(self.event)
+        if self.started is not None:
+            self.started.wait()
+
+
+@dataclass(frozen=True)
+class All:
+    """Several pieces of work."""
+
+    pendings: Sequence[Pending]
+
+    def wait(self) -> None:
+        """Wait for each."""
+        for pending in self.pendings:
+            pending.wait()
