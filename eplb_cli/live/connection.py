@@ -58,6 +58,11 @@ class Connection:
         return "+".join([*ways, *([self.backend] if self.has_far or not ways else [])])
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the device that are kept with the group."""
+        return 0 if self.neighbours is None else self.neighbours.num_turns * self.neighbours.turn_nbytes
+
+    @property
     def keeps_buffers(self) -> bool:
         """Whether all buffers belong to the group, so that one plan may follow another without a pause."""
         return self.neighbours is not None and not self.has_far

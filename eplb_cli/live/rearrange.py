@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from eplb_cli.arrays import Int
 from eplb_cli.live.agreement import (
     DEFAULT_BUFFER_NBYTES,
     Ready,
@@ -162,8 +161,8 @@ def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signatu
         plan = plan_between(old, new, layers, ep_group, senders=senders, rank_mapping=rank_mapping)
         same = same_of("in place", plan, layers, buffer_size)
         parts = _parts(len(layers), PARTS if has_devices(ep_group) else 1)
-        planned = Planned(plan, layers, row_nbytes(layers), ep_group, buffer_size, parts)
-        return Ready(same, planned, chunk_room(plan, planned.sizes, buffer_size))
+        planned = Planned(plan, layers, ep_group, buffer_size, parts)
+        return Ready(same, planned, chunk_room(plan, row_nbytes(layers), buffer_size))
 
     ready, rows, connection = connected(prepare, lambda made, way: made.rows(made.parts[0], way), ep_group)
     with connection.running():
@@ -185,16 +184,15 @@ class Planned:
 
     plan: ReshardPlan
     layers: Layers
-    sizes: Int
     group: dist.ProcessGroup
     buffer_size: int
     parts: list[slice]
 
     def rows(self, part: slice, connection: Connection) -> LiveRows:
         """What this rank does in some of the layers."""
-        plan = self.plan.of_layers(part)
-        live = plan_live(plan, self.sizes[part], self.group.rank(), self.buffer_size)
-        return LiveRows(live, self.layers[part], self.layers[part], self.group, connection)
+        plan, layers = self.plan.of_layers(part), self.layers[part]
+        live = plan_live(plan, row_nbytes(layers), self.group.rank(), self.buffer_size)
+        return LiveRows(live, layers, layers, self.group, connection)
 
 
 async def transfer_layer(  # noqa: PLR0913, PLR0917 - the reference's signature

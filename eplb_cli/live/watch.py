@@ -15,6 +15,7 @@ from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.live.board import WORD, Board
 
 TICK_S = 0.02
+RELEASE_S = 0.0001
 PATIENCE_S = 600.0
 """How long a run may make no progress at all: as long as nccl waits where nothing else is said."""
 
@@ -76,8 +77,16 @@ class Watch:
                     place, told = error
                     self._board.fail(place, told)
                 if self._board.failure():
-                    # Again at each tick: a rank that goes on for a while counts on from where it was.
-                    self._board.release((self._target() + WORD // 4) % WORD)
+                    self._let_go()
+
+    def _let_go(self) -> None:
+        """Release all waits until the run has ended here.
+
+        Again and again: each step that was let go writes the count that it would have reached.
+        """
+        while self._wanted.is_set() and not self._stopped.is_set():
+            self._board.release((self._target() + WORD // 4) % WORD)
+            time.sleep(RELEASE_S)
 
     def _trouble(self, idle_s: float) -> tuple[int, EplbError] | None:
         """Which place on the board is why nobody can go on, and what is to be said of it."""

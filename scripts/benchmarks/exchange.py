@@ -26,6 +26,7 @@ from torch.multiprocessing.spawn import spawn  # noqa: TID251 - as above
 
 from eplb_cli import live as rearrange
 from eplb_cli.live.agreement import plan_of
+from eplb_cli.live.connection import connection_of
 from eplb_cli.plan.moves import REMOTE
 from scripts.benchmarks.peer import load_reference
 
@@ -72,7 +73,8 @@ CASES = {
 def main(arguments: list[str]) -> int:
     """Start one process a rank and let rank 0 print the table."""
     parser = argparse.ArgumentParser(prog="scripts/bench exchange", description=__doc__)
-    parser.add_argument("--ranks", type=int, default=max(torch.cuda.device_count(), 2))
+    devices = torch.cuda.device_count()
+    parser.add_argument("--ranks", type=int, default=max(devices, 2), help="several may share a device")
     parser.add_argument("--cases", default=",".join(CASES), help="of " + ", ".join(CASES))
     parser.add_argument("--layers", type=int, help="at most so many layers a case")
     parser.add_argument("--runs", type=int, default=4)
@@ -86,10 +88,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _rank(rank: int, options: argparse.Namespace, command: str, store: str) -> None:
-    on_devices = torch.cuda.device_count() >= options.ranks
-    device = torch.device("cuda", rank) if on_devices else torch.device("cpu")
+    devices = torch.cuda.device_count()
+    on_devices = devices > 0
+    device = torch.device("cuda", rank % devices) if on_devices else torch.device("cpu")
     if on_devices:
         torch.cuda.set_device(device)
+        if devices < options.ranks:
+            os.environ["NCCL_HOSTID"] = str(rank)  # nccl refuses two ranks of one host on a device
     dist.init_process_group(
         "nccl" if on_devices else "gloo",
         store=dist.FileStore(store, options.ranks),  # type: ignore[attr-defined]
@@ -100,7 +105,7 @@ def _rank(rank: int, options: argparse.Namespace, command: str, store: str) -> N
     if rank == 0:
         kind = torch.cuda.get_device_name(device) if on_devices else f"CPU, {os.cpu_count()} cores"
         print(f"command: scripts/bench exchange {command}")
-        print(f"machine: {options.ranks} x {kind}, torch {torch.__version__}")
+        print(f"machine: {options.ranks} ranks on {devices} x {kind}, torch {torch.__version__}")
     raw = bench.raw_rate()
     bench.say(f"raw: {raw / 1e9:.1f} GB/s a direction and rank")
     for name in options.cases.split(","):
@@ -194,6 +199,7 @@ class Bench:
             work.old, work.new, work.weights, self.group, buffer_size=buffer_size
         )
         rates["eplb, planned before"] = self._measure("eplb, planned before", planned.run, work, raw)
+        self.say(f"  transport: {planned.transport}")
         del planned
         self._judge(case, rates, raw)
         del work
@@ -221,12 +227,14 @@ class Bench:
         return rate
 
     def _memory(self, *, reset: bool = False) -> int:
+        """Bytes of torch now, or since then at most; with the buffers that `eplb` keeps with the group."""
         if self.device.type != "cuda":
             return 0
         if reset:
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
-        return torch.cuda.max_memory_allocated()
+        kept = connection_of(self.group)
+        return torch.cuda.max_memory_allocated() + (0 if kept is None else kept.nbytes)
 
     def _judge(self, case: Case, rates: dict[str, float], raw: float) -> None:
         share, times = case.to_reach

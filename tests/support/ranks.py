@@ -141,6 +141,17 @@ class Ranks:
         answers = self._receive(self.size, _START_TIMEOUT_S, "the start of the processes")
         if any(answer.error for answer in answers.values()):
             raise RankError("the processes do not start")
+        if self.backend == "nccl":
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Load what devices need, and compile kernels, in no case's time."""
+        case = Case(self.backend, str(next(self._stores)), self.size, "live.runs.warm_up", ())
+        for connection in self._connections:
+            connection.send(case)
+        answers = self._receive(self.size, _START_TIMEOUT_S, case)
+        if errors := [answer.error for answer in answers.values() if answer.error]:
+            raise RankError("\n".join(errors))
 
     def _restart(self) -> None:
         self.stop()
@@ -208,7 +219,11 @@ def _do(case: Case, rank: int, *, is_member: bool) -> Answer:
     import torch
     import torch.distributed as dist
 
-    device = torch.device("cuda", rank) if case.backend == "nccl" else torch.device("cpu")
+    device = torch.device("cpu")
+    if case.backend == "nccl":
+        device = torch.device("cuda", rank % torch.cuda.device_count())
+        if torch.cuda.device_count() < case.num_ranks:
+            os.environ["NCCL_HOSTID"] = str(rank)  # nccl refuses two ranks of one host on a device
     module, _, function = case.work.rpartition(".")
     try:
         if not is_member:

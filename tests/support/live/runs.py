@@ -127,6 +127,20 @@ def in_subgroups(
     return found
 
 
+def warm_up(group: Group, device: torch.device) -> None:
+    """Move rows of each width of words once, in place and by way of buffers."""
+    ranks, rows = group.size(), 2
+    old = torch.arange(ranks * rows)[None]
+    new = old.roll(1, dims=1)
+    for dtype in (torch.uint8, torch.int32, torch.int64):
+        weights = [
+            [torch.zeros((rows, 1 << 18), dtype=dtype, device=device), torch.zeros((rows, 3), device=device)]
+        ]
+        rearrange.rearrange_expert_weights_inplace(old, new, weights, group)
+        spare = [torch.empty_like(tensor) for tensor in weights[0]]
+        asyncio.run(rearrange.transfer_layer(old, new, weights, spare, group))
+
+
 # what tests of the pool itself ask for
 
 
