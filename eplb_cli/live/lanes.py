@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +23,18 @@ class Lane:
         On a device, what a step starts elsewhere is not waited for by the lane: its next step may start
         before that has ended. On the CPU it is waited for here, once: gloo knows no second time.
         """
-        with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
-            for pending in after:
-                pending.wait()
+        if self.stream is None:
+            _wait(after)
+            _wait(filter(None, [step()]))
+            return Done()
+        before = torch.cuda.current_stream(self.stream.device)
+        torch.cuda.set_stream(self.stream)
+        try:
+            _wait(after)
             started = step()
-            if self.stream is None:
-                if started is not None:
-                    started.wait()
-                return Done()
-            return OnStream(self.stream.record_event(), started)
+        finally:
+            torch.cuda.set_stream(before)
+        return OnStream(self.stream.record_event(), self.stream.device, started)
 
     def follow_current(self) -> None:
         """Order all further steps after what is on the current stream now."""
@@ -40,16 +42,25 @@ class Lane:
             self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
 
 
+def _wait(pendings: Iterable[Pending]) -> None:
+    for pending in pendings:
+        pending.wait()
+
+
 @dataclass(frozen=True)
 class OnStream:
-    """Work on a stream, and what that has started elsewhere, waited for by whatever stream is current."""
+    """Work on a stream, and what that has started elsewhere, waited for by whatever stream is current.
+
+    The device is always named: torch takes ten times as long to find out which is the current one.
+    """
 
     event: torch.cuda.Event
+    device: torch.device
     started: Pending | None = None
 
     def wait(self) -> None:
         """Order the current stream after the work."""
-        torch.cuda.current_stream().wait_event(self.event)
+        torch.cuda.current_stream(self.device).wait_event(self.event)
         if self.started is not None:
             self.started.wait()
 
@@ -62,5 +73,4 @@ class All:
 
     def wait(self) -> None:
         """Wait for each."""
-        for pending in self.pendings:
-            pending.wait()
+        _wait(self.pendings)

@@ -78,10 +78,10 @@ class Link:
             pushes: what is pushed, as addresses.
         """
         self._left.clear()
-        for lane in (self.fills, self._sends, self.drains, self.copies):
-            lane.follow_current()
         if self._near is not None:
             self._near.start(pushes)
+        for lane in (self.fills, self._sends, self.drains, self.copies):
+            lane.follow_current()
 
     def hold(self, chunk: int, drained: Sequence[Pending]) -> None:
         """Let the current lane wait until the receive buffers of a chunk are free, here and nearby.
@@ -163,13 +163,16 @@ class Near:
         self._neighbours, self._num_chunks = neighbours, num_chunks
         self._others = [rank for rank in neighbours.ranks if rank != neighbours.me]
         self._first = 0
+        self._pushed: list[Pending] = []
 
     def start(self, pushes: Pushes) -> None:
-        """Begin a run, after what is on the current stream."""
+        """Begin a run, after what is on the current stream, with what needs no other lane."""
         self._pushes, self._first = pushes, self._neighbours.count
         self._neighbours.count = self._count_after(self._num_chunks - 1) if self._num_chunks else self._first
-        for lane in self._neighbours.push_lanes:
+        self._pushed.clear()
+        for lane in (*self._neighbours.push_lanes, self._neighbours.tells):
             lane.follow_current()
+        self._push_next()
 
     def hold(self, chunk: int) -> None:
         """Let the current lane wait until the buffers of a chunk are free, on all ranks."""
@@ -177,21 +180,34 @@ class Near:
         self._neighbours.await_drained(self._neighbours.ranks, free)
 
     def push(self, chunk: int, filled: Pending) -> Pending:
-        """Push the large rows of a chunk, and say when it is there with the small ones.
+        """Say when a chunk is there, its large rows and the small ones; the next is on its way by then.
 
         Returns:
-            When the rows have been read.
+            When the large rows have been read.
         """
-        lanes = self._neighbours.push_lanes
-        pushed = []
-        for number, lane in enumerate(lanes):
-            columns = self._pushes.of_chunk(chunk, number, len(lanes))
-            if len(columns[0]):
-                pushed.append(lane.run(partial(self._push, chunk, columns), []))
+        self._push_next()
+        pushed = self._pushed[chunk]
         self._neighbours.tells.run(
-            lambda: self._neighbours.say_pushed(self._count_after(chunk)), [*pushed, filled]
+            lambda: self._neighbours.say_pushed(self._count_after(chunk)), [pushed, filled]
         )
-        return All(pushed)
+        return pushed
+
+    def _push_next(self) -> None:
+        """Push the large rows of the next chunk."""
+        chunk = len(self._pushed)
+        if chunk == self._num_chunks:
+            return
+        lanes = self._neighbours.push_lanes
+        columns = [self._pushes.of_chunk(chunk, number, len(lanes)) for number in range(len(lanes))]
+        self._pushed.append(
+            All(
+                [
+                    lane.run(partial(self._push, chunk, part), [])
+                    for lane, part in zip(lanes, columns, strict=True)
+                    if len(part[0])
+                ]
+            )
+        )
 
     def _push(self, chunk: int, columns: tuple[Int, Int, Int]) -> None:
         self.hold(chunk)

@@ -132,7 +132,7 @@ class Neighbours:
 
     def push(self, destination: Int, source: Int, nbytes: Int) -> None:
         """Copy with the copy engines, in the order of the current stream."""
-        self._driver.copy(_current(), destination, source, nbytes)
+        self._driver.copy(self._current(), destination, source, nbytes)
 
     def await_pushed(self, ranks: Sequence[int], count: int) -> None:
         """Hold the current stream until ranks have pushed so many chunks."""
@@ -152,14 +152,18 @@ class Neighbours:
 
     def _await(self, place: Callable[[int], int], ranks: Sequence[int], count: int) -> None:
         if count > 0:
-            stream = _current()
+            stream = self._current()
             for rank in ranks:
                 address = self._seen_at + place(self.ranks.index(rank))
                 self._driver.wait_word(stream, address, count % WORD)
 
     def _say(self, place: Callable[[int], int], count: int) -> None:
         address = self._seen_at + place(self.ranks.index(self.me))
-        self._driver.write_word(_current(), address, count % WORD)
+        self._driver.write_word(self._current(), address, count % WORD)
+
+    def _current(self) -> int:
+        stream: int = torch.cuda.current_stream(self.device).cuda_stream
+        return stream
 
     # a run as a whole
 
@@ -214,11 +218,6 @@ def _allocated(driver: Driver, nbytes: int) -> int:
         return driver.allocate(nbytes)
     torch.cuda.empty_cache()
     return driver.allocate(nbytes)
-
-
-def _current() -> int:
-    stream: int = torch.cuda.current_stream().cuda_stream
-    return stream
 
 
 def _as_error(failure: BaseException, rank: int) -> EplbError:
