@@ -26,6 +26,15 @@ def begins(column: Int) -> NDArray[np.bool_]:
     return result
 
 
+def runs(is_first: NDArray[np.bool_]) -> tuple[Int, Int]:
+    """Where runs begin and how long each of them is, from what marks the first of each; the first is one."""
+    first = np.flatnonzero(is_first)
+    length = np.empty_like(first)
+    np.subtract(first[1:], first[:-1], out=length[:-1])
+    length[-1:] = len(is_first) - first[-1:]
+    return first, length
+
+
 def stable_order(key: Int, limit: int) -> Int:
     """(N,) where the smallest key is, then the next: a stable argsort of numbers from 0 to `limit` - 1.
 

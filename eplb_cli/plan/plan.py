@@ -133,4 +133,10 @@ def _in_wire_order(old: Placement, new: Placement, moves: MoveTable) -> MoveTabl
     sender = moves.layer * old.num_ranks + old.rank_of_slot[moves.src_slot]
     pair = sender * new.num_ranks + new.rank_of_slot[moves.dst_slot]
     order = stable_order(pair, new.num_layers * old.num_ranks * new.num_ranks)
-    return MoveTable(*(column[order] for column in moves.columns))
+    return MoveTable(
+        moves.layer[order],
+        moves.expert[order],
+        moves.src_slot[order],
+        moves.dst_slot[order],
+        moves.kind[order],
+    )

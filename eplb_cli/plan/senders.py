@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.arrays import Int, begins, ranges
+from eplb_cli.arrays import Int, begins, ranges, runs
 from eplb_cli.plan.demands import Demands
 from eplb_cli.plan.spread import spread
 
@@ -129,6 +129,5 @@ def _near(holders: Holders, requests: Requests, ranks_per_node: int) -> tuple[In
 
 def _position_in_group(group: Int) -> tuple[Int, Int]:
     """Where equal values are neighbours: each one's place among its equals, and how many they are."""
-    starts = np.flatnonzero(begins(group))
-    counts = np.diff(starts, append=len(group))
+    starts, counts = runs(begins(group))
     return np.arange(len(group)) - np.repeat(starts, counts), np.repeat(counts, counts)
