@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_cli.arrays import Int, sum_by
+from eplb_cli.arrays import Int, begins, runs, sum_by
 from eplb_cli.exchange.units import part_room
-from eplb_cli.exchange.wire import Schedule, Wire, pair_by_cell
+from eplb_cli.exchange.wire import Schedule, Wire, pair_by_group
 
 
 def landing(wire: Wire, schedule: Schedule) -> Int:
@@ -21,8 +21,8 @@ def landing(wire: Wire, schedule: Schedule) -> Int:
     """
     sends = schedule.sends
     message = sends.chunk * wire.num_workers + sends.peer
-    first = np.flatnonzero(np.diff(message, prepend=-1))
-    begin = np.repeat(sends.position[first], np.diff(first, append=len(message)))
+    first, count = runs(begins(message))
+    begin = np.repeat(sends.position[first], count)
     position: Int = sends.position - begin + _nbytes_before(wire, schedule.worker)[message]
     return position
 
@@ -31,13 +31,11 @@ def _nbytes_before(wire: Wire, worker: int) -> Int:
     """(chunks * W,) bytes of messages to each worker from the workers before `worker`, itself included."""
     earlier = np.flatnonzero(wire.sender < worker)
     pair = wire.receiver[earlier] * wire.num_workers + wire.sender[earlier]
-    # By table order a cell's pieces are by sender and receiver, where workers are ranks: that is sorted fast.
-    key = np.sort(wire.cell[earlier] * wire.num_workers**2 + pair, kind="stable")
-    first = np.flatnonzero(np.diff(key, prepend=-1))
-    num_rows = np.diff(first, append=len(key))
-    cell, pair = np.divmod(key[first], wire.num_workers**2)
+    key = np.sort(wire.group[earlier] * wire.num_workers**2 + pair)
+    first, num_rows = runs(begins(key))
+    group, pair = np.divmod(key[first], wire.num_workers**2)
     units = wire.units
-    unit, part = pair_by_cell(units.cell, cell)
+    unit, part = pair_by_group(wire.unit_group, group)
     room = part_room(num_rows[part] * units.nbytes[unit])
     message = units.chunk[unit] * wire.num_workers + pair[part] // wire.num_workers
     return sum_by(message, room, units.num_chunks * wire.num_workers)

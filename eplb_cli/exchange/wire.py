@@ -20,31 +20,33 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.arrays import Int
+from eplb_cli.arrays import Int, begins, ranges, runs, stable_order
 from eplb_cli.exchange.units import Units, part_room, plan_units
 
 
 @dataclass(frozen=True, eq=False)
 class Wire:
-    """The pieces that travel, columns of shape (M,) by cell and table order, and the units they travel in.
+    """The pieces that travel, columns of shape (M,) by group and table order, and the units they travel in.
 
     Attributes:
         piece: the caller's number of each piece.
-        cell: the cell of each piece, ascending.
+        group: the group of each piece, ascending; it has K cells, in all of which the piece has a row.
         sender, receiver: workers; the same where a message goes to oneself.
+        unit_group: (U,) the group of each unit.
     """
 
     piece: Int
-    cell: Int
+    group: Int
     sender: Int
     receiver: Int
     num_workers: int
     units: Units
+    unit_group: Int
 
 
 def plan_wire(  # noqa: PLR0913 - the columns, and three numbers
     piece: Int,
-    cell: Int,
+    group: Int,
     sender: Int,
     receiver: Int,
     cell_nbytes: Int,
@@ -56,24 +58,35 @@ def plan_wire(  # noqa: PLR0913 - the columns, and three numbers
     """Cut the pieces into units and chunks.
 
     Args:
-        piece, cell, sender, receiver: (M,) what travels, by cell and table order.
-        cell_nbytes: (C,) bytes of a row of each cell.
+        piece, group, sender, receiver: (M,) what travels, by group and table order.
+        cell_nbytes: (G, K) bytes of a row of each cell. The first cell of group g has number g * K.
         chunk_nbytes: what a worker may at most fill, and at most drain, in a chunk.
         ramp: the first chunks grow and the last ones shrink.
     """
-    load = _rows_per_worker(cell, sender, receiver, len(cell_nbytes), num_workers)
-    units = plan_units(load, cell_nbytes, num_workers, chunk_nbytes, ramp=ramp)
-    return Wire(piece, cell, sender, receiver, num_workers, units)
+    num_groups, cells_per_group = cell_nbytes.shape
+    load = _rows_per_worker(group, sender, receiver, num_groups, num_workers)
+    of_cell = np.repeat(load, cells_per_group, axis=0)
+    units = plan_units(of_cell, cell_nbytes.ravel(), num_workers, chunk_nbytes, ramp=ramp)
+    unit_group = units.cell // max(cells_per_group, 1)
+    return Wire(piece, group, sender, receiver, num_workers, units, unit_group)
 
 
-def _rows_per_worker(cell: Int, sender: Int, receiver: Int, num_cells: int, num_workers: int) -> Int:
-    """(C, 2 W) rows that each worker fills, then rows that each worker drains, per cell."""
-    shape = (num_cells, num_workers)
+def _rows_per_worker(group: Int, sender: Int, receiver: Int, num_groups: int, num_workers: int) -> Int:
+    """(G, 2 W) rows of a cell that each worker fills, then rows that each worker drains, per group."""
+    shape = (num_groups, num_workers)
     filled, drained = (
-        np.bincount(cell * num_workers + worker, minlength=num_cells * num_workers).reshape(shape)
+        np.bincount(group * num_workers + worker, minlength=num_groups * num_workers).reshape(shape)
         for worker in (sender, receiver)
     )
     return np.concatenate([filled, drained], axis=1)
+
+
+class Message(NamedTuple):
+    """A run of bytes of a chunk's buffer that goes to, or comes from, one peer."""
+
+    peer: int
+    position: int
+    nbytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +112,23 @@ class Parcels:
         """The parcels of a chunk."""
         return of_chunk(self.chunk, chunk)
 
-    def only(self, chosen: NDArray[np.bool_]) -> Parcels:
+    def only(self, wanted: NDArray[np.bool_]) -> Parcels:
         """Some of the parcels, where they are."""
+        chosen = np.flatnonzero(wanted)  # six columns by places take half as long as by marks
         columns = (self.chunk, self.peer, self.unit, self.piece, self.position, self.nbytes)
         return Parcels(*(column[chosen] for column in columns))
+
+    @cached_property
+    def messages(self) -> dict[int, list[Message]]:
+        """The messages of each chunk that has some, ascending by peer."""
+        first, count = runs(begins(self.chunk) | begins(self.peer))
+        last = first + count - 1
+        size = self.position[last] + self.nbytes[last] - self.position[first]
+        found: dict[int, list[Message]] = {}
+        columns = (self.chunk[first], self.peer[first], self.position[first], size)
+        for chunk, *message in zip(*(column.tolist() for column in columns), strict=True):
+            found.setdefault(chunk, []).append(Message(*message))
+        return found
 
     @cached_property
     def buffer_nbytes(self) -> int:
@@ -113,14 +139,6 @@ class Parcels:
 def of_chunk(column: Int, chunk: int) -> slice:
     """Where a chunk is in a column of chunks, which ascends."""
     return slice(*np.searchsorted(column, [chunk, chunk + 1]).tolist())
-
-
-class Message(NamedTuple):
-    """A run of bytes of a chunk's buffer that goes to, or comes from, one peer."""
-
-    peer: int
-    position: int
-    nbytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +153,7 @@ class Schedule:
 
     def messages(self, parcels: Parcels, chunk: int) -> list[Message]:
         """The messages of a chunk, ascending by peer."""
-        part = parcels.of_chunk(chunk)
-        peer, position, nbytes = parcels.peer[part], parcels.position[part], parcels.nbytes[part]
-        starts = np.flatnonzero(np.diff(peer, prepend=-1))
-        lasts = np.r_[starts[1:], len(peer)] - 1 if len(starts) else starts
-        return [
-            Message(
-                int(peer[start]), int(position[start]), int(position[last] + nbytes[last] - position[start])
-            )
-            for start, last in zip(starts, lasts, strict=True)
-        ]
+        return parcels.messages.get(chunk, [])
 
 
 def schedule_for(wire: Wire, worker: int) -> Schedule:
@@ -162,35 +171,40 @@ def schedule_for(wire: Wire, worker: int) -> Schedule:
 
 
 def _parcels(wire: Wire, mine: NDArray[np.bool_], peer: Int) -> Parcels:
-    """All (unit, piece) pairs of the chosen pieces, with their places in the buffers."""
+    """All (unit, piece) pairs of the chosen pieces, with their places in the buffers.
+
+    Neighbours of one group and peer stay neighbours in every unit: so it is these runs that are put in
+    order, and only then taken apart.
+    """
     chosen = np.flatnonzero(mine)
-    unit, which = pair_by_cell(wire.units.cell, wire.cell[chosen])
-    chunk, peers = wire.units.chunk[unit], peer[chosen][which]
-    order = np.lexsort((peers, chunk))
-    unit, which, chunk, peers = unit[order], which[order], chunk[order], peers[order]
-    nbytes = wire.units.nbytes[unit]
-    position = _positions(chunk, peers, unit, nbytes)
-    return Parcels(chunk, peers, unit, wire.piece[chosen][which], position, nbytes)
+    group, peers = wire.group[chosen], peer[chosen]
+    begin, count = runs(begins(group) | begins(peers))
+    unit, run = pair_by_group(wire.unit_group, group[begin])
+    message = wire.units.chunk[unit] * wire.num_workers + peers[begin[run]]
+    order = stable_order(message, wire.units.num_chunks * wire.num_workers)
+    unit, run, message = unit[order], run[order], message[order]
+    begin, count, nbytes = begin[run], count[run], wire.units.nbytes[unit]
+    chunk = message // wire.num_workers
+    position = _positions(chunk, begins(message) | begins(unit), count * nbytes)
+    which = ranges(begin, begin + count)
+    columns = (chunk, message % wire.num_workers, unit, position - begin * nbytes, nbytes)
+    chunk, peers, unit, position, nbytes = (np.repeat(column, count) for column in columns)
+    return Parcels(chunk, peers, unit, wire.piece[chosen[which]], position + which * nbytes, nbytes)
 
 
-def _positions(chunk: Int, peer: Int, unit: Int, nbytes: Int) -> Int:
-    """(N,) where each parcel lies in its chunk's buffer: back to back, each (peer, unit) part aligned."""
-    if not len(chunk):
-        return nbytes
-    starts = np.flatnonzero(np.r_[True, (np.diff(unit) != 0) | (np.diff(peer) != 0) | (np.diff(chunk) != 0)])
-    part = np.cumsum(np.isin(np.arange(len(chunk)), starts)) - 1
-    room = part_room(np.add.reduceat(nbytes, starts))
+def _positions(chunk: Int, begins_part: NDArray[np.bool_], nbytes: Int) -> Int:
+    """(N,) where each run lies in its chunk's buffer: back to back, each (peer, unit) part aligned."""
+    first, count = runs(begins_part)
+    part_nbytes = np.add.reduceat(nbytes, first)
+    room = nbytes.copy()
+    room[first + count - 1] += part_room(part_nbytes) - part_nbytes
     before = np.cumsum(room) - room
-    chunk_start = before[part[np.searchsorted(chunk, chunk)]]
-    within = np.cumsum(nbytes) - nbytes
-    position: Int = before[part] - chunk_start + within - within[starts][part]
+    position: Int = before - before[np.searchsorted(chunk, chunk)]
     return position
 
 
-def pair_by_cell(unit_cell: Int, piece_cell: Int) -> tuple[Int, Int]:
-    """All pairs of a unit and a piece of the same cell, by unit; both columns ascend."""
-    begin = np.searchsorted(piece_cell, unit_cell, "left")
-    count = np.searchsorted(piece_cell, unit_cell, "right") - begin
-    unit = np.repeat(np.arange(len(unit_cell)), count)
-    first = np.repeat(np.cumsum(count) - count, count)
-    return unit, np.arange(len(unit)) - first + np.repeat(begin, count)
+def pair_by_group(unit_group: Int, piece_group: Int) -> tuple[Int, Int]:
+    """All pairs of a unit and a piece of the same group, by unit; pieces are by group."""
+    begin = np.searchsorted(piece_group, unit_group, "left")
+    end = np.searchsorted(piece_group, unit_group, "right")
+    return np.repeat(np.arange(len(unit_group)), end - begin), ranges(begin, end)

@@ -210,9 +210,12 @@ def same_of(what: str, plan: ReshardPlan, layers: Layers, buffer_size: int) -> s
     return f"{what} {operator.index(buffer_size)} {plan_inputs} {kinds_of(layers)}"
 
 
-def kinds_of(layers: Layers) -> list[list[tuple[str, str, list[int]]]]:
-    """dtype, kind of device and shape of a row of each tensor."""
-    return [
-        [(str(tensor.dtype), tensor.device.type, list(tensor.shape[1:])) for tensor in tensors]
+def kinds_of(layers: Layers) -> str:
+    """The kind of device, all dtypes and shapes that there are, and which of them each tensor has."""
+    kinds: dict[tuple[torch.dtype, torch.Size], int] = {}
+    number = [
+        [kinds.setdefault((tensor.dtype, tensor.shape), len(kinds)) for tensor in tensors]
         for tensors in layers
     ]
+    device = next((tensor.device.type for tensors in layers for tensor in tensors), "none")
+    return f"{device} {list(kinds)} {number}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eplb_cli.arrays import Int
+from eplb_cli.arrays import Int, stable_order
 from eplb_cli.errors import WorkerError
 
 PROGRAMS_SHARE = 4
@@ -41,7 +41,7 @@ class HostMover:
     """Copies in host memory."""
 
     def __init__(self, copies: Copies) -> None:
-        order = np.argsort(copies.step, kind="stable")
+        order = stable_order(copies.step, copies.num_steps)
         self._columns = [column[order] for column in (copies.destination, copies.source, copies.nbytes)]
         self._bounds = np.searchsorted(copies.step[order], np.arange(copies.num_steps + 1)).tolist()
 
@@ -72,12 +72,11 @@ class DeviceMover:
             ) from error
         self._kernel = copy_kernel
         low_bits = copies.source | copies.destination | copies.nbytes
-        width = np.select([low_bits % 16 == 0, low_bits % 4 == 0], [0, 1], 2)
-        order = np.lexsort((width, copies.step))
+        group = copies.step * len(_WORDS) + (low_bits % 16 != 0) + (low_bits % 4 != 0)
+        order = stable_order(group, copies.num_steps * len(_WORDS))
         blocks = -(-copies.nbytes[order] // copy_kernel.BLOCK_NBYTES)
         first = np.cumsum(blocks) - blocks
-        group = copies.step[order] * len(_WORDS) + width[order]
-        bounds = np.searchsorted(group, np.arange(copies.num_steps * len(_WORDS) + 1))
+        bounds = np.searchsorted(group[order], np.arange(copies.num_steps * len(_WORDS) + 1))
         self._bounds = np.r_[first, blocks.sum()][bounds].tolist()
         columns = np.stack([copies.source[order], copies.destination[order], copies.nbytes[order], first])
         self._columns = list(_to_device(columns, device))

@@ -7,12 +7,12 @@ from functools import cached_property
 
 import numpy as np
 
-from eplb_cli.arrays import Int
+from eplb_cli.arrays import Int, begins, runs
 from eplb_cli.exchange.landing import landing
 from eplb_cli.exchange.units import Units
-from eplb_cli.exchange.wire import Parcels, Schedule, Wire, pair_by_cell, plan_wire, schedule_for
-from eplb_cli.plan.moves import LOCAL, REMOTE, ReshardPlan
-from eplb_cli.plan.pieces import Pieces, row_pieces
+from eplb_cli.exchange.wire import Parcels, Schedule, Wire, pair_by_group, plan_wire, schedule_for
+from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, ReshardPlan
+from eplb_cli.plan.pieces import leading_move
 
 CHUNKS_PER_BUFFER = 4
 
@@ -28,14 +28,16 @@ class Direct:
     Attributes:
         chunk: after whose gathering it is safe; -1 comes before all chunks, where the cell does not travel.
         level: copies of one level are independent of each other, and follow those of the level before.
-        piece: what is copied.
-        start: the first byte of a row that is.
+        piece: the move that is made.
+        cell: in which (layer, tensor), as one number.
+        start: the first byte of a row that is copied.
         nbytes: how many are.
     """
 
     chunk: Int
     level: Int
     piece: Int
+    cell: Int
     start: Int
     nbytes: Int
 
@@ -45,19 +47,19 @@ class LivePlan:
     """What one rank does with live tensors: parcels of the exchange, and rows copied on the rank.
 
     Attributes:
-        schedule: what it sends and receives, chunk by chunk.
+        schedule: what it sends and receives, chunk by chunk; a piece is a move, in every tensor of its layer.
         wire: what all ranks send.
-        pieces: the moves of all ranks, cell by cell.
+        cell_nbytes: (C,) bytes of a row of each (layer, tensor).
         own: what it sends to itself.
         direct: what goes from row to row without a buffer.
         repeated: (4, N) rows of the rank that repeat one that arrived: chunk, cell, from row, to row.
-        source_row: (N,) per piece, the row of the rank that it comes from.
-        target_row: (N,) per piece, the row of the rank that it goes to.
+        source_row: (N,) per move, the row of the rank that it comes from.
+        target_row: (N,) per move, the row of the rank that it goes to.
     """
 
     schedule: Schedule
     wire: Wire
-    pieces: Pieces
+    cell_nbytes: Int
     own: Parcels
     direct: Direct
     repeated: Int
@@ -93,35 +95,34 @@ def plan_live(
             otherwise the target is another set of tensors, which gets no repeated rows.
         ramp: the first chunks are smaller, and the last.
     """
-    pieces = row_pieces(plan, sizes)
-    source_row = plan.old.row_of_slot[pieces.source % plan.old.num_slots]
-    target_row = plan.new.row_of_slot[pieces.destination % plan.new.num_slots]
-    leads = pieces.leader == np.arange(len(pieces.leader))
-    kind = plan.moves.kind[pieces.move]
-    level = local_levels(plan, in_place=in_place)[pieces.move]
-    travels = np.flatnonzero((kind == REMOTE) | ((kind == LOCAL) & (level < 0)))
+    moves = plan.moves
+    level = local_levels(plan, in_place=in_place)
+    is_local = moves.kind == LOCAL
+    travels = np.flatnonzero((moves.kind == REMOTE) | (is_local & (level < 0)))
     wire = plan_wire(
         travels,
-        pieces.cell[travels],
-        pieces.src_rank[travels],
-        pieces.dst_rank[travels],
-        pieces.cell_nbytes,
+        moves.layer[travels],
+        plan.src_rank[travels],
+        plan.dst_rank[travels],
+        sizes,
         plan.num_ranks,
         buffer_nbytes // CHUNKS_PER_BUFFER,
         ramp=ramp,
     )
     schedule = schedule_for(wire, rank)
-    mine = pieces.dst_rank == rank
+    mine = plan.dst_rank == rank
+    direct = np.flatnonzero(is_local & mine & (level >= 0))
+    target_row = plan.new.row_of_slot[moves.dst_slot]
     return LivePlan(
         schedule,
         wire,
-        pieces,
+        sizes.ravel(),
         schedule.receives.only(schedule.receives.peer == rank),
-        _direct(wire.units, pieces, np.flatnonzero((kind == LOCAL) & (level >= 0) & mine), level),
-        _repeated(wire.units, pieces, np.flatnonzero(~leads & mine), target_row)
+        _direct(wire, sizes, direct, moves.layer[direct], level[direct]),
+        _repeated(wire, plan, np.flatnonzero((moves.kind == DUPLICATE) & mine), target_row)
         if in_place
         else np.zeros((4, 0), np.int64),
-        source_row,
+        plan.old.row_of_slot[moves.src_slot],
         target_row,
     )
 
@@ -143,40 +144,39 @@ def local_levels(plan: ReshardPlan, *, in_place: bool) -> Int:
     base = moves.layer[local] * plan.old.num_slots
     source, target = base + moves.src_slot[local], base + moves.dst_slot[local]
     readers = np.bincount(source, minlength=plan.old.physical_to_logical.size)
-    group = moves.layer[local] * plan.num_ranks + plan.dst_rank[local]
-    waiting = np.arange(len(local))
     level = 0
-    while len(waiting) and level < MAX_LEVELS:
-        ready = readers[target[waiting]] == 0
-        if ready.any():
-            levels[local[waiting[ready]]] = level
+    while len(local) and level < MAX_LEVELS:
+        is_ready = readers[target] == 0
+        if is_ready.any():
+            levels[local[is_ready]] = level
             level += 1
         else:
-            ready[np.unique(group[waiting], return_index=True)[1]] = True
-        np.subtract.at(readers, source[waiting[ready]], 1)
-        waiting = waiting[~ready]
+            is_ready = begins(moves.layer[local]) | begins(plan.dst_rank[local])
+        np.subtract.at(readers, source[is_ready], 1)
+        local, source, target = (column[~is_ready] for column in (local, source, target))
     return levels
 
 
-def _direct(units: Units, pieces: Pieces, chosen: Int, level: Int) -> Direct:
-    """Direct copies by unit, and as whole rows where a cell has no units."""
-    cell = pieces.cell[chosen]
-    unit, which = pair_by_cell(units.cell, cell)
-    alone = chosen[~np.isin(cell, units.cell)]
-    piece = np.r_[alone, chosen[which]]
-    return Direct(
-        np.r_[np.full(len(alone), -1), units.chunk[unit]],
-        level[piece],
-        piece,
-        np.r_[np.zeros(len(alone), np.int64), units.start[unit]],
-        np.r_[pieces.nbytes[alone], units.nbytes[unit]],
-    )
+def _direct(wire: Wire, sizes: Int, piece: Int, layer: Int, level: Int) -> Direct:
+    """Direct copies by unit, after whole rows of cells that do not travel, which have no units."""
+    units, nbytes = wire.units, sizes.ravel()
+    is_still = nbytes > 0
+    is_still[units.cell] = False
+    still = np.flatnonzero(is_still)
+    cell = np.concatenate([still, units.cell])
+    chunk = np.concatenate([np.full(len(still), -1), units.chunk])
+    start = np.concatenate([np.zeros_like(still), units.start])
+    nbytes = np.concatenate([nbytes[still], units.nbytes])
+    stripe, which = pair_by_group(cell // max(sizes.shape[1], 1), layer)
+    return Direct(chunk[stripe], level[which], piece[which], cell[stripe], start[stripe], nbytes[stripe])
 
 
-def _repeated(units: Units, pieces: Pieces, followers: Int, target_row: Int) -> Int:
+def _repeated(wire: Wire, plan: ReshardPlan, followers: Int, target_row: Int) -> Int:
     """(4, N) chunk that completes the cell, cell, row that arrived, row that repeats it."""
-    cell = pieces.cell[followers]
-    last_unit = np.searchsorted(units.cell, cell, "right") - 1
-    return np.stack(
-        [units.chunk[last_unit], cell, target_row[pieces.leader[followers]], target_row[followers]]
-    )
+    units = wire.units
+    first, count = runs(begins(units.cell))
+    last = first + count - 1
+    of_cell, which = pair_by_group(wire.unit_group[last], plan.moves.layer[followers])
+    unit, follower = last[of_cell], followers[which]
+    leader = leading_move(plan)[follower]
+    return np.stack([units.chunk[unit], units.cell[unit], target_row[leader], target_row[follower]])

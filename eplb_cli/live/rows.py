@@ -116,7 +116,7 @@ class LiveRows:
         origin, target = _Addresses(source, width), _Addresses(sink, width)
         sent, is_filled = self._row(origin, sends, live.source_row), ~link.is_pushed
         chunk, cell, arrived, repeat = live.repeated
-        whole = live.pieces.cell_nbytes[cell]
+        whole = live.cell_nbytes[cell]
         scattered = self._first_step(receives.chunk) + 1 + levels
         repeated = self._first_step(chunk) + 2 + levels
         columns = [
@@ -132,8 +132,8 @@ class LiveRows:
             ),
             (
                 np.where(direct.chunk < 0, 0, self._first_step(direct.chunk) + 1) + direct.level,
-                origin.of(live.pieces.cell[direct.piece], live.source_row[direct.piece]) + direct.start,
-                target.of(live.pieces.cell[direct.piece], live.target_row[direct.piece]) + direct.start,
+                origin.of(direct.cell, live.source_row[direct.piece]) + direct.start,
+                target.of(direct.cell, live.target_row[direct.piece]) + direct.start,
                 direct.nbytes,
             ),
             (

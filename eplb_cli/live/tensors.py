@@ -56,7 +56,7 @@ def why_not(tensor: object) -> str:
         return f"is of type {type(tensor).__name__}, whose elements are not in its own memory"
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return "is sparse, nested, packed or quantised"
-    if tensor.device.type not in {"cpu", "cuda"}:
+    if not (tensor.is_cpu or tensor.is_cuda):
         return f"is on the device {tensor.device}"
     if tensor.is_conj() or tensor.is_neg():
         return "is conjugated or negated lazily: its memory does not hold its elements"
@@ -71,9 +71,15 @@ def _is_in_memory(tensor: torch.Tensor) -> bool:
         address, nbytes = tensor.data_ptr(), tensor.untyped_storage().nbytes()
     except (RuntimeError, NotImplementedError):  # what a transform of functions, as vmap, puts in place
         return False
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
-    return address != 0 and (last + 1) * tensor.element_size() <= nbytes
+    end = tensor.storage_offset() + _extent(tensor)
+    return address != 0 and end * tensor.element_size() <= nbytes
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Elements of the storage from the first of a tensor to its last."""
+    if tensor.is_contiguous():
+        return tensor.numel()
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def check_rows(layers: Layers, num_rows: int, what: str = "tensor") -> None:
@@ -84,23 +90,26 @@ def check_rows(layers: Layers, num_rows: int, what: str = "tensor") -> None:
     """
     for layer, tensors in enumerate(layers):
         for number, tensor in enumerate(tensors):
-            where = f"layer {layer}, {what} {number} {list(tensor.shape)}"
             if tensor.dim() == 0 or tensor.shape[0] != num_rows:
                 raise CheckpointError(
                     "EP208",
-                    f"{where}: dim 0 is not the {num_rows} rows of its rank",
+                    f"layer {layer}, {what} {number} {list(tensor.shape)}: "
+                    f"dim 0 is not the {num_rows} rows of its rank",
                     "pass expert tensors only",
                 )
             if tensor.numel() and not _has_rows(tensor):
                 raise CheckpointError(
                     "EP221",
-                    f"{where} with strides {list(tensor.stride())}: its rows overlap or are not contiguous",
+                    f"layer {layer}, {what} {number} {list(tensor.shape)} with strides "
+                    f"{list(tensor.stride())}: its rows overlap or are not contiguous",
                     "pass a contiguous tensor; a scale that all experts share is no expert tensor",
                 )
 
 
 def _has_rows(tensor: torch.Tensor) -> bool:
     """Whether each row is contiguous, and the next one begins after its end."""
+    if tensor.is_contiguous():
+        return True
     numel = 1
     for size, stride in zip(tensor.shape[:0:-1], tensor.stride()[:0:-1], strict=True):
         if size != 1 and stride != numel:
@@ -137,8 +146,8 @@ def check_apart(layers: Layers, buffers: Sequence[torch.Tensor] = ()) -> None:
     """
     tensors = [tensor for of_layer in (*layers, buffers) for tensor in of_layer if tensor.numel()]
     begin = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-    num_rows = np.array([len(tensor) for tensor in tensors], np.int64)
-    stride = np.array([tensor.stride(0) * tensor.element_size() for tensor in tensors], np.int64)
+    num_rows = np.array([tensor.shape[0] for tensor in tensors], np.int64)
+    stride = np.array([tensor.stride()[0] * tensor.element_size() for tensor in tensors], np.int64)
     row = np.array([_nbytes_of_row(tensor) for tensor in tensors], np.int64)
     if _overlap(begin, begin + (num_rows - 1) * stride + row) is None:
         return

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from eplb_cli.arrays import Int
+from eplb_cli.arrays import Int, begins
 from eplb_cli.plan.moves import DUPLICATE, REMOTE, ReshardPlan
 
 
@@ -66,10 +66,11 @@ def row_pieces(plan: ReshardPlan, row_nbytes: Int) -> Pieces:
 def leading_move(plan: ReshardPlan) -> Int:
     """(N,) for a DUPLICATE the REMOTE of its layer, rank and expert; every other move leads itself."""
     moves = plan.moves
+    # They have one source too, and so are neighbours in the order of the wire.
+    block = np.cumsum(begins(moves.layer) | begins(plan.dst_rank) | begins(moves.expert))
+    remote, duplicate = (np.flatnonzero(moves.kind == kind) for kind in (REMOTE, DUPLICATE))
+    of_block = np.zeros(len(moves) + 1, np.int64)
+    of_block[block[remote]] = remote
     leader = np.arange(len(moves))
-    key = (moves.layer * plan.num_ranks + plan.dst_rank) * plan.new.num_logical_experts + moves.expert
-    remote = np.flatnonzero(moves.kind == REMOTE)
-    remote = remote[np.argsort(key[remote], kind="stable")]
-    duplicate = np.flatnonzero(moves.kind == DUPLICATE)
-    leader[duplicate] = remote[np.searchsorted(key[remote], key[duplicate])]
+    leader[duplicate] = of_block[block[duplicate]]
     return leader

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_cli.arrays import Int, begins, stable_order
 from eplb_cli.errors import PlacementError, UsageError
 from eplb_cli.placements.placement import EMPTY, MAX_RANKS, Placement
 from eplb_cli.plan.choice import Senders, is_senders
@@ -55,31 +56,29 @@ def plan_reshard(
     num_ranks = max(old.num_ranks, new.num_ranks)
     holders = holders_of(old, num_experts, num_ranks)
 
-    layer, dst_slot = np.nonzero(new.physical_to_logical != EMPTY)
-    expert = new.physical_to_logical[layer, dst_slot]
-    dst_rank = new.rank_of_slot[dst_slot]
-    key = (layer * num_experts + expert) * num_ranks + dst_rank
-
+    group, dst_slot = filled_slots(new, num_experts)
+    key = group * num_ranks + new.rank_of_slot[dst_slot]
+    layer = group // num_experts
+    expert = group - layer * num_experts
     position = np.searchsorted(holders.key, key)
-    on_rank = np.searchsorted(holders.key, key, "right") > position
-    src_slot = np.full(len(key), EMPTY)
-    src_slot[on_rank] = holders.slot[position[on_rank]]
+    on_rank = np.append(holders.key, -1)[position] == key
+    is_first = begins(key)
     same_slot, unchanged = unchanged_slots(old, new, layer, expert, dst_slot)
-    src_slot[unchanged] = same_slot[unchanged]
+    stays = np.where(unchanged, np.uint8(UNCHANGED), np.uint8(LOCAL))
+    comes = np.where(is_first, np.uint8(REMOTE), np.uint8(DUPLICATE))
+    kind = np.where(on_rank, stays, comes)
 
-    kind = np.where(unchanged, UNCHANGED, LOCAL).astype(np.uint8)
-    away = np.flatnonzero(~on_rank)
-    request_key, primary, request_of = np.unique(key[away], return_index=True, return_inverse=True)
-    kind[away] = DUPLICATE
-    kind[away[primary]] = REMOTE
-    requests = Requests(request_key, num_experts, num_ranks)
-    _refuse_without_source(new, holders, requests, dst_slot[away[primary]])
+    primary = np.flatnonzero(kind == REMOTE)
+    requests = Requests(key[primary], num_experts, num_ranks)
+    _refuse_without_source(new, holders, requests, position[primary], dst_slot[primary])
     bound = None
     if senders == "vllm":
         chosen = vllm_senders(holders, requests)
     else:
         chosen, bound = balanced_senders(holders, requests, weights, ranks_per_node)
-    src_slot[away] = holders.slot[chosen][request_of]
+    away = np.flatnonzero(~on_rank)
+    position[away] = chosen[np.cumsum(is_first[away]) - 1]
+    src_slot = np.where(unchanged, same_slot, holders.slot[position])
 
     moves = _in_wire_order(old, new, MoveTable(layer, expert, src_slot, dst_slot, kind))
     return ReshardPlan(old, new, moves, senders, ranks_per_node, expert_nbytes, bound)
@@ -87,33 +86,38 @@ def plan_reshard(
 
 def holders_of(old: Placement, num_experts: int, num_ranks: int) -> Holders:
     """The first slot of every (layer, expert, rank) of OLD, sorted by that key."""
-    layer, slot = np.nonzero(old.physical_to_logical != EMPTY)
-    expert = old.physical_to_logical[layer, slot]
-    key = (layer * num_experts + expert) * num_ranks + old.rank_of_slot[slot]
-    unique_key, first = np.unique(key, return_index=True)
-    return Holders(unique_key, num_experts, num_ranks, slot[first])
+    group, slot = filled_slots(old, num_experts)
+    key = group * num_ranks + old.rank_of_slot[slot]
+    first = np.flatnonzero(begins(key))
+    return Holders(key[first], num_experts, num_ranks, slot[first])
+
+
+def filled_slots(placement: Placement, num_experts: int) -> tuple[Int, Int]:
+    """(N,) `layer * num_experts + expert` and slot of what is filled, sorted by both, and so by rank."""
+    table, bits = placement.physical_to_logical, placement.num_slots.bit_length()
+    group = table + np.arange(placement.num_layers)[:, None] * num_experts
+    packed = ((group << bits) | np.arange(placement.num_slots))[table != EMPTY]
+    packed.sort()
+    return packed >> bits, packed & ((1 << bits) - 1)
 
 
 def unchanged_slots(
-    old: Placement,
-    new: Placement,
-    layer: NDArray[np.int64],
-    expert: NDArray[np.int64],
-    dst_slot: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    old: Placement, new: Placement, layer: Int, expert: Int, dst_slot: Int
+) -> tuple[Int, NDArray[np.bool_]]:
     """Per wanted slot: the slot of OLD with the same rank and row, and whether it holds the expert."""
-    rank, row = new.rank_of_slot[dst_slot], new.row_of_slot[dst_slot]
+    rank, row = new.rank_of_slot, new.row_of_slot
     known_rank = np.minimum(rank, old.num_ranks - 1)
     exists = (rank < old.num_ranks) & (row < old.slots_per_rank[known_rank])
-    same_slot = np.where(exists, old.first_slot[known_rank] + row, 0)
-    return same_slot, exists & (old.physical_to_logical[layer, same_slot] == expert)
+    same_slot = np.where(exists, old.first_slot[known_rank] + row, 0)[dst_slot]
+    return same_slot, exists[dst_slot] & (old.physical_to_logical[layer, same_slot] == expert)
 
 
 def _refuse_without_source(
-    new: Placement, holders: Holders, requests: Requests, slot: NDArray[np.int64]
+    new: Placement, holders: Holders, requests: Requests, position: Int, slot: Int
 ) -> None:
-    begin, end = holders.span(requests.group)
-    lost = np.flatnonzero(begin == end)
+    """Refuse an expert that neither of the holders beside its place among them has."""
+    group = np.concatenate([[-1], holders.group, [-1]])
+    lost = np.flatnonzero((group[position] != requests.group) & (group[position + 1] != requests.group))
     if len(lost):
         first = lost[0]
         layer, expert = divmod(int(requests.group[first]), holders.num_experts)
@@ -125,10 +129,10 @@ def _refuse_without_source(
 
 
 def _in_wire_order(old: Placement, new: Placement, moves: MoveTable) -> MoveTable:
-    """Sort by (layer, src_rank, dst_rank, expert, dst_slot) what is sorted by (layer, dst_slot)."""
-    receiver = new.rank_of_slot[moves.dst_slot] * new.num_logical_experts + moves.expert
+    """Sort by (layer, src_rank, dst_rank, expert, dst_slot) what is sorted by (layer, expert, dst_slot)."""
     sender = moves.layer * old.num_ranks + old.rank_of_slot[moves.src_slot]
-    order = np.lexsort((receiver, sender))
+    pair = sender * new.num_ranks + new.rank_of_slot[moves.dst_slot]
+    order = stable_order(pair, new.num_layers * old.num_ranks * new.num_ranks)
     return MoveTable(
         moves.layer[order],
         moves.expert[order],

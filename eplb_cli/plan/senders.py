@@ -7,11 +7,12 @@ of slices; every choice is made for whole columns at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.arrays import Int, ranges
+from eplb_cli.arrays import Int, begins, ranges, runs
 from eplb_cli.plan.demands import Demands
 from eplb_cli.plan.spread import spread
 
@@ -24,7 +25,7 @@ class _Keyed:
     num_experts: int
     num_ranks: int
 
-    @property
+    @cached_property
     def group(self) -> Int:
         """(N,) `layer * num_experts + expert`."""
         return self.key // self.num_ranks
@@ -128,6 +129,5 @@ def _near(holders: Holders, requests: Requests, ranks_per_node: int) -> tuple[In
 
 def _position_in_group(group: Int) -> tuple[Int, Int]:
     """Where equal values are neighbours: each one's place among its equals, and how many they are."""
-    starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]]) if len(group) else np.empty(0, np.int64)
-    counts = np.diff(np.r_[starts, len(group)])
+    starts, counts = runs(begins(group))
     return np.arange(len(group)) - np.repeat(starts, counts), np.repeat(counts, counts)

@@ -62,7 +62,7 @@ def plan_traffic(pieces: Pieces, options: TransferOptions, done: NDArray[np.bool
         pieces.cell[travels],
         sender,
         receiver,
-        pieces.cell_nbytes,
+        pieces.cell_nbytes[:, None],
         options.num_workers,
         max(options.buffer_nbytes // CHUNKS_PER_BUFFER, 1),
     )

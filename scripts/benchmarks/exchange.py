@@ -262,7 +262,7 @@ class Work:
         rng = np.random.default_rng(0)
         self.old, self.new = (
             torch.from_numpy(
-                np.stack([_random_row(rng, num_experts, num_slots) for _ in range(self.num_layers)])
+                np.stack([random_row(rng, num_experts, num_slots) for _ in range(self.num_layers)])
             )
             for _ in range(2)
         )
@@ -303,9 +303,10 @@ class Work:
                 raise AssertionError(f"rank {self.rank}: tensor {number} is wrong")
 
 
-def _random_row(
+def random_row(
     rng: np.random.Generator, num_experts: int, num_slots: int
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A layer of a placement: every expert once, some of them again, anywhere."""
     row = np.concatenate([np.arange(num_experts), rng.integers(0, num_experts, num_slots - num_experts)])
     return rng.permutation(row)
 

@@ -1,4 +1,4 @@
-"""`scripts/bench plan`: the time of a plan of DeepSeek-V3's size, and how it grows up to 10,240 ranks."""
+"""`scripts/bench plan`: planning of DeepSeek-V3's size, of live tensors, and of up to 10,240 ranks."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def main(arguments: list[str]) -> int:
         )
         lines = [*_in_process(old, new, options.runs), *_commands(old, new, Path(scratch), options.runs)]
         print(render(lines))
+        if options.live_runs:
+            from scripts.benchmarks import live_plan  # needs torch, as nothing else here
+
+            print("\nplan:     live tensors of a rank of two, before the first chunk\n", flush=True)
+            print(render(live_plan.lines(options.live_runs)))
         if options.scale_runs:
             print(f"\nplan:     {NUM_LAYERS} layers, {SLOTS_PER_RANK} slots a rank\n", flush=True)
             print(render_sizes(measure(Path(scratch), options.scale_runs)))
@@ -53,6 +58,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=288, help=f"{NUM_EXPERTS} experts and redundant ones")
     parser.add_argument("--ranks", type=int, default=32)
     parser.add_argument("--runs", type=int, default=15, help="rounds, after a warm-up")
+    parser.add_argument("--live-runs", type=int, default=9, help="rounds with live tensors; 0 for none")
     parser.add_argument("--scale-runs", type=int, default=3, help="rounds of the larger sizes; 0 for none")
     return parser.parse_args(arguments)
 

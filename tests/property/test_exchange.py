@@ -32,7 +32,7 @@ class Job(NamedTuple):
         cell, sender, receiver = np.array(self.pieces, np.int64).reshape(-1, 3).T
         # The caller's numbers need not be positions.
         numbers = np.arange(len(self.pieces)) * 3 + 5
-        sizes = np.array(self.cell_nbytes, np.int64)
+        sizes = np.array(self.cell_nbytes, np.int64)[:, None]
         return plan_wire(
             numbers, cell, sender, receiver, sizes, self.num_workers, self.chunk_nbytes, ramp=self.ramp
         )
