@@ -18,7 +18,6 @@ import numpy as np
 
 from eplb_cli import __version__
 from eplb_cli.machine import has_package, missing_package
-from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.render.html_text import PAGE, THEME
 from eplb_cli.render.text import format_bytes, plural, printable
@@ -201,7 +200,7 @@ def _replicas(plan: ReshardPlan) -> Figure:
     """How many slots hold each expert of each layer, in OLD and beside it in NEW."""
     from plotly.graph_objects import Heatmap
 
-    counts = [_count_replicas(plan.old), _count_replicas(plan.new)]
+    counts = [placement.num_replicas.astype(np.int32) for placement in (plan.old, plan.new)]
     most = max(int(each.max(initial=1)) for each in counts)
     names = [str(plan.new.layer_number(layer)) for layer in range(plan.new.num_layers)]
     traces = [
@@ -226,14 +225,6 @@ def _replicas(plan: ReshardPlan) -> Figure:
         yaxis={"type": "category", "autorange": "reversed"},
     )
     return figure
-
-
-def _count_replicas(placement: Placement) -> np.ndarray:
-    """(L, E) slots that hold each expert."""
-    layer, slot = np.nonzero(placement.physical_to_logical != EMPTY)
-    key = layer * placement.num_logical_experts + placement.physical_to_logical[layer, slot]
-    size = placement.num_layers * placement.num_logical_experts
-    return np.bincount(key, minlength=size).reshape(placement.num_layers, -1).astype(np.int32)
 
 
 def _estimate(report: Report) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "models": {"formats"},
     "placements": {"formats", "models"},
     "plan": {"placements"},
+    "balance": {"models", "placements"},
     "checkpoint": {"formats", "models", "placements", "plan"},
     "exchange": set(),
     "report": {"models", "placements", "plan"},
