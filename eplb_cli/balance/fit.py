@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import numpy as np
 
 from eplb_cli.arrays import Int
@@ -10,6 +13,18 @@ from eplb_cli.models.counted import Counts, Load
 from eplb_cli.placements.placement import Placement
 
 _HINT = "both have to be of the same model: --model says which layers and how many experts it has"
+
+
+def counted(load: Load, placement: Placement, further: Collection[int]) -> Placement:
+    """A placement without those of its `further` layers, as of MTP, that the load does not count."""
+    if placement.layer_ids is None:
+        return placement
+    numbers = set(further) - set(() if load.layer_ids is None else load.layer_ids.tolist())
+    left_out = np.isin(placement.layer_ids, [*numbers])
+    if not left_out.any() or left_out.all():
+        return placement
+    table, layer_ids = placement.physical_to_logical[~left_out], placement.layer_ids[~left_out]
+    return replace(placement, physical_to_logical=table, layer_ids=layer_ids)
 
 
 def fitted(load: Load, placement: Placement, name: str, of: str) -> Counts:

@@ -23,6 +23,7 @@ from eplb_cli.report.tally import plan_report
 
 if TYPE_CHECKING:
     from eplb_cli.inputs.given import Given
+    from eplb_cli.inputs.load import GivenLoad
     from eplb_cli.output.prepared import Prepared
     from eplb_cli.placements.findings import Finding
     from eplb_cli.placements.placement import Placement
@@ -45,6 +46,13 @@ class Answer:
     prepared: Prepared | None = None
     said: tuple[Placement, Placement] | None = None
     warnings: tuple[Finding, ...] = ()
+
+    def with_load(self, given: GivenLoad) -> Answer:
+        """The same, with OLD and NEW under a load. Raises EP110 or EP119 where it is not theirs."""
+        old, new = self.said or (self.plan.old, self.plan.new)
+        further = self.prepared.checkpoint.shards.layers.beside if self.prepared else ()
+        judged = (given.judge("OLD", old, further), given.judge("NEW", new, further))
+        return replace(self, report=replace(self.report, load=given.together(*judged)))
 
     def with_estimate(self, rates: Rates) -> Answer:
         """The same, with how long it will take."""

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "balance": {"models", "placements"},
     "checkpoint": {"formats", "models", "placements", "plan"},
     "exchange": set(),
-    "report": {"models", "placements", "plan"},
+    "report": {"balance", "models", "placements", "plan"},
     "live": {"exchange", "models", "placements", "plan"},
     "output": {"checkpoint", "formats", "models", "placements", "plan"},
     "inputs": {"checkpoint", "formats", "models", "placements", "plan", "report"},
