@@ -120,11 +120,6 @@ def command(
         old_dialect,
         named_model(model, checkpoint),
     )
-    given = None
-    if load is not None:
-        from eplb_cli.inputs.load import given_load
-
-        given = given_load(load, options.model, checkpoint)
     answer = plan_files(
         old,
         new,
@@ -136,10 +131,9 @@ def command(
         ranks_per_node=ranks_per_node,
         rank_scalars=rank_scalars,
         full=full,
+        load=load,
         progress=progress_bar,
     )
-    if given is not None:
-        answer = answer.with_load(given)
     if rates is not None:
         answer = answer.with_estimate(rates)
     if out is not None:

@@ -62,8 +62,7 @@ def validate(
         max_imbalance: the most that the busiest rank may have in any layer under the load, over the mean.
 
     Returns:
-        Findings in the order of the files; those that are errors make a placement unusable, or are about the
-        load.
+        Findings in the order of the files; errors make a placement unusable, or unfit for the load.
 
     Raises:
         PlacementError: EP101, a file cannot be read; any code where `against` or the load is not usable.

@@ -2,16 +2,21 @@
 
 ::
 
-                max / mean  bound  worst layer  its max / mean  its bound  at rank
-    ──────────────────────────────────────────────────────────────────────────────
-    OLD              1.621  1.034            4           1.778      1.333        0
-    NEW              1.043  1.034            3           1.143      1.000        1
+                        worst         its    its   at
+         max / mean  bound  layer  max / mean  bound  rank
+    ──────────────────────────────────────────────────────
+    OLD       1.057  1.000      3       1.200  1.000     1
+    NEW       1.343  1.143      3       1.400  1.000     0
 
-    max / mean by layer; nothing is 1, a full bar is 1.778
-    OLD    ▅▇█▃
-    bound  ··▁·
-    NEW    ▁▁▂▁
-    bound  ··▁·
+    max / mean by layer; nothing is 1, a full bar is 1.400
+    OLD    ▄▄··
+    bound  ····
+    NEW    ██▇▇
+    bound  ··▄▄
+
+    load of each rank in the worst layer; a full bar is 1.400 times the mean
+    OLD 3  ▅▅▇▇
+    NEW 3  ██▄▄
 """
 
 from __future__ import annotations
@@ -53,7 +58,7 @@ def show_balances(console: Console, found: Balances) -> None:
 
 
 def _table(found: Balances) -> Table:
-    names = ["", "max / mean", "bound", "worst layer", "its max / mean", "its bound", "at rank"]
+    names = ["", "\nmax / mean", "\nbound", "worst\nlayer", "its\nmax / mean", "its\nbound", "at\nrank"]
     return table(names, map(_row, found.placements))
 
 

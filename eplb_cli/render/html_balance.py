@@ -25,27 +25,21 @@ _WHEN = ("before", "after")
 
 
 def draw_balance(found: Balances) -> Figure:
-    """Max / mean of each layer before and after, and the bounds of both."""
+    """Max / mean of each layer before and after, each above a dotted line for its bound."""
     from plotly.graph_objects import Scatter
 
     traces = []
     for balance, when, colour in zip(found.placements, _WHEN, COLOURS, strict=True):
-        for name, ratios, dash, mode in (
-            (when, balance.imbalance.max_over_mean, "solid", "lines+markers"),
-            (f"bound {when}", balance.imbalance.bound, "dot", "lines"),
+        for name, ratios, line in (
+            (when, balance.imbalance.max_over_mean, {"color": colour, "width": 2}),
+            (f"bound {when}", balance.imbalance.bound, {"color": colour, "width": 1, "dash": "dot"}),
         ):
-            traces.append(
-                Scatter(
-                    x=balance.layers,
-                    y=ratios,
-                    name=name,
-                    mode=mode,
-                    line={"color": colour, "dash": dash, "width": 1},
-                    hovertemplate=f"layer %{{x}}: {name} %{{y:.3f}}<extra></extra>",
-                )
-            )
+            content = {"name": name, "x": balance.layers, "y": ratios, "line": line}
+            hover = f"layer %{{x}}: {name} %{{y:.3f}}<extra></extra>"
+            traces.append(Scatter(content, mode="lines", hovertemplate=hover, showlegend=name == when))
     layers = found.placements[0].layers
-    figure = new_figure("Max / mean load of ranks, per layer", traces, "layer", "max / mean")
+    title = "Max / mean load of ranks per layer, and its bound (dotted)"
+    figure = new_figure(title, traces, "layer", "max / mean")
     figure.update_layout(margin={"t": TOOLBAR + LEGEND})
     figure.update_xaxes(dtick=axis_step(max(layers) - min(layers)))
     return figure
