@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,16 @@ from tests.cli.case import assert_error
 from tests.cli.test_terminal import on_a_terminal
 from tests.cli.tree import NEW, OLD, placement, stacked, write_json, write_tree
 
+PLANNING = Path(__file__).parents[2] / "docs" / "planning.md"
 LOAD = [[8, 4, 2, 6], [2, 2, 30, 16]]
 """Under OLD ranks have 8 and 12 of 20, then 25 and 25 of 50; under NEW 14 and 6, then 33 and 17."""
+
+MODEL = {
+    "model_type": "deepseek_v3",
+    "num_hidden_layers": 5,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 4,
+}
 
 OLD_RATIO, NEW_RATIO, NEW_BOUND = 37 / 35, 47 / 35, 40 / 35
 
@@ -93,6 +102,15 @@ class TestPlan:
             "",
         ]
         assert max(map(len, page.splitlines())) <= 80
+
+    def test_the_page_of_the_documentation(self, case, sides, load, monkeypatch):
+        """It shows this very output."""
+        monkeypatch.chdir(case.home)
+        page = case.eplb("plan", *(side.name for side in sides), "--load", load.name).out
+        shown = PLANNING.read_text().partition("$ eplb plan old.json new.json --load load.json\n...\n")[2]
+        parts = shown.partition("\n...\n```")[0].split("\n...\n")
+        assert len(parts) == 2
+        assert all(f"\n{part}\n" in page for part in parts)
 
     def test_on_a_terminal(self, sides, load):
         """In the colours of the terminal; into a file it is plain and the same."""
@@ -176,11 +194,7 @@ class TestPlan:
 
     def test_layers_of_mtp(self, case, load):
         """A placement may name them, and no load counts them."""
-        model = {
-            "model_type": "deepseek_v3", "num_hidden_layers": 5, "first_k_dense_replace": 3,
-            "n_routed_experts": 4, "num_nextn_predict_layers": 1,
-        }  # fmt: skip
-        write_json(case.home / "config.json", model)
+        write_json(case.home / "config.json", {**MODEL, "num_nextn_predict_layers": 1})
         rows = [*NEW["physical_to_logical_map"], [0, 1, 2, 3, 0, 1]]
         new = case.new({**NEW, "layer_ids": [3, 4, 5], "physical_to_logical_map": rows})
         old = case.old({**NEW, "layer_ids": [3, 4, 5], "physical_to_logical_map": [*rows[1::-1], rows[2]]})
@@ -299,12 +313,15 @@ class TestInspect:
         assert "▇▇" in page[page.index("max / mean by layer") :]
         assert "load" not in case.eplb("inspect", case.dst, "--format", "json").json
 
-    def test_layers_of_another_module(self, case, load):
-        """The load does not count them, and they are not judged."""
+    @pytest.mark.parametrize("config", [{"model_type": "test"}, MODEL])
+    def test_layers_of_another_module(self, case, load, config):
+        """The load does not count them, and they are not judged, whether or not config.json knows of them."""
         mtp = {**OLD, "layer_ids": [0], "physical_to_logical_map": [[0, 1, 2, 3, 0, 1]]}
         beside = stacked(mtp, prefix="mtp.layers.0.mlp.experts")
         ranks = [main | more for main, more in zip(stacked(OLD), beside, strict=True)]
-        case.reshard(src=write_tree(case.home / "mtp", ranks), new=case.new({**NEW, "num_ranks": 3}))
+        src = write_tree(case.home / "mtp", ranks)
+        write_json(src / "config.json", config)
+        case.reshard(src=src, new=case.new({**NEW, "num_ranks": 3}))
         found = case.eplb("inspect", case.dst, "--load", load, "--format", "json").json
         assert found["placement"]["layer_ids"] == [3, 4, 5]
         assert only(found["load"]["placements"])["rank_load"] == [[10, 8, 2], [3, 38, 9]]

@@ -113,8 +113,8 @@ def test_layers_without_numbers():
     """Rows of a load are the MoE layers in the model's order."""
     rows = [[1, 2, 3], [4, 5, 6]]
     assert fitted(load_of(rows), TWO_RANKS, "", "").tolist() == rows
-    turned = placement([[0, 1, 2], [0, 1, 2]], 1, 3, [7, 5])
-    assert fitted(load_of(rows), turned, "", "").tolist() == rows[::-1]
+    turned = placement([[0, 1], [0, 1], [0, 1]], 1, 2, [7, 9, 5])
+    assert fitted(load_of([[5, 5], [7, 7], [9, 9]]), turned, "", "").tolist() == [[7, 7], [9, 9], [5, 5]]
     unnamed = placement([[0, 1, 2], [0, 1, 2]], 1, 3)
     assert fitted(load_of(rows, [5, 7]), unnamed, "", "").tolist() == rows
 
