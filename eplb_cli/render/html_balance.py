@@ -16,10 +16,11 @@ from eplb_cli.render.html_figures import (
     axis_step,
     new_figure,
 )
-from eplb_cli.report.balance import Balance, Balances
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+    from eplb_cli.report.balance import Balance, Balances
 
 _WHEN = ("before", "after")
 

@@ -70,7 +70,7 @@ def test_against_a_loop(data):
         for slot, expert in enumerate(row):
             if expert >= 0:
                 ranks[found.rank_of_slot[slot]] += Fraction(int(load[layer, expert]), row.count(expert))
-        mean = sum(ranks) / len(ranks)
+        mean = sum(ranks, Fraction()) / len(ranks)
         heaviest = max(Fraction(int(each), row.count(e)) for e, each in enumerate(load[layer]))
         assert judged.rank_load[layer] == pytest.approx(list(map(float, ranks)))
         assert judged.max_over_mean[layer] == pytest.approx(float(max(ranks) / mean) if mean else 1)
