@@ -106,3 +106,30 @@ def test_names_are_neither_markup_nor_commands():
 def test_nothing_to_judge():
     """No page, and no notes either."""
     assert page_of(notes=("a note",)).getvalue() == ""
+
+
+def test_pictures_for_a_browser():
+    """Lines above their bounds, and cells that are loads over the mean, 0 in a layer without tokens."""
+    pytest.importorskip("plotly")
+    from eplb_cli.render.html_balance import draw_balance, draw_loads
+
+    rows, loads = [[0, 1], [1, 0]], [[1, 3], [0, 0]]
+    both = Balances("l", "array", (), (judged(rows, loads, name="OLD"), judged(rows, loads)))
+    lines = {line.name: line.y.tolist() for line in draw_balance(both).data}
+    assert lines == {when: [1.5, 1.0] for when in ("before", "bound before", "after", "bound after")}
+    cells = draw_loads(both).data
+    assert [each.z.tolist() for each in cells] == [[[0.5, 1.5], [0.0, 0.0]]] * 2
+
+
+def test_a_picture_of_many_ranks():
+    """Of so many that each cell is the busiest of some, and their numbers stay."""
+    pytest.importorskip("plotly")
+    from eplb_cli.render.html_balance import draw_loads
+
+    loads = np.ones((1, 600))
+    loads[0, 599] = 100
+    wide = judged([list(range(600))], loads, 600)
+    figure = draw_loads(Balances("l", "array", (), (wide, wide)))
+    assert figure.data[0].z.shape == (1, 200)
+    assert figure.data[0].z[0].argmax() == 199
+    assert (figure.data[0].dx, figure.layout.xaxis.title.text) == (3, "busiest of 3 ranks, before")
