@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eplb_cli import render
-from eplb_cli.cli.options import Format, FormatOption, LayoutOption, ModelOption, named_model
+from eplb_cli.cli.options import Format, FormatOption, LayoutOption, LoadOption, ModelOption, named_model
 from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
 from eplb_cli.cli.show import progress_bar
-from eplb_cli.errors import EXIT_FINDINGS, UsageError
+from eplb_cli.errors import EXIT_FINDINGS, CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from eplb_cli.report.inspection import Inspection
 
 SUMMARY = "Show what a directory of shards, or a load dump, holds."
 
@@ -31,6 +34,7 @@ def command(
     ] = False,
     models: Annotated[bool, typer.Option("--models", help="List the model presets instead.")] = False,
     model: ModelOption = None,
+    load: LoadOption = None,
     baked: Annotated[
         Path | None,
         typer.Option(
@@ -65,6 +69,7 @@ def command(
         "--layout": layout != "auto",
         "--deep": deep,
         "--model": model is not None,
+        "--load": load is not None,
         "--baked": baked is not None,
         "--identify": identify is not None,
         "--out": out is not None,
@@ -79,8 +84,9 @@ def command(
         _refuse_unused(said, {"--layout", "--identify", "--out"}, "shards with --identify")
         _identify(src, layout, identify, out, output_format)
     else:
-        _refuse_unused(said, {"--layout", "--deep"}, "shards without --identify")
-        _inspect_shards(src, layout, deep, output_format)
+        used = {"--layout", "--deep", "--load", *(["--model"] if load is not None else [])}
+        _refuse_unused(said, used, "shards without --identify")
+        _inspect_shards(src, layout, deep, output_format, load, model)
 
 
 def _refuse_unused(said: Mapping[str, bool], used: set[str], what: str) -> None:
@@ -140,10 +146,14 @@ def _inspect_load(path: Path, model: str | None, baked: Path | None, output_form
         render.print_load(summary)
 
 
-def _inspect_shards(src: Path, layout: str, deep: bool, output_format: Format) -> None:
+def _inspect_shards(
+    src: Path, layout: str, deep: bool, output_format: Format, load: str | None, model: str | None
+) -> None:
     from eplb_cli.audit.inspection import inspect
 
     found = inspect(src, layout=layout, deep=deep, progress=progress_bar)
+    if load is not None:
+        found = _under_load(found, load, model)
     if output_format is Format.json:
         from eplb_cli.report.inspection import inspection_json
 
@@ -152,3 +162,18 @@ def _inspect_shards(src: Path, layout: str, deep: bool, output_format: Format) -
         render.print_inspection(found)
     if any(finding.severity == "error" for finding in found.findings):
         raise typer.Exit(EXIT_FINDINGS)
+
+
+def _under_load(found: Inspection, load: str, model: str | None) -> Inspection:
+    """What shards hold, with their placement under a load. Raises EP216 where nothing says the placement."""
+    from dataclasses import replace
+
+    from eplb_cli.inputs.load import given_load
+
+    if found.placement is None:
+        problem = f"{found.path} has no eplb.json, so nothing says what its rows are"
+        hint = "`eplb validate FILE --load LOAD` judges the placement in a file"
+        raise CheckpointError("EP216", problem, hint)
+    given = given_load(load, named_model(model), found.path)
+    judged = given.judge(str(found.path), found.placement, found.further_layers)
+    return replace(found, load=given.together(judged))

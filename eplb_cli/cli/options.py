@@ -193,6 +193,14 @@ ModelOption = Annotated[
         help="The model: its layers, experts and sizes; `eplb inspect --models` lists presets.",
     ),
 ]
+LoadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--load",
+        metavar="LOAD",
+        help="A load dump: show how evenly it is spread over the ranks, beside the least possible.",
+    ),
+]
 NoFsyncOption = Annotated[
     bool, typer.Option("--no-fsync", help="Leave it to the system when bytes reach the disk.")
 ]

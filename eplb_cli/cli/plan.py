@@ -15,6 +15,7 @@ from eplb_cli.cli.options import (
     FromOption,
     Full,
     LayoutOption,
+    LoadOption,
     ModelOption,
     NumExperts,
     NumRanks,
@@ -38,7 +39,8 @@ Examples:
   eplb plan old.json new.json --model deepseek-v3 --ranks-per-node 8
   eplb plan old.json new.json --checkpoint SRC --bandwidth disk=3GB/s
   eplb plan linear new.json --checkpoint SRC --format json
-  eplb plan linear new.json --checkpoint SRC --out plan.json"""
+  eplb plan linear new.json --checkpoint SRC --out plan.json
+  eplb plan old.json new.json --load load.npy"""
 
 
 def command(
@@ -91,6 +93,7 @@ def command(
     dialect: FromOption = None,
     old_dialect: OldFromOption = None,
     model: ModelOption = None,
+    load: LoadOption = None,
     full: Full = False,
     output_format: FormatOption = Format.text,
 ) -> None:
@@ -103,7 +106,8 @@ def command(
         from eplb_cli.render.html_page import require_plotly
 
         require_plotly()
-    check_outputs([out, html], output_format, inputs=[old, new, layout], sources=[checkpoint], replace=True)
+    inputs = [old, new, layout, *([] if load is None else [load])]
+    check_outputs([out, html], output_format, inputs=inputs, sources=[checkpoint], replace=True)
     if rank_scalars is not None and checkpoint is None and out is None:
         raise UsageError("EP001", "--rank-scalars is of shards, and there is no --checkpoint", "add it")
     rates = None if bandwidth is None else parse_rates(bandwidth)
@@ -127,6 +131,7 @@ def command(
         ranks_per_node=ranks_per_node,
         rank_scalars=rank_scalars,
         full=full,
+        load=load,
         progress=progress_bar,
     )
     if rates is not None:

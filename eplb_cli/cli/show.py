@@ -41,6 +41,8 @@ def print_report(report: Report, output_format: Format, *, full: bool) -> None:
         render.print_json(report_json(report))
     elif report.nothing_to_do:
         sys.stdout.write(NOTHING_TO_DO)
+        if report.load:
+            render.print_balances(report.load)
     else:
         render.print_report(report, full=full)
 

@@ -11,6 +11,7 @@ from eplb_cli import render
 from eplb_cli.cli.options import (
     FindingsFormat,
     FromOption,
+    LoadOption,
     ModelOption,
     NumExperts,
     NumRedundant,
@@ -25,7 +26,8 @@ SUMMARY = "Check placement files."
 EXAMPLES = """\b
 Examples:
   eplb validate maps/*.json
-  eplb validate new.json --against old.json --format github"""
+  eplb validate new.json --against old.json --format github
+  eplb validate new.json --load load.npy --max-imbalance 1.2"""
 
 
 def command(
@@ -58,6 +60,15 @@ def command(
     dialect: FromOption = None,
     old_dialect: OldFromOption = None,
     model: ModelOption = None,
+    load: LoadOption = None,
+    max_imbalance: Annotated[
+        float | None,
+        typer.Option(
+            "--max-imbalance",
+            metavar="RATIO",
+            help="With --load: the most that the busiest rank may have in any layer, over the mean of all.",
+        ),
+    ] = None,
     output_format: Annotated[
         FindingsFormat, typer.Option("--format", help="What stdout gets.")
     ] = FindingsFormat.text,
@@ -67,7 +78,7 @@ def command(
     Exits with 1 where there is an error among the findings; warnings alone are no reason.
     """
     from eplb_cli.inputs.options import PlacementOptions
-    from eplb_cli.inputs.validate import validate as run
+    from eplb_cli.inputs.validate import check
 
     options = PlacementOptions(
         num_ranks,
@@ -78,7 +89,7 @@ def command(
         old_dialect,
         named_model(model, checkpoint),
     )
-    findings = run(files, against=against, checkpoint=checkpoint, options=options)
-    render.print_findings(findings, files, output_format.value)
-    if any(finding.severity == "error" for finding in findings):
+    checked = check(files, against, checkpoint, options, load, max_imbalance)
+    render.print_findings(checked.findings, files, output_format.value, checked.load)
+    if any(finding.severity == "error" for finding in checked.findings):
         raise typer.Exit(EXIT_FINDINGS)

@@ -69,6 +69,14 @@ class Placement:
         """(P,) the slot's index inside its rank's tensors."""
         return np.arange(self.num_slots) - self.first_slot[self.rank_of_slot]
 
+    @cached_property
+    def num_replicas(self) -> NDArray[np.int64]:
+        """(L, E) slots that hold each expert."""
+        layer, slot = np.nonzero(self.physical_to_logical != EMPTY)
+        key = layer * self.num_logical_experts + self.physical_to_logical[layer, slot]
+        size = self.num_layers * self.num_logical_experts
+        return np.bincount(key, minlength=size).reshape(self.num_layers, -1)
+
     def layer_number(self, layer: int) -> int:
         """The model's own number of MoE layer `layer`, or `layer` itself where nothing says it."""
         return layer if self.layer_ids is None else int(self.layer_ids[layer])

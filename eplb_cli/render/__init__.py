@@ -12,7 +12,9 @@
     run_page      rich: what a run took and proved
     heat_map      rich: who sends how much to whom
     bars          rich: what ranks send and receive, and the layers that move most
-    html_page     plotly: what `plan --html` writes, into the frame of html_text
+    balance       rich: how evenly placements spread a load
+    html_page     plotly: what `plan --html` writes, with the pictures of html_figures and html_balance, into
+                  the frame of html_text
     inspection    rich: what `inspect`, `verify`, `shard`, `merge` and `bake` print
 
 Importing rich costs as much as importing typer, so it is imported by the first page that is printed,
@@ -38,6 +40,7 @@ from eplb_cli.render.progress import Progress
 
 if TYPE_CHECKING:
     from eplb_cli.models.model import Model
+    from eplb_cli.report.balance import Balances
     from eplb_cli.report.identification import Identification
     from eplb_cli.report.inspection import Inspection
     from eplb_cli.report.load import LoadSummary
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Progress",
+    "print_balances",
     "print_error",
     "print_findings",
     "print_identification",
@@ -71,6 +75,15 @@ def print_report(report: Report, stream: TextIO | None = None, *, full: bool = F
 
     with page(stream or sys.stdout) as console:
         show_report(console, report, full=full)
+
+
+def print_balances(found: Balances, stream: TextIO | None = None) -> None:
+    """Print how evenly placements spread a load."""
+    from eplb_cli.render.balance import show_balances
+    from eplb_cli.render.page import page
+
+    with page(stream or sys.stdout) as console:
+        show_balances(console, found)
 
 
 def print_inspection(inspection: Inspection, stream: TextIO | None = None) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from eplb_cli.render.messages import message_text, print_json
 from eplb_cli.render.text import plural, printable, severity_tag, write
 
 if TYPE_CHECKING:
     from eplb_cli.placements.findings import Finding
+    from eplb_cli.report.balance import Balances
 
 FindingsFormat = Literal["text", "json", "github"]
 
@@ -23,20 +24,46 @@ _PROPERTY_ESCAPES = _COMMAND_ESCAPES | str.maketrans({":": "%3A", ",": "%2C"})
 
 
 def print_findings(
-    findings: Sequence[Finding], checked: Sequence[str], output_format: FindingsFormat = "text"
+    findings: Sequence[Finding],
+    checked: Sequence[str],
+    output_format: FindingsFormat = "text",
+    load: Balances | None = None,
 ) -> None:
-    """Print the findings in the `checked` files to stdout.
+    """Print the findings in the `checked` files to stdout, and how evenly they spread a load.
 
     As annotations for GitHub the summary goes to stderr, because every line of stdout is a command.
     """
     if output_format == "json":
-        entries = [asdict(finding) for finding in findings]
-        print_json({"format": "eplb-findings/1", "files": list(checked), "findings": entries})
+        print_json(_json(findings, checked, load))
     elif output_format == "github":
         write(sys.stdout, "".join(f"{line}\n" for line in github_commands(findings)))
         write(sys.stderr, summary(findings, checked) + "\n")
     else:
-        write(sys.stdout, findings_text(findings, checked, sys.stdout) + summary(findings, checked) + "\n")
+        write(sys.stdout, findings_text(findings, checked, sys.stdout))
+        if load is not None and load.placements:
+            _print_load(load)
+        write(sys.stdout, summary(findings, checked) + "\n")
+
+
+def _json(findings: Sequence[Finding], checked: Sequence[str], load: Balances | None) -> dict[str, Any]:
+    """Findings as `--format json` shows them; "load" is there only where one is given."""
+    entries = [asdict(finding) for finding in findings]
+    result: dict[str, Any] = {"format": "eplb-findings/1", "files": list(checked), "findings": entries}
+    if load is not None:
+        from eplb_cli.report.balance import balances_json
+
+        result["load"] = balances_json(load)
+    return result
+
+
+def _print_load(load: Balances) -> None:
+    """A paragraph of its own."""
+    from eplb_cli.render.balance import show_balances
+    from eplb_cli.render.page import page
+
+    with page(sys.stdout) as console:
+        show_balances(console, load)
+        console.print()
 
 
 def summary(findings: Sequence[Finding], checked: Sequence[str]) -> str:

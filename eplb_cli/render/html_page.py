@@ -1,7 +1,8 @@
 """`plan --html`: the plan as one page that needs nothing but a browser.
 
 The pictures are made with plotly, whose script is inside the page; a policy in its head forbids every
-request. Words from files are escaped, and the pictures hold numbers and words from this module only.
+request. Words from files are escaped, and the pictures hold numbers and words from `html_figures` and
+`html_balance` only.
 """
 
 from __future__ import annotations
@@ -12,37 +13,20 @@ import shlex
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from eplb_cli import __version__
 from eplb_cli.machine import has_package, missing_package
-from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.plan.moves import ReshardPlan
+from eplb_cli.render.html_balance import draw_balance, draw_loads
+from eplb_cli.render.html_figures import draw_layers, draw_ranks, draw_replicas, draw_traffic
 from eplb_cli.render.html_text import PAGE, THEME
 from eplb_cli.render.text import format_bytes, plural, printable
 from eplb_cli.render.words import kinds, stages, summary
-from eplb_cli.report.blocks import block_of, name_of_block, traffic_of_blocks
 from eplb_cli.report.report import Report
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-SCALE = "Viridis"
-COLOURS = ("#3b78c3", "#d98032")
-"""First and second of two: sent and received, before and after. Readable on white and on black."""
-
-FLOWS = ("sent", "received")
-
-TOOLBAR, LEGEND = 36, 34
-"""Pixels above a picture: the toolbar comes when it is pointed at, and must not cover what is below it."""
-
-MAX_TICKS = 8
-"""Steps of an axis: with more of them their numbers do not fit on the screen of a telephone."""
-
-MAX_CELLS = 256
-"""Ranks, or blocks of them, on a side of the map; cells of more are smaller than two pixels."""
 
 
 def require_plotly() -> None:
@@ -63,11 +47,13 @@ def html_page(
     from plotly.offline import get_plotlyjs
 
     figures = {
-        "traffic": _traffic(report),
-        "ranks": _ranks(report),
-        "layers": _layers(report),
-        "replicas": _replicas(plan),
+        "traffic": draw_traffic(report),
+        "ranks": draw_ranks(report),
+        "layers": draw_layers(report),
+        "replicas": draw_replicas(plan),
     }
+    if report.load:
+        figures |= {"balance": draw_balance(report.load), "loads": draw_loads(report.load)}
     drawn = ",\n".join(f"{json.dumps(name)}: {figure.to_json()}" for name, figure in figures.items())
     ranks = f"{plan.old.num_ranks:,} → {plural(plan.new.num_ranks, 'rank')}"
     parts = {
@@ -88,152 +74,6 @@ def html_page(
 def _section(name: str, figure: Figure) -> str:
     title = escape(figure.layout.meta["title"])
     return f'<section><h2>{title}</h2><div id="{name}" role="img" aria-label="{title}"></div></section>\n'
-
-
-def _figure(title: str, traces: list[Any], x: str, y: str, height: int = 420) -> Figure:
-    from plotly.graph_objects import Figure, Layout
-
-    layout = Layout(
-        meta={"title": title},
-        height=height,
-        margin={"l": 70, "r": 20, "t": TOOLBAR, "b": 60},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        xaxis={"title": {"text": x}},
-        yaxis={"title": {"text": y}},
-        legend={"orientation": "h", "y": 1, "yanchor": "bottom"},
-    )
-    return Figure(data=traces, layout=layout)
-
-
-def _step(largest: int) -> int:
-    """Between two ticks of an axis that ends with `largest`: 1, 2 or 5, or one of these with zeros behind it.
-
-    Left to itself plotly has halves of ranks and rows, and five ticks for cells that are all alike.
-    """
-    step = 1
-    while largest > MAX_TICKS * step:
-        step = step * 5 // 2 if str(step)[0] == "2" else 2 * step
-    return step
-
-
-def _traffic(report: Report) -> Figure:
-    """Old to new, by rank or by as few ranks as make a map that can be seen; no traffic is left blank."""
-    from plotly.graph_objects import Heatmap
-
-    unit = " rows" if report.totals.remote_bytes is None else "B"
-    block = block_of(report, lambda size: size <= MAX_CELLS)
-    of = name_of_block(report, block)
-    noun = of.split(maxsplit=1)[0]
-    size = -(-len(report.ranks) // block)
-    cells = np.full((size, size), np.nan, np.float32)
-    amounts = traffic_of_blocks(report, block)
-    for pair, amount in amounts.items():
-        cells[pair] = amount
-    largest = max(amounts.values(), default=0)
-    heat = Heatmap(
-        z=cells,
-        zmin=0,
-        zmax=largest or 1,
-        colorscale=SCALE,
-        colorbar={"title": {"text": unit}, "tickformat": "~s", "dtick": _step(largest)},
-        hovertemplate=f"old {noun} %{{y}} to new {noun} %{{x}}<br>%{{z:.3s}}{unit}<extra></extra>",
-        hoverongaps=False,
-    )
-    figure = _figure("Who sends how much to whom", [heat], f"new {of}", f"old {of}", 640)
-    figure.update_xaxes(dtick=_step(size))
-    figure.update_yaxes(autorange="reversed", dtick=_step(size))
-    return figure
-
-
-def _ranks(report: Report) -> Figure:
-    """What each rank sends and receives, and the bound of the busiest; lines where bars are too thin."""
-    from plotly.graph_objects import Bar, Scatter
-
-    in_bytes = report.totals.remote_bytes is not None
-    quantity, unit = ("bytes", "B") if in_bytes else ("rows", " rows")
-    traces = []
-    for flow, colour in zip(FLOWS, COLOURS, strict=True):
-        content = {
-            "name": flow,
-            "x": [rank.rank for rank in report.ranks],
-            "y": [getattr(rank, f"{flow}_{quantity}") for rank in report.ranks],
-            "hovertemplate": f"rank %{{x}}: {flow} %{{y:.3s}}{unit}<extra></extra>",
-        }
-        if len(report.ranks) <= MAX_CELLS:
-            traces.append(Bar(content, marker={"color": colour, "line": {"width": 0}}))
-        else:
-            traces.append(Scatter(content, mode="lines", line={"color": colour, "shape": "hvh", "width": 1}))
-    figure = _figure("Per rank", traces, "rank", quantity)
-    figure.update_layout(margin={"t": TOOLBAR + LEGEND})
-    bound = getattr(report.totals, f"busiest_sender_bound_{quantity}")
-    if bound is not None:
-        figure.add_hline(
-            y=bound, line={"dash": "dot", "color": COLOURS[0]}, annotation_text="bound, busiest sender"
-        )
-    largest = max(max(getattr(rank, f"{flow}_{quantity}") for flow in FLOWS) for rank in report.ranks)
-    figure.update_xaxes(dtick=_step(len(report.ranks)))
-    figure.update_yaxes(tickformat="~s", rangemode="tozero", dtick=_step(max(largest, bound or 0)))
-    return figure
-
-
-def _layers(report: Report) -> Figure:
-    """What comes from another rank in each layer."""
-    from plotly.graph_objects import Bar
-
-    in_bytes = report.totals.remote_bytes is not None
-    unit = "B" if in_bytes else " rows"
-    numbers = [layer.layer for layer in report.layers]
-    amounts = [(layer.remote_bytes if in_bytes else layer.remote_rows) or 0 for layer in report.layers]
-    bars = Bar(
-        x=numbers,
-        y=amounts,
-        marker={"color": COLOURS[0], "line": {"width": 0}},
-        hovertemplate=f"layer %{{x}}: %{{y:.3s}}{unit}<extra></extra>",
-    )
-    figure = _figure("Per layer, from another rank", [bars], "layer", "bytes" if in_bytes else "rows")
-    figure.update_xaxes(dtick=_step(max(numbers) - min(numbers)))
-    figure.update_yaxes(tickformat="~s", dtick=_step(max(amounts)))
-    return figure
-
-
-def _replicas(plan: ReshardPlan) -> Figure:
-    """How many slots hold each expert of each layer, in OLD and beside it in NEW."""
-    from plotly.graph_objects import Heatmap
-
-    counts = [_count_replicas(plan.old), _count_replicas(plan.new)]
-    most = max(int(each.max(initial=1)) for each in counts)
-    names = [str(plan.new.layer_number(layer)) for layer in range(plan.new.num_layers)]
-    traces = [
-        Heatmap(
-            z=count,
-            y=names,
-            xaxis=axis,
-            zmin=0,
-            zmax=most,
-            colorscale=SCALE,
-            showscale=axis == "x2",
-            colorbar={"title": {"text": "replicas"}, "dtick": _step(most)},
-            hovertemplate=f"layer %{{y}}, expert %{{x}}<br>%{{z}} replicas {when}<extra></extra>",
-        )
-        for count, axis, when in zip(counts, ("x", "x2"), ("before", "after"), strict=True)
-    ]
-    figure = _figure("Replicas of each expert, before and after", traces, "expert, before", "layer", 560)
-    step = 2 * _step(plan.new.num_logical_experts)  # on half the width
-    figure.update_layout(
-        xaxis={"domain": [0, 0.48], "dtick": step},
-        xaxis2={"domain": [0.52, 1], "dtick": step, "title": {"text": "expert, after"}, "anchor": "y"},
-        yaxis={"type": "category", "autorange": "reversed"},
-    )
-    return figure
-
-
-def _count_replicas(placement: Placement) -> np.ndarray:
-    """(L, E) slots that hold each expert."""
-    layer, slot = np.nonzero(placement.physical_to_logical != EMPTY)
-    key = layer * placement.num_logical_experts + placement.physical_to_logical[layer, slot]
-    size = placement.num_layers * placement.num_logical_experts
-    return np.bincount(key, minlength=size).reshape(placement.num_layers, -1).astype(np.int32)
 
 
 def _estimate(report: Report) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eplb_cli.placements.own_format import placement_to_json
+from eplb_cli.render.balance import show_balances
 from eplb_cli.render.page import heading, show_list, show_pairs, table
 from eplb_cli.render.text import format_bytes, format_rate, format_runs, format_seconds, plural, printable
 
@@ -36,6 +37,8 @@ def show_inspection(console: Console, inspection: Inspection) -> None:
     if inspection.placement is not None:
         heading(console, "placement")
         show_pairs(console, _placement_facts(inspection.placement))
+    if inspection.load is not None:
+        show_balances(console, inspection.load)
     show_list(console, "other tensors that look sharded", inspection.sharded_others)
     show_list(console, "findings", map(_finding_line, inspection.findings))
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eplb_cli.render.balance import show_balances
 from eplb_cli.render.bars import show_layers
 from eplb_cli.render.heat_map import show_traffic
 from eplb_cli.render.page import fits, heading, show_list, show_pairs, table
@@ -30,6 +31,8 @@ def show_report(console: Console, report: Report, *, full: bool) -> None:
     _show_ranks(console, report, full=full)
     show_traffic(console, report)
     show_layers(console, report.layers)
+    if report.load:
+        show_balances(console, report.load)
     _show_totals(console, report)
     if report.estimate:
         _show_estimate(console, report.estimate)

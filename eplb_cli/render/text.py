@@ -55,6 +55,11 @@ def format_share(part: int, whole: int) -> str:
     return {0: "<1%", 100: ">99%"}.get(percent, f"{percent}%")
 
 
+def format_ratio(ratio: float) -> str:
+    """`1.043`: of loads, three digits behind the point."""
+    return f"{ratio:.3f}"
+
+
 def format_runs(numbers: Sequence[int]) -> str:
     """Ascending numbers, runs of them by their ends: `0, 3-60`."""
     starts = [i for i, number in enumerate(numbers) if i == 0 or number != numbers[i - 1] + 1]

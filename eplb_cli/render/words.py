@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eplb_cli.render.text import format_bytes, format_seconds, format_share, plural
+from eplb_cli.render.text import format_bytes, format_ratio, format_seconds, format_share, plural
 from eplb_cli.report.report import Estimate, Report, Totals
 
 NO_NODES = "unknown, no --ranks-per-node"
@@ -37,6 +37,10 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
     yield "between nodes", NO_NODES if report.ranks_per_node is None else _against_bound(totals, "cross_node")
     if totals.remote_bytes is None:
         yield "bytes", "unknown: give `--checkpoint`, `--model` or `--expert-bytes`"
+    if report.load:
+        old, new = (balance.imbalance for balance in report.load.placements)
+        ratios = f"{format_ratio(old.overall)} before, {format_ratio(new.overall)} after"
+        yield "max / mean load", f"{ratios}, bound {format_ratio(new.overall_bound)}"
     if report.run:
         yield "time", format_seconds(report.run.seconds["total"])
     elif report.estimate and report.estimate.seconds["total"] is not None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.own_format import placement_to_json
 from eplb_cli.placements.placement import Placement
+
+if TYPE_CHECKING:
+    from eplb_cli.report.balance import Balances
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Inspection:
         placement: which expert each slot holds, as eplb.json or maps inside the shards say it; None without.
         distinct_rows: (L,) filled slots that differ in their bytes; None unless the rows were read.
         findings: what contradicts itself, and a warning where nothing says how many experts there are.
+        load: the placement under a load, where one is given.
     """
 
     path: Path
@@ -67,6 +71,7 @@ class Inspection:
     placement: Placement | None = None
     distinct_rows: tuple[int, ...] | None = None
     findings: tuple[Finding, ...] = ()
+    load: Balances | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -75,9 +80,9 @@ class Inspection:
 
 
 def inspection_json(inspection: Inspection) -> dict[str, Any]:
-    """An inspection as `--format json` shows it."""
+    """An inspection as `--format json` shows it; "load" is there only where one is given."""
     placement, distinct = inspection.placement, inspection.distinct_rows
-    return {
+    result = {
         "format": "eplb-inspection/1",
         "path": str(inspection.path),
         "layout": inspection.layout,
@@ -94,6 +99,11 @@ def inspection_json(inspection: Inspection) -> dict[str, Any]:
         "distinct_rows": None if distinct is None else list(distinct),
         "findings": [asdict(finding) for finding in inspection.findings],
     }
+    if inspection.load:
+        from eplb_cli.report.balance import balances_json
+
+        result["load"] = balances_json(inspection.load)
+    return result
 
 
 def _tensor_json(tensor: ExpertTensor) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eplb_cli.models.counted import Load
+from eplb_cli.models.counted import Counts, Load
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LayerLoad:
     idle_experts: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadSummary:
     """What a load dump holds.
 
@@ -40,6 +40,7 @@ class LoadSummary:
         num_steps: T.
         num_logical_experts: E.
         tokens: of all layers, experts and steps.
+        counts: (L, E) tokens of each expert, of all steps.
         layers: one entry per layer.
         layer_ids: (L,) the model's own layer numbers, None where nothing says them.
         notes: what was left out.
@@ -50,6 +51,7 @@ class LoadSummary:
     num_steps: int
     num_logical_experts: int
     tokens: float
+    counts: Counts
     layers: tuple[LayerLoad, ...]
     layer_ids: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ def summarize_load(path: Path, load: Load) -> LoadSummary:
         num_steps=len(load.counts),
         num_logical_experts=total.shape[1],
         tokens=float(total.sum()),
+        counts=total,
         layers=layers,
         layer_ids=None if load.layer_ids is None else tuple(load.layer_ids.tolist()),
         notes=load.notes,
@@ -98,4 +101,5 @@ def load_json(summary: LoadSummary) -> dict[str, Any]:
         "tokens": summary.tokens,
         "layers": [asdict(layer) for layer in summary.layers],
         "notes": list(summary.notes),
+        "counts": summary.counts.tolist(),
     }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eplb_cli.report.balance import Balances
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ class Report:
         block: ranks of each entry of `traffic`: 1, or those of a node.
         ranks_per_node: G, None where there is one node.
         nothing_to_do: OLD and NEW are the same, and SRC is not to be copied all the same.
+        load: OLD and NEW under a load, where one is given.
     """
 
     totals: Totals
@@ -149,6 +153,7 @@ class Report:
     block: int = 1
     ranks_per_node: int | None = None
     nothing_to_do: bool = False
+    load: Balances | None = None
 
     @property
     def traffic_by(self) -> str:
@@ -193,7 +198,8 @@ def report_json(report: Report) -> dict[str, Any]:
     """The report as `--format json` shows it.
 
     A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys. "traffic_by" is there only
-    where it is "node", "estimate" only where rates are given, "nothing_to_do" only where it is true.
+    where it is "node", "estimate" and "load" only where rates or a load are given, "nothing_to_do" only where
+    it is true.
     """
     result: dict[str, Any] = {
         "format": "eplb-report/1",
@@ -207,6 +213,10 @@ def report_json(report: Report) -> dict[str, Any]:
         result["nothing_to_do"] = True
     if report.estimate:
         result["estimate"] = asdict(report.estimate)
+    if report.load:
+        from eplb_cli.report.balance import balances_json
+
+        result["load"] = balances_json(report.load)
     if report.run:
         result |= {key: getattr(report.run, key) for key in _RUN_KEYS}
         result["warnings"] = report.warnings

@@ -23,6 +23,7 @@ from eplb_cli.report.tally import plan_report
 
 if TYPE_CHECKING:
     from eplb_cli.inputs.given import Given
+    from eplb_cli.inputs.load import GivenLoad
     from eplb_cli.output.prepared import Prepared
     from eplb_cli.placements.findings import Finding
     from eplb_cli.placements.placement import Placement
@@ -67,6 +68,7 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
     ranks_per_node: int | None = None,
     rank_scalars: RankScalars | None = None,
     full: bool = False,
+    load: str | PathLike[str] | None = None,
     progress: ProgressBar = silent,
 ) -> Answer:
     """Plan from placement files, and perhaps the shards under OLD; nothing is moved.
@@ -82,10 +84,11 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
         rank_scalars: "max" for what `Request.rank_scalars` says.
         ranks_per_node: G; with it "balanced" prefers a sender on the receiver's node.
         full: list traffic by rank however many ranks there are.
+        load: a load dump, to say how evenly OLD and NEW spread it over their ranks.
         progress: what shows the bytes read, where other tensors have to be compared.
 
     Raises:
-        PlacementError: a placement cannot be read, or the pair cannot be used.
+        PlacementError: a placement cannot be read, or the pair cannot be used; EP119, nor can the load.
         CheckpointError: the shards cannot be used.
         UsageError: EP001, the arguments contradict each other.
         BytesError: EP506, the shards are not those of their manifest.
@@ -96,16 +99,32 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
         (614400, 344064)
     """
     names = os.fspath(old), os.fspath(new)
+    given = None
+    if load is not None:
+        from eplb_cli.inputs.load import given_load
+
+        given = given_load(os.fspath(load), options.model, None if checkpoint is None else Path(checkpoint))
     if checkpoint is None:
         if layout != "auto":
             raise UsageError("EP001", "--layout is of shards, and there is no --checkpoint", "add it")
-        return _plan_placements(names, options, senders, ranks_per_node, expert_nbytes, full=full)
+        answer = _plan_placements(names, options, senders, ranks_per_node, expert_nbytes, full=full)
+        return _under_load(answer, given)
     if expert_nbytes is not None:
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
     from eplb_cli.inputs.given import read_given
 
-    given = read_given(Path(checkpoint), layout, names, options, senders, ranks_per_node, rank_scalars)
-    return _plan_checkpoint(given, progress, full=full)
+    beside = read_given(Path(checkpoint), layout, names, options, senders, ranks_per_node, rank_scalars)
+    return _under_load(_plan_checkpoint(beside, progress, full=full), given)
+
+
+def _under_load(answer: Answer, given: GivenLoad | None) -> Answer:
+    """The same, with OLD and NEW under a load, if there is one. Raises EP110 or EP119."""
+    if given is None:
+        return answer
+    old, new = answer.said or (answer.plan.old, answer.plan.new)
+    further = answer.prepared.checkpoint.shards.layers.beside if answer.prepared else ()
+    judged = (given.judge("OLD", old, further), given.judge("NEW", new, further))
+    return replace(answer, report=replace(answer.report, load=given.together(*judged)))
 
 
 def _plan_placements(

@@ -115,6 +115,21 @@ def test_it_says_what_it_is_of(looked):
     assert looked.page.locator("footer img").count() == 0
 
 
+def test_a_load(browser, eplb, tmp_path):
+    """Two more pictures: lines above their bounds, and a map of ranks before and after."""
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    sides = [write_json(tmp_path / f"{n}.json", content) for n, content in enumerate((OLD, NEW))]
+    load = write_json(tmp_path / "load.json", [[8, 4, 2, 6], [2, 2, 30, 16]])
+    page = tmp_path / "page.html"
+    assert eplb("plan", *sides, "--load", load, "--html", page).code == 0
+    looked = Looked(browser, page)
+    assert looked.page.locator("#balance .scatterlayer .trace").count() == 4
+    assert looked.page.locator("#loads .heatmaplayer image").count() == 2
+    assert "max / mean load\t1.057 before, 1.343 after, bound 1.143" in looked.page.inner_text("body")
+    assert looked.said == []
+    looked.page.close()
+
+
 def ticks(looked, place):
     """The words at the ticks of an axis or a scale."""
     return [tick.text_content() for tick in looked.page.locator(place).all()]

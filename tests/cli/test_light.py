@@ -126,8 +126,9 @@ def saved() -> bytes:
 LINES = [
     "validate old.json new.json --against old.json --checkpoint src",
     "validate new.json --format github",
+    "validate new.json --load load.json --max-imbalance 2",
     "validate map.yaml --num-ranks 2",
-    "plan old.json new.json --checkpoint src --out plan.json",
+    "plan old.json new.json --checkpoint src --load load.json --out plan.json",
     "plan linear round_robin --num-ranks 4 --old-num-ranks 4 --model deepseek-v3 --format json",
     *(f"convert once.json {name}{suffix} --to {name} --checkpoint hf" for name, suffix in SUFFIXES.items()),
     "reshard src dst --old old.json --new new.json --dry-run",

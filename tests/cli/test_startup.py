@@ -120,6 +120,7 @@ def home(tmp_path):
     write_tree(tmp_path / "src", stacked(OLD))
     write_json(tmp_path / "old.json", OLD)
     write_json(tmp_path / "new.json", NEW)
+    write_json(tmp_path / "load.json", [[1, 2, 3, 4]] * 2)
     return tmp_path
 
 
@@ -134,6 +135,8 @@ COMMANDS = [
     RESHARD,
     "inspect dst --deep",
     "verify dst --against src",
+    "plan old.json new.json --load load.json",
+    "validate new.json --load load.json",
 ]
 HEAVY = {"torch", "triton", "pydantic", "asyncio", "plotly"}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from eplb_cli.errors import PlacementError
+from eplb_cli.errors import PlacementError, UsageError
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.inputs.validate import validate
 from eplb_cli.placements.findings import MAX_LISTED
@@ -46,6 +48,16 @@ def test_each_file_has_its_own_findings(write):
         ("missing.json", 5, "EP110", "error", 3),
         ("missing.json", 5, "EP110", "error", 4),
     ]
+
+
+def test_a_load(write, tmp_path):
+    """The findings of `--load` and `--max-imbalance`, for programs: with file, line and rank."""
+    load, file = tmp_path / "load.json", Path(write("a.json"))
+    load.write_text("[[4, 0, 0], [0, 0, 5]]")  # by rank 2 and 2, 5 and none
+    assert validate([file], load=load) == []
+    assert said(validate([file], load=load, max_imbalance=1.9)) == [("a.json", 5, "EP120", "error", 4)]
+    with pytest.raises(UsageError, match="--max-imbalance is of a load"):
+        validate([file], max_imbalance=2)
 
 
 def test_wrong_ranks_do_not_hide_missing_experts(write):

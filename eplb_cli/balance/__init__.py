@@ -1,0 +1,1 @@
+"""How evenly placements spread the work over ranks."""
