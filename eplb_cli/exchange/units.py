@@ -4,7 +4,7 @@ Whatever one worker fills or drains in a chunk fits into one of its buffers. Wit
 grow and the last ones shrink, since nothing travels while the first is filled and the last is drained:
 
     8 chunks   ████ ████ ████ ████ ████ ████ ████ ████
-    a ramp     ▌ █ ██ ████ ████ ████ ████ ████ ████ ██ █ ▌
+    a ramp     ██ ████ ████ ████ ████ ████ ████ ████ ██
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PART_ALIGNMENT = 16
 """The part of a message that belongs to one unit starts at a multiple of this, so that rows of live
 tensors are gathered and scattered in wide words, whatever was packed before them."""
 
-FIRST_OF_RAMP = 8
+FIRST_OF_RAMP = 2
 """The first and the last chunk of a ramp hold this part of a chunk; each further one twice as much."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,20 @@ import torch
 
 from eplb_cli.exchange.loop import Pending
 from eplb_cli.exchange.transport import Done
+
+
+class _Here(threading.local):
+    """The stream of the lane whose step a thread is at."""
+
+    stream: torch.cuda.Stream | None = None
+
+
+_HERE = _Here()
+
+
+def stream_here(device: torch.device) -> torch.cuda.Stream:
+    """The current stream. Torch takes some microseconds to find it, which is long for what asks so often."""
+    return _HERE.stream or torch.cuda.current_stream(device)
 
 
 class Lane:
@@ -29,10 +44,12 @@ class Lane:
             return Done()
         before = torch.cuda.current_stream(self.stream.device)
         torch.cuda.set_stream(self.stream)
+        _HERE.stream = self.stream
         try:
             _wait(after)
             started = step()
         finally:
+            _HERE.stream = None
             torch.cuda.set_stream(before)
         return OnStream(self.stream.record_event(), self.stream.device, started)
 
@@ -49,10 +66,7 @@ def _wait(pendings: Iterable[Pending]) -> None:
 
 @dataclass(frozen=True)
 class OnStream:
-    """Work on a stream, and what that has started elsewhere, waited for by whatever stream is current.
-
-    The device is always named: torch takes ten times as long to find out which is the current one.
-    """
+    """Work on a stream, and what that has started elsewhere, waited for by whatever stream is current."""
 
     event: torch.cuda.Event
     device: torch.device
@@ -60,7 +74,7 @@ class OnStream:
 
     def wait(self) -> None:
         """Order the current stream after the work."""
-        torch.cuda.current_stream(self.device).wait_event(self.event)
+        stream_here(self.device).wait_event(self.event)
         if self.started is not None:
             self.started.wait()
 

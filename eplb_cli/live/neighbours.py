@@ -19,7 +19,7 @@ from eplb_cli.arrays import Int
 from eplb_cli.errors import EplbError, WorkerError, error_of
 from eplb_cli.live.board import WORD, Board
 from eplb_cli.live.driver import Driver, DriverError
-from eplb_cli.live.lanes import Lane
+from eplb_cli.live.lanes import Lane, stream_here
 from eplb_cli.live.watch import Watch
 
 PUSH_TURNS = 4
@@ -28,6 +28,10 @@ together where nccl carries the messages."""
 
 PUSH_STREAMS = 2
 """Streams on which rows are pushed: one alone leaves gaps between rows of less than a few megabytes."""
+
+
+_ALIGNMENT = 512
+"""Of a buffer, so that rows lie in it as they do in tensors: for words as wide."""
 
 
 class Neighbours:
@@ -55,7 +59,8 @@ class Neighbours:
         device: torch.device,
     ) -> None:
         self.ranks, self.me, self.device = ranks, me, device
-        self.num_turns, self.turn_nbytes = num_turns, turn_nbytes
+        self.num_turns = num_turns
+        self.turn_nbytes = turn_nbytes = -(-turn_nbytes // _ALIGNMENT) * _ALIGNMENT
         self.count = 0
         self.is_closed = False
         self.lanes = [Lane(device) for _ in range(4)]
@@ -162,7 +167,7 @@ class Neighbours:
         self._driver.write_word(self._current(), address, count % WORD)
 
     def _current(self) -> int:
-        stream: int = torch.cuda.current_stream(self.device).cuda_stream
+        stream: int = stream_here(self.device).cuda_stream
         return stream
 
     # a run as a whole

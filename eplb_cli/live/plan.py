@@ -84,7 +84,6 @@ def plan_live(
     buffer_nbytes: int,
     *,
     in_place: bool = True,
-    ramp: bool = False,
 ) -> LivePlan:
     """Cut a plan of live rows into chunks, and take the view of `rank`.
 
@@ -93,7 +92,6 @@ def plan_live(
         buffer_nbytes: all send and receive buffers of a rank.
         in_place: rows are overwritten where they are, and rows that repeat a received one are filled;
             otherwise the target is another set of tensors, which gets no repeated rows.
-        ramp: the first chunks are smaller, and the last.
     """
     moves = plan.moves
     level = local_levels(plan, in_place=in_place)
@@ -107,7 +105,7 @@ def plan_live(
         sizes,
         plan.num_ranks,
         buffer_nbytes // CHUNKS_PER_BUFFER,
-        ramp=ramp,
+        ramp=True,
     )
     schedule = schedule_for(wire, rank)
     mine = plan.dst_rank == rank

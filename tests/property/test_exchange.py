@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eplb_cli.exchange import units
 from eplb_cli.exchange.landing import landing
 from eplb_cli.exchange.loop import Pending, run_exchange
 from eplb_cli.exchange.units import FIRST_OF_RAMP, STRIPE_ALIGNMENT
@@ -131,8 +132,9 @@ def filled(job: Job) -> np.ndarray:
     return sizes.reshape(len(sizes), 2 * job.num_workers)
 
 
-def test_a_ramp_doubles_and_halves():
+def test_a_ramp_doubles_and_halves(monkeypatch):
     """An eighth of a chunk at first and at last, a quarter and a half beside them, whole ones between."""
+    monkeypatch.setattr(units, "FIRST_OF_RAMP", 8)
     pieces = [(cell, worker, 1 - worker) for cell in range(6) for worker in (0, 1) for _ in range(4)]
     row = 7 << 17  # times four rows it is seven eighths of a chunk
     job = Job(2, pieces, [row] * 6, (4 << 20) + 500, ramp=True)

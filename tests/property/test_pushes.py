@@ -1,19 +1,22 @@
 """Rows pushed into the memory of other ranks, with every step of every lane late at random.
 
-On a CPU: lanes are threads (`tests/support/live/threads.py`), so that a step which forgets to wait for another is
-seen where no device is.
+On a CPU: lanes are threads (`tests/support/live/threads.py`), so that a step which forgets to wait for
+another is seen where no device is.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="live tensors need torch")
 
+from eplb_cli.exchange.transport import Done  # noqa: E402
 from eplb_cli.live import link as link_module  # noqa: E402 - after torch
 from eplb_cli.live.agreement import plan_of  # noqa: E402
-from eplb_cli.live.rows import LiveRows  # noqa: E402
+from eplb_cli.live.link import Near  # noqa: E402
 from tests.support.live.threads import Host, move, neighbours  # noqa: E402
 
 NUM_CASES = 120
@@ -44,9 +47,7 @@ def run_case(seed: int) -> None:
         ]
         for rank in range(num_ranks)
     ]
-    plans = [
-        plan_of(old, new, weights[0], int(num_ranks)) for old, new in zip(tables, tables[1:], strict=False)
-    ]
+    plans = [plan_of(old, new, weights[0], int(num_ranks)) for old, new in pairwise(tables)]
     chunk = int(rng.integers(16 * num_slots, 64 * num_slots + 2000))
     host = Host(int(num_ranks), int(rng.choice([2, 4])), chunk, seed, LATE_S)
     with neighbours(host) as made:
@@ -75,8 +76,63 @@ def rows_of(table: np.ndarray, rank: int, num_rows: int, layer: int, tensor: int
     return (experts[:, None] * 37 + column[None, :] * 11 + layer * 101 + tensor * 53).astype(np.uint8)
 
 
+def run_all(begin: int = 0, end: int = NUM_CASES) -> None:
+    """Some of the cases."""
+    for seed in range(begin, end):
+        run_case(seed)
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_every_byte_arrives(part):
     """Whichever step is late."""
-    for seed in range(part * NUM_CASES // 4, (part + 1) * NUM_CASES // 4):
-        run_case(seed)
+    run_all(part * NUM_CASES // 4, (part + 1) * NUM_CASES // 4)
+
+
+def own_buffer_is_forgotten(monkeypatch):
+    """Own rows go into the receive buffer while it still has an older chunk."""
+    hold = Near.hold
+
+    def held(near, chunk):
+        near._neighbours.ranks, ranks = near._others, near._neighbours.ranks
+        hold(near, chunk)
+        near._neighbours.ranks = ranks
+
+    monkeypatch.setattr(Near, "hold", held)
+
+
+def buffers_are_never_full(monkeypatch):
+    """Nobody waits until a buffer is free."""
+    monkeypatch.setattr(Near, "hold", lambda _near, _chunk: None)
+
+
+def rows_are_overwritten_early(monkeypatch):
+    """Rows that are still being pushed are overwritten."""
+    monkeypatch.setattr(link_module.Link, "left", lambda _link, _chunk: Done())
+
+
+def others_are_not_awaited(monkeypatch):
+    """A chunk is scattered before it has arrived."""
+    monkeypatch.setattr(Near, "arrival", lambda _near, _chunk: Done())
+
+
+def small_rows_are_not_awaited(monkeypatch):
+    """A chunk is said to be there before its small rows are."""
+    push = Near.push
+    monkeypatch.setattr(Near, "push", lambda near, chunk, _filled: push(near, chunk, Done()))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        own_buffer_is_forgotten,
+        buffers_are_never_full,
+        rows_are_overwritten_early,
+        others_are_not_awaited,
+        small_rows_are_not_awaited,
+    ],
+)
+def test_mistakes_are_seen(monkeypatch, mistake):
+    """What the test above is worth: each of these is an order that the code must keep, left out."""
+    mistake(monkeypatch)
+    with pytest.raises(AssertionError):
+        run_all()

@@ -95,7 +95,8 @@ class Ranks:
             RankError: some of them raised.
             HungError: some of them did not come back.
         """
-        case = Case(self.backend, str(self._store(num_ranks, fresh=fresh)), num_ranks, work, arguments)
+        store = self._store(num_ranks, fresh=fresh)
+        case = Case(self.backend, str(store), num_ranks, work, arguments)
         for connection in self._connections[:num_ranks]:
             connection.send(case)
         try:
@@ -112,8 +113,15 @@ class Ranks:
         return [answers[rank].value for rank in range(num_ranks)]
 
     def _store(self, num_ranks: int, *, fresh: bool) -> Path:
-        """Where a group meets: a new file, or that of the group which is there already."""
+        """Where a group meets: a new file, or that of the group which is there already.
+
+        All ranks leave a group together: nccl waits for those that are still in it.
+        """
         if self._joined is None or self._joined[0] != num_ranks or fresh:
+            if self._joined is not None:
+                for connection in self._connections[: self._joined[0]]:
+                    connection.send(None)
+                self._receive(self._joined[0], CASE_TIMEOUT_S, "leaving a group")
             self._joined = (num_ranks, next(self._stores))
         return self._joined[1]
 
@@ -209,8 +217,12 @@ def _serve(connection: Connection, rank: int, stacks: str) -> None:
         joined = ""
         while True:
             case = connection.recv()
-            answer = _do(case, rank, is_member=case.store == joined)
-            joined = "" if answer.error else case.store
+            if case is None:
+                _leave()
+                answer, joined = Answer(), ""
+            else:
+                answer = _do(case, rank, is_member=case.store == joined)
+                joined = "" if answer.error else case.store
             connection.send(answer)
 
 

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -180,14 +181,26 @@ def move(
     made: Sequence[ThreadNeighbours],
     chunk_nbytes: int,
 ) -> None:
-    """Carry out plans one after the other on all ranks, without waiting between them."""
-    started = []
-    for plan in plans:
-        for rank, (layers, near) in enumerate(zip(weights, made, strict=True)):
-            live = plan_live(plan, row_nbytes(layers), rank, chunk_nbytes * 4, ramp=True)
-            connection = Connection(b"threads", near, has_far=False, backend="none")  # type: ignore[arg-type]
-            rows = LiveRows(live, layers, layers, Group(plan.num_ranks, rank), connection)  # type: ignore[arg-type]
-            rows.start()
-            started.append(rows)
-    for rows in started:
-        rows.finish()
+    """Carry out plans on all ranks, each of which goes on to its next plan as soon as it has done one.
+
+    Layer by layer, as parts of a plan that follow each other without a pause.
+    """
+
+    def work(rank: int) -> None:
+        for plan in plans:
+            started = []
+            for layer in range(len(weights[rank])):
+                part = slice(layer, layer + 1)
+                layers = weights[rank][part]
+                live = plan_live(plan.of_layers(part), row_nbytes(layers), rank, chunk_nbytes * 4)
+                near = made[rank]
+                connection = Connection(b"threads", near, has_far=False, backend="none")  # type: ignore[arg-type]
+                rows = LiveRows(live, layers, layers, Group(plan.num_ranks, rank), connection)  # type: ignore[arg-type]
+                rows.start()
+                started.append(rows)
+            for rows in started:
+                rows.finish()
+
+    with ThreadPoolExecutor(len(made)) as pool:
+        for done in [pool.submit(work, rank) for rank in range(len(made))]:
+            done.result()
