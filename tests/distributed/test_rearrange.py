@@ -515,7 +515,7 @@ BIG = [Rows("bfloat16", (1 << 18,)), Rows("float8_e4m3fn", (1 << 18,)), Rows("fl
 
 @pytest.mark.usefixtures("cuda")
 class TestStreams:
-    """On CUDA devices the order is that of streams; nobody has to wait on the host."""
+    """On CUDA devices the order is that of streams; nobody has to wait for a device."""
 
     CASE = problem(2, rotate(16, by=5)[0] * 2, rotate(16, by=5)[1] * 2, BIG, buffer_size=8 << 20)
 
@@ -552,6 +552,8 @@ class TestPool:
     )
     def test_trouble_is_told(self, ranks, what, told):
         """An error, the end of a process, and a message that nobody received."""
+        if what == "message" and ranks.backend == "nccl":
+            pytest.skip("with nccl the rank that sent it waits, until the group's time is over")
         with pytest.raises((RankError, HungError), match=told):
             ranks.run(2, "live.runs.trouble", what)
         self.require_that_it_goes_on(ranks)
