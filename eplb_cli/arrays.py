@@ -35,6 +35,13 @@ def runs(is_first: NDArray[np.bool_]) -> tuple[Int, Int]:
     return first, length
 
 
+def sort_numbers(numbers: Int, limit: int) -> Int:
+    """(N,) numbers from 0 to `limit` - 1, sorted: in half as many bytes, and time, where they fit."""
+    if limit > np.iinfo(np.int32).max:
+        return np.sort(numbers)
+    return np.sort(numbers.astype(np.int32)).astype(np.int64)
+
+
 def stable_order(key: Int, limit: int) -> Int:
     """(N,) where the smallest key is, then the next: a stable argsort of numbers from 0 to `limit` - 1.
 
@@ -43,10 +50,8 @@ def stable_order(key: Int, limit: int) -> Int:
     bits = len(key).bit_length()
     if limit.bit_length() + bits > MAX_BITS:
         return np.argsort(key, kind="stable")
-    packed = (key << bits) | np.arange(len(key))
-    packed.sort()
-    packed &= (1 << bits) - 1
-    return packed
+    packed = sort_numbers((key << bits) | np.arange(len(key)), limit << bits)
+    return packed & ((1 << bits) - 1)
 
 
 def ranges(begin: Int, end: Int) -> Int:

@@ -146,12 +146,12 @@ def local_levels(plan: ReshardPlan, *, in_place: bool) -> Int:
     while len(local) and level < MAX_LEVELS:
         is_ready = readers[target] == 0
         if is_ready.any():
-            levels[local[is_ready]] = level
+            levels[local.compress(is_ready)] = level
             level += 1
         else:
             is_ready = begins(moves.layer[local]) | begins(plan.dst_rank[local])
-        np.subtract.at(readers, source[is_ready], 1)
-        local, source, target = (column[~is_ready] for column in (local, source, target))
+        np.subtract.at(readers, source.compress(is_ready), 1)
+        local, source, target = (column.compress(~is_ready) for column in (local, source, target))
     return levels
 
 

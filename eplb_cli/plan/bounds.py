@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from eplb_cli.arrays import Int
-from eplb_cli.plan.moves import REMOTE, ReshardPlan
-from eplb_cli.plan.plan import holders_of
-from eplb_cli.plan.senders import Holders, Requests, balanced_senders, must_cross
+from eplb_cli.plan.match import match
+from eplb_cli.plan.moves import ReshardPlan
+from eplb_cli.plan.senders import balanced_senders, must_cross
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Bounds:
 
 def sender_bounds(plan: ReshardPlan, expert_nbytes: Int) -> Bounds:
     """Bounds for a plan; `expert_nbytes` is (L,)."""
-    holders, requests = _who_has_and_who_needs(plan)
+    both = match(plan.old, plan.new)
+    holders, requests = both.holders, both.requests
     cross = np.zeros(0, np.int64)
     if plan.ranks_per_node is not None:
         cross = requests.layer[must_cross(holders, requests, plan.ranks_per_node)]
@@ -44,11 +45,3 @@ def sender_bounds(plan: ReshardPlan, expert_nbytes: Int) -> Bounds:
 def _is_planned_for(plan: ReshardPlan, expert_nbytes: Int) -> bool:
     planned = np.ones_like(expert_nbytes) if plan.expert_nbytes is None else plan.expert_nbytes
     return np.array_equal(planned, expert_nbytes)
-
-
-def _who_has_and_who_needs(plan: ReshardPlan) -> tuple[Holders, Requests]:
-    num_experts = max(plan.old.num_logical_experts, plan.new.num_logical_experts)
-    remote = plan.moves.kind == REMOTE
-    key = (plan.moves.layer * num_experts + plan.moves.expert) * plan.num_ranks + plan.dst_rank
-    requests = Requests(np.sort(key[remote]), num_experts, plan.num_ranks)
-    return holders_of(plan.old, num_experts, plan.num_ranks), requests

@@ -7,7 +7,7 @@ import numpy as np
 from eplb_cli.errors import PlanError
 from eplb_cli.placements.placement import EMPTY
 from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, ReshardPlan
-from eplb_cli.plan.plan import holders_of, unchanged_slots
+from eplb_cli.plan.plan import unchanged_slots
 
 
 def verify_plan(plan: ReshardPlan) -> None:
@@ -48,7 +48,10 @@ def _verify_least(plan: ReshardPlan) -> None:
     _require((moves.kind == UNCHANGED) == can_stay, "a row moves that need not", plan)
     num_experts = max(old.num_logical_experts, new.num_logical_experts)
     wanted = (moves.layer * num_experts + moves.expert) * plan.num_ranks + plan.dst_rank
-    held = np.isin(wanted, holders_of(old, num_experts, plan.num_ranks).key)
+    layer, slot = np.nonzero(old.physical_to_logical != EMPTY)
+    expert = old.physical_to_logical[layer, slot]
+    had = (layer * num_experts + expert) * plan.num_ranks + old.rank_of_slot[slot]
+    held = np.isin(wanted, had)
     _require(held == (moves.kind <= LOCAL), "an expert travels to a rank that has it", plan)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_cli.arrays import Int, begins, stable_order
+from eplb_cli.arrays import Int, stable_order
 from eplb_cli.errors import PlacementError, UsageError
-from eplb_cli.placements.placement import EMPTY, MAX_RANKS, Placement
+from eplb_cli.placements.placement import MAX_RANKS, Placement
 from eplb_cli.plan.choice import Senders, is_senders
+from eplb_cli.plan.match import Match, match
 from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, MoveTable, ReshardPlan
-from eplb_cli.plan.senders import Holders, Requests, balanced_senders, vllm_senders
+from eplb_cli.plan.senders import balanced_senders, vllm_senders
 
 
 def plan_reshard(
@@ -52,53 +53,26 @@ def plan_reshard(
     if old.num_layers != new.num_layers:
         raise PlacementError("EP109", f"OLD has {old.num_layers} layers and NEW has {new.num_layers}")
     weights = np.ones(old.num_layers, np.int64) if expert_nbytes is None else expert_nbytes
-    num_experts = max(old.num_logical_experts, new.num_logical_experts)
-    num_ranks = max(old.num_ranks, new.num_ranks)
-    holders = holders_of(old, num_experts, num_ranks)
-
-    group, dst_slot = filled_slots(new, num_experts)
-    key = group * num_ranks + new.rank_of_slot[dst_slot]
-    layer = group // num_experts
-    expert = group - layer * num_experts
-    position = np.searchsorted(holders.key, key)
-    on_rank = np.append(holders.key, -1)[position] == key
-    is_first = begins(key)
-    same_slot, unchanged = unchanged_slots(old, new, layer, expert, dst_slot)
-    stays = np.where(unchanged, np.uint8(UNCHANGED), np.uint8(LOCAL))
-    comes = np.where(is_first, np.uint8(REMOTE), np.uint8(DUPLICATE))
-    kind = np.where(on_rank, stays, comes)
-
-    primary = np.flatnonzero(kind == REMOTE)
-    requests = Requests(key[primary], num_experts, num_ranks)
-    _refuse_without_source(new, holders, requests, position[primary], dst_slot[primary])
+    both = match(old, new)
+    layer = both.group // both.holders.num_experts
+    expert = both.group - layer * both.holders.num_experts
+    requests = both.requests
+    _refuse_without_source(new, both)
     bound = None
     if senders == "vllm":
-        chosen = vllm_senders(holders, requests)
+        chosen = vllm_senders(requests)
     else:
-        chosen, bound = balanced_senders(holders, requests, weights, ranks_per_node)
-    away = np.flatnonzero(~on_rank)
-    position[away] = chosen[np.cumsum(is_first[away]) - 1]
-    src_slot = np.where(unchanged, same_slot, holders.slot[position])
+        chosen, bound = balanced_senders(both.holders, requests, weights, ranks_per_node)
+    holder = np.cumsum(both.is_held) - 1
+    holder[np.flatnonzero(~both.is_held)] = chosen
+    same_slot, unchanged = unchanged_slots(old, new, layer, expert, both.slot)
+    src_slot = np.where(unchanged, same_slot, both.holders.slot[holder[both.block]])
+    stays = np.where(unchanged, np.uint8(UNCHANGED), np.uint8(LOCAL))
+    comes = np.where(both.is_first, np.uint8(REMOTE), np.uint8(DUPLICATE))
+    kind = np.where(both.is_held[both.block], stays, comes)
 
-    moves = _in_wire_order(old, new, MoveTable(layer, expert, src_slot, dst_slot, kind))
+    moves = _in_wire_order(old, new, MoveTable(layer, expert, src_slot, both.slot, kind))
     return ReshardPlan(old, new, moves, senders, ranks_per_node, expert_nbytes, bound)
-
-
-def holders_of(old: Placement, num_experts: int, num_ranks: int) -> Holders:
-    """The first slot of every (layer, expert, rank) of OLD, sorted by that key."""
-    group, slot = filled_slots(old, num_experts)
-    key = group * num_ranks + old.rank_of_slot[slot]
-    first = np.flatnonzero(begins(key))
-    return Holders(key[first], num_experts, num_ranks, slot[first])
-
-
-def filled_slots(placement: Placement, num_experts: int) -> tuple[Int, Int]:
-    """(N,) `layer * num_experts + expert` and slot of what is filled, sorted by both, and so by rank."""
-    table, bits = placement.physical_to_logical, placement.num_slots.bit_length()
-    group = table + np.arange(placement.num_layers)[:, None] * num_experts
-    packed = ((group << bits) | np.arange(placement.num_slots))[table != EMPTY]
-    packed.sort()
-    return packed >> bits, packed & ((1 << bits) - 1)
 
 
 def unchanged_slots(
@@ -109,22 +83,20 @@ def unchanged_slots(
     known_rank = np.minimum(rank, old.num_ranks - 1)
     exists = (rank < old.num_ranks) & (row < old.slots_per_rank[known_rank])
     same_slot = np.where(exists, old.first_slot[known_rank] + row, 0)[dst_slot]
-    return same_slot, exists[dst_slot] & (old.physical_to_logical[layer, same_slot] == expert)
+    held = old.physical_to_logical.ravel()[layer * old.num_slots + same_slot]
+    return same_slot, exists[dst_slot] & (held == expert)
 
 
-def _refuse_without_source(
-    new: Placement, holders: Holders, requests: Requests, position: Int, slot: Int
-) -> None:
-    """Refuse an expert that neither of the holders beside its place among them has."""
-    group = np.concatenate([[-1], holders.group, [-1]])
-    lost = np.flatnonzero((group[position] != requests.group) & (group[position + 1] != requests.group))
+def _refuse_without_source(new: Placement, both: Match) -> None:
+    requests = both.requests
+    lost = np.flatnonzero(requests.begin == requests.end)
     if len(lost):
         first = lost[0]
-        layer, expert = divmod(int(requests.group[first]), holders.num_experts)
+        layer, expert = divmod(int(requests.group[first]), requests.num_experts)
+        slot = both.slot[both.is_first][first]
         raise PlacementError(
             "EP106",
-            f"layer {new.layer_number(layer)}, slot {slot[first]}: "
-            f"expert {expert} is in NEW but nowhere in OLD",
+            f"layer {new.layer_number(layer)}, slot {slot}: expert {expert} is in NEW but nowhere in OLD",
         )
 
 

@@ -43,7 +43,14 @@ class _Keyed:
 
 @dataclass(frozen=True, eq=False)
 class Requests(_Keyed):
-    """A rank that needs an expert and does not have it, once per (layer, expert, rank)."""
+    """A rank that needs an expert and does not have it, once per (layer, expert, rank).
+
+    Attributes:
+        begin, end: (N,) its group's holders are `begin` to `end` - 1 of all.
+    """
+
+    begin: Int
+    end: Int
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,29 +59,23 @@ class Holders(_Keyed):
 
     slot: Int
 
-    def span(self, group: Int) -> tuple[Int, Int]:
-        """Begin and end, among the holders, of each given group."""
-        groups = self.group
-        return np.searchsorted(groups, group, "left"), np.searchsorted(groups, group, "right")
 
-
-def vllm_senders(holders: Holders, requests: Requests) -> Int:
+def vllm_senders(requests: Requests) -> Int:
     """The holder that serves each request, as vLLM's rearrangement chooses it.
 
     With n = receivers // senders, sender k serves receivers k*n to (k+1)*n - 1, and the k-th of the
     remainder. Three senders and eight receivers: s0 → r0 r1 r6, s1 → r2 r3 r7, s2 → r4 r5.
 
     Returns:
-        (N,) indices into `holders`.
+        (N,) indices into all holders.
     """
-    begin, end = holders.span(requests.group)
-    num_senders = end - begin
+    num_senders = requests.end - requests.begin
     position, num_receivers = _position_in_group(requests.group)
     share = num_receivers // num_senders
     remainder_start = share * num_senders
     in_share = position < remainder_start
     sender = np.where(in_share, position // np.maximum(share, 1), position - remainder_start)
-    return begin + sender
+    return requests.begin + sender
 
 
 def balanced_senders(
@@ -112,7 +113,7 @@ def must_cross(holders: Holders, requests: Requests, ranks_per_node: int) -> NDA
 
 def _who_can_send(holders: Holders, requests: Requests, ranks_per_node: int | None) -> tuple[Int, Int]:
     """Begin and end, among the holders, of those that each request is to be served by."""
-    begin, end = holders.span(requests.group)
+    begin, end = requests.begin, requests.end
     if ranks_per_node is None:
         return begin, end
     near_begin, near_end = _near(holders, requests, ranks_per_node)

@@ -21,6 +21,7 @@ DIVISIONS = {
     "live/tensors.py: tensor.numel() // max(tensor.shape[0], 1)",  # numel is a multiple of dim 0
     "live/from_buffer.py: target.numel() // max(target.shape[0], 1)",
     "live/copy_kernel.py: (tl.load(nbytes + row) - offset) // min(WORD, 8)",  # WORD divides all of them
+    "exchange/units.py: chunk_nbytes // FIRST_OF_RAMP",  # where a ramp begins
     "plan/flow.py: demands.row_nbytes // unit",  # their greatest common divisor
     "plan/spread.py: open_demands.row_nbytes // unit",
     "plan/spread.py: int((demands.num_rows * demands.row_nbytes).sum()) // unit",
