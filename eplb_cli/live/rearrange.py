@@ -37,8 +37,9 @@ from eplb_cli.live.tensors import Layers, read_layers, row_nbytes
 from eplb_cli.plan.choice import Senders
 from eplb_cli.plan.moves import ReshardPlan
 
-PARTS = 4
-"""Parts of the layers that a device moves one after the other, each twice the one before."""
+PARTS = 2
+"""Parts of the layers that a device moves one after the other, the second twice the first: it is cut into
+chunks while the first is moved. More of them take longer to plan than the first ones take to move."""
 
 
 class Rearrangement:
