@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from eplb_cli.machine import default_threads
 from eplb_cli.output.prove import differing_replicas, replica_warnings
 from eplb_cli.placements.placement import EMPTY
 from eplb_cli.transfer.trees import Threads, digest_distinct, source_tree
+from eplb_cli.values import dataclass
 
 DAMAGED = "the output was changed or damaged after it was written: make it again"
 

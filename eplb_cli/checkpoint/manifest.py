@@ -10,7 +10,7 @@ import os
 import re
 import string
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,7 @@ from eplb_cli.models.model import MAX_EXPERTS
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import RankScalars, Senders, is_rank_scalars, is_senders
+from eplb_cli.values import dataclass
 
 FORMAT = "eplb-checkpoint/1"
 MANIFEST_NAME = "eplb.json"

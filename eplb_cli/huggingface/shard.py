@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -53,6 +53,7 @@ from eplb_cli.report.written import Written
 from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
 from eplb_cli.transfer.resume import taken_over, try_destination
 from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, Threads, Tree, cut_tasks, digest_places
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

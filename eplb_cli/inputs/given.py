@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from eplb_cli.checkpoint.shards import Shards, open_shards
@@ -14,6 +13,7 @@ from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.plan.moves import ReshardPlan
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

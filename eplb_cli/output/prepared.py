@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +26,7 @@ from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.pieces import Pieces, row_pieces
 from eplb_cli.plan.plan import plan_reshard
+from eplb_cli.values import dataclass
 
 _EMBEDDINGS = ("embed_tokens.weight", "embedding.weight")
 

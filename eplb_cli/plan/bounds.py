@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from eplb_cli.arrays import Int
 from eplb_cli.plan.moves import REMOTE, ReshardPlan
 from eplb_cli.plan.plan import holders_of
 from eplb_cli.plan.senders import Holders, Requests, balanced_senders, must_cross
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True)

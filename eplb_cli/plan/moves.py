@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import Senders
+from eplb_cli.values import dataclass
 
 UNCHANGED, LOCAL, REMOTE, DUPLICATE = range(4)
 """Kinds of moves: same rank and row; same rank, another row; another rank; a further copy of what a

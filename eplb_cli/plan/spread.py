@@ -7,13 +7,14 @@ which may leave a gap to the bound.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from eplb_cli.arrays import Int, ranges, sum_by
 from eplb_cli.plan.demands import Demands
 from eplb_cli.plan.flow import Flow
+from eplb_cli.values import dataclass
 
 DEAL_ROUNDS = 64
 """Rounds of the first deal; each of them knows what the ones before it made ranks serve."""

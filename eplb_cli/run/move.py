@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +23,7 @@ from eplb_cli.run.preparing import Planned
 from eplb_cli.transfer.meter import Summary, summarize
 from eplb_cli.transfer.traffic import TransferOptions, largest_chunk_nbytes
 from eplb_cli.transfer.transfer import SPANS, TransferResult, transfer_here
+from eplb_cli.values import dataclass
 
 WORK_NBYTES = 1 << 20
 """Bytes of the files through which a launcher and its workers talk, besides digests."""

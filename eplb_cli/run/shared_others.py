@@ -7,7 +7,6 @@ Of the rest three blocks are compared first, so that tensors which differ cost l
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.output.tree import sharded_error
 from eplb_cli.placements.placement import Placement
 from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.values import dataclass
 
 if TYPE_CHECKING:
     from eplb_cli.transfer.trees import Tree

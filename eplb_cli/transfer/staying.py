@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT
 from eplb_cli.transfer.digest_table import ThreadBuffers
 from eplb_cli.transfer.file_ends import FileEnds
 from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, cut_tasks
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)
