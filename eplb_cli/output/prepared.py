@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from eplb_cli.arrays import distinct
 from eplb_cli.checkpoint.expert_maps import require_as_inside
 from eplb_cli.checkpoint.places import Places, other_numbers, places_of
 from eplb_cli.checkpoint.rank_numbers import choose_numbers
@@ -211,7 +212,7 @@ def _changing_layers(plan: ReshardPlan) -> frozenset[int]:
     """The model's own numbers of the layers of which an expert comes to another rank; all if R changes."""
     if plan.old.num_ranks != plan.new.num_ranks:
         return frozenset(map(plan.new.layer_number, range(plan.new.num_layers)))
-    layers = np.unique(plan.moves.layer[plan.src_rank != plan.dst_rank])
+    layers = distinct(plan.moves.layer[plan.src_rank != plan.dst_rank])
     return frozenset(plan.new.layer_number(int(layer)) for layer in layers)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from functools import cached_property
 
@@ -119,6 +118,8 @@ class ReshardPlan:
     @cached_property
     def digest(self) -> str:
         """Hexadecimal sha256 of both placements and the table."""
+        import hashlib
+
         sha = hashlib.sha256((self.old.digest + self.new.digest).encode())
         for column in self.moves.columns:
             sha.update(np.ascontiguousarray(column, dtype="<i8").tobytes())

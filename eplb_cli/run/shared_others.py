@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb_cli.arrays import Digests, Int
+from eplb_cli.arrays import Digests, Int, distinct
 from eplb_cli.checkpoint.places import Places, file_identities, other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
@@ -71,7 +71,7 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
             if known is not None and known[of_key].any(axis=1).all():
                 digests[of_key] = known[of_key]
                 alike |= {key} if _all_equal(known[of_key]) else set()
-            elif len(np.unique(one_file[of_key])) == 1 or not places.nbytes[of_key[0]]:
+            elif len(distinct(one_file[of_key])) == 1 or not places.nbytes[of_key[0]]:
                 alike.add(key)
             elif _samples_agree(places, of_key, tree):
                 unsure[key] = of_key
