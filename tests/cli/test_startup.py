@@ -207,7 +207,7 @@ ONE_BY_ONE = {
     "convert old.json out.json --to eplb": OF_PLACEMENTS | OF_TREES | {"plan.plan", "report.report"},
     "inspect src --format json": UNWANTED | {"huggingface", "run", *OF_RUNS},
     "reshard src dst --old old.json --new new.json --backend file --format json": UNWANTED
-    | {"huggingface", "audit", "exchange.agree", "exchange.transport", "run.work"},
+    | {"huggingface", "audit", "exchange.agree", "exchange.transport", "run.launch", "inputs.saved_plan"},
     "verify dst --format json": UNWANTED | {"run"},
 }
 """What a command must not import, of others and of ours, that `import typer, numpy` has not imported."""
