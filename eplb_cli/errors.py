@@ -18,8 +18,9 @@ Codes are stable: they are added, never reused. `CODES` is the list of all of th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
+
+from eplb_cli.values import dataclass
 
 EXIT_FINDINGS = 1
 EXIT_USAGE = 2

@@ -70,9 +70,24 @@ MAX_SIGNATURE = 100
 NOTE = "<!-- Made by scripts/docs from the docstrings: change those. -->"
 
 
+class _Dataclasses(griffe.Extension):
+    """Classes of `eplb_cli.values` have fields and signatures as those of the standard library."""
+
+    def on_alias_instance(self, *, alias: griffe.Alias, **_: object) -> None:
+        """Let the name stand for what griffe knows."""
+        if alias.target_path == "eplb_cli.values.dataclass":
+            alias.target_path = "dataclasses.dataclass"
+
+
 def page() -> str:
     """The whole page."""
-    package = griffe.load("eplb_cli", search_paths=[ROOT], docstring_parser="google", allow_inspection=False)
+    package = griffe.load(
+        "eplb_cli",
+        search_paths=[ROOT],
+        docstring_parser="google",
+        allow_inspection=False,
+        extensions=griffe.load_extensions(_Dataclasses()),
+    )
     live = package["live"]
     sections = {title: [package[name] for name in names] for title, names in SECTIONS.items()}
     sections[LIVE] = [live[str(name)] for name in live.exports]

@@ -9,7 +9,6 @@ of SRC is, it is the contents of each layer's rows that have to be the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.output.prove import alike_warnings, differing_replicas, prove, replica_warnings, row_view
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.report.verification import Compared
+from eplb_cli.values import dataclass
 
 
 def prove_against(tree: Tree, against: Path, advance: Callable[[int], None]) -> tuple[list[str], Compared]:

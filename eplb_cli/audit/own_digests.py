@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from eplb_cli import files
-from eplb_cli.arrays import Digests
+from eplb_cli.arrays import Digests, distinct
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from eplb_cli.checkpoint.places import file_identities, other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
@@ -25,6 +24,7 @@ from eplb_cli.machine import default_threads
 from eplb_cli.output.prove import differing_replicas, replica_warnings
 from eplb_cli.placements.placement import EMPTY
 from eplb_cli.transfer.trees import Threads, digest_distinct, source_tree
+from eplb_cli.values import dataclass
 
 DAMAGED = "the output was changed or damaged after it was written: make it again"
 
@@ -195,7 +195,7 @@ def own_differences(tree: Tree) -> Iterator[BytesError]:
 def _empty_differences(tree: Tree, empty: NDArray[np.bool_]) -> Iterator[BytesError]:
     """EP502 for each empty row, (L, K, P), that has something in it."""
     row_nbytes = tree.checkpoint.row_nbytes
-    zero = zero_digests(np.unique(row_nbytes).tolist())
+    zero = zero_digests(distinct(row_nbytes).tolist())
     for layer, tensor, slot in np.argwhere(empty).tolist():
         if tree.rows[layer, tensor, slot].tobytes() != zero[int(row_nbytes[layer, tensor])]:
             place = int(np.ravel_multi_index((layer, tensor, slot), tree.shape))

@@ -11,14 +11,13 @@ rank. A rank's load in a layer is what its slots get; an empty slot gets nothing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import PlacementError
 from eplb_cli.placements.findings import missing_experts, raise_first
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.values import dataclass
 
 Float = NDArray[np.float64]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eplb_cli.errors import BytesError
 from eplb_cli.files import read_small_file
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True)

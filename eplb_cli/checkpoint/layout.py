@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from eplb_cli.models.names import LayerPlace, looks_like_experts, names_experts, split_expert_key
+from eplb_cli.values import dataclass
 
 FORMAT = "eplb-layout/1"
 _STACKED = ("w13_", "w2_")

@@ -8,9 +8,8 @@ import json
 import math
 import os
 import re
-import string
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,11 +29,14 @@ from eplb_cli.models.model import MAX_EXPERTS
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import RankScalars, Senders, is_rank_scalars, is_senders
+from eplb_cli.values import dataclass
 
 FORMAT = "eplb-checkpoint/1"
 MANIFEST_NAME = "eplb.json"
 BAKED_FORMAT = "eplb-baked/1"
 """What `bake` leaves under the same name in a Hugging Face checkpoint: a placement, and no digest."""
+
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 MAX_MANIFEST_NBYTES = 1 << 28
 _NPY_HEADER_LIMIT = 4096
@@ -220,7 +222,7 @@ def _is_file_name(name: str) -> bool:
 
 def _is_digest(value: object) -> bool:
     """Whether it is the xxh3-128 of another tensor, as a manifest holds it."""
-    return isinstance(value, str) and len(value) == 2 * DIGEST_NBYTES and set(value) <= set(string.hexdigits)
+    return isinstance(value, str) and len(value) == 2 * DIGEST_NBYTES and set(value) <= _HEX_DIGITS
 
 
 def read_digests(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from eplb_cli import files
 from eplb_cli.arrays import Int
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.errors import CheckpointError
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

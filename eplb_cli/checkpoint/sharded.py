@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import row_nbytes_of
 from eplb_cli.models.names import looks_like_experts
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.values import dataclass
 
 _MAX_ROWS = 1 << 27
 """(L, K, P) of no checkpoint; where rows lie takes 12 bytes each."""

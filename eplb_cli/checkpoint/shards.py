@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -28,6 +27,7 @@ from eplb_cli.formats.safetensors_header import Header, TensorEntry, read_header
 from eplb_cli.models.config import ModelConfig, config_beside
 from eplb_cli.models.names import LayerNames, number_layers
 from eplb_cli.placements.placement import MAX_ENTRIES
+from eplb_cli.values import dataclass
 
 
 class ShardFile(NamedTuple):

@@ -6,7 +6,6 @@ It is the last thing that goes before the tree gets its name (`output/staging`),
 
 from __future__ import annotations
 
-import shlex
 from functools import partial
 from pathlib import Path
 
@@ -51,4 +50,6 @@ def command_of(path: Path) -> str:
 
 def going_on(words: list[str]) -> str:
     """The command of these words, without `eplb`, with --resume; empty where there are none."""
+    import shlex
+
     return shlex.join(["eplb", *words, *([] if "--resume" in words else ["--resume"])]) if words else ""

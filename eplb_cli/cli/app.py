@@ -1,23 +1,66 @@
-"""The application: its commands, in the order of the help."""
+"""The application: its commands, in the order of the help.
+
+Making a command of a function takes typer 5 ms and more, and the function's module imports more modules, so
+both is done for the one command that was called. Typer itself knows each by its name and summary.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from eplb_cli import __version__
-from eplb_cli.cli import bake, convert, inspect, merge, plan, reshard, shard, validate, verify
 from eplb_cli.errors import EXIT_USAGE
+
+SUMMARIES = {
+    "reshard": "Rearrange shards for another placement.",
+    "plan": "Show what would move, without moving it.",
+    "validate": "Check placement files.",
+    "verify": "Prove again that an output is what it should be.",
+    "inspect": "Show what a directory of shards, or a load dump, holds.",
+    "convert": "Write a placement in another engine's dialect.",
+    "shard": "Write a Hugging Face checkpoint as shards.",
+    "merge": "Write shards as the Hugging Face checkpoint they were made of.",
+    "bake": "Write a placement into a Hugging Face checkpoint.",
+}
+"""What the help says of each command; each is the function `command` of the module of its name."""
 
 WIDEST_HELP = 160
 """Columns of the help on a terminal that has as many; beyond it lines are too long to read."""
 
+NO_EXTRAS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+
+
+@cache
+def _command(name: str) -> Any:  # noqa: ANN401 - a command of click's, which not all versions of typer name
+    """The command of a name, whole."""
+    module = import_module(f"eplb_cli.cli.{name}")
+    alone = typer.Typer(**NO_EXTRAS)
+    alone.command(name, epilog=getattr(module, "EXAMPLES", None))(module.command)
+    return typer.main.get_command(alone)
+
+
+class _Commands(typer.core.TyperGroup):
+    """Commands of which the one that is called is made then."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:  # noqa: ANN401 - as above
+        """The name, the command and the rest of a command line."""
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, known and _command(name), rest
+
+
 app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+    cls=_Commands,
+    **NO_EXTRAS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST_HELP},
     help="Re-shard Mixture-of-Experts checkpoints offline, from one expert-parallel placement to another.",
     epilog="""\b
@@ -41,12 +84,9 @@ def root(
         raise typer.Exit(EXIT_USAGE)
 
 
-app.command("reshard", short_help=reshard.SUMMARY, epilog=reshard.EXAMPLES)(reshard.command)
-app.command("plan", short_help=plan.SUMMARY, epilog=plan.EXAMPLES)(plan.command)
-app.command("validate", short_help=validate.SUMMARY, epilog=validate.EXAMPLES)(validate.command)
-app.command("verify", short_help=verify.SUMMARY)(verify.command)
-app.command("inspect", short_help=inspect.SUMMARY)(inspect.command)
-app.command("convert", short_help=convert.SUMMARY, epilog=convert.EXAMPLES)(convert.command)
-app.command("shard", short_help=shard.SUMMARY, epilog=shard.EXAMPLES)(shard.command)
-app.command("merge", short_help=merge.SUMMARY)(merge.command)
-app.command("bake", short_help=bake.SUMMARY, epilog=bake.EXAMPLES)(bake.command)
+def _named() -> None:
+    """What typer makes its list of."""
+
+
+for _name, _summary in SUMMARIES.items():
+    app.command(_name, short_help=_summary)(_named)

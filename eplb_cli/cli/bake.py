@@ -20,7 +20,6 @@ from eplb_cli.cli.options import (
 )
 from eplb_cli.cli.show import print_written, progress_bar
 
-SUMMARY = "Write a placement into a Hugging Face checkpoint."
 EXAMPLES = """\b
 Example:
   eplb bake HF_DIR OUT --placement new.json --num-ranks 16"""

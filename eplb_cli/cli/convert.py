@@ -22,7 +22,6 @@ from eplb_cli.cli.options import (
 )
 from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
 
-SUMMARY = "Write a placement in another engine's dialect."
 EXAMPLES = """\b
 Examples:
   eplb convert map.json new.json --to eplb --model deepseek-v3 --num-ranks 32

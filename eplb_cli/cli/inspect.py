@@ -17,8 +17,6 @@ from eplb_cli.errors import EXIT_FINDINGS, CheckpointError, UsageError
 if TYPE_CHECKING:
     from eplb_cli.report.inspection import Inspection
 
-SUMMARY = "Show what a directory of shards, or a load dump, holds."
-
 
 def command(
     src: Annotated[

@@ -10,8 +10,6 @@ import typer
 from eplb_cli.cli.options import DryRunOption, Format, FormatOption, NoFsyncOption, NoKeepOption, ResumeOption
 from eplb_cli.cli.show import print_written, progress_bar
 
-SUMMARY = "Write shards as the Hugging Face checkpoint they were made of."
-
 
 def command(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="What `eplb shard` wrote, resharded or not.")],

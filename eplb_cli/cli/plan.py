@@ -32,7 +32,6 @@ from eplb_cli.cli.show import print_report, print_warnings, progress_bar
 from eplb_cli.errors import UsageError
 from eplb_cli.report.sizes import parse_rates, parse_size
 
-SUMMARY = "Show what would move, without moving it."
 EXAMPLES = """\b
 Examples:
   eplb plan old.json new.json

@@ -37,7 +37,6 @@ from eplb_cli.machine import has_package
 from eplb_cli.plan.choice import Senders
 from eplb_cli.report.sizes import parse_size
 
-SUMMARY = "Rearrange shards for another placement."
 EXAMPLES = """\b
 Examples:
   eplb reshard SRC DST --old old.json --new new.json

@@ -24,7 +24,6 @@ from eplb_cli.cli.show import print_written, progress_bar
 from eplb_cli.huggingface.choice import Mtp
 from eplb_cli.huggingface.engines import engine_names
 
-SUMMARY = "Write a Hugging Face checkpoint as shards."
 EXAMPLES = """\b
 Examples:
   eplb shard HF_DIR DST --placement map.json --num-ranks 32 --engine sglang

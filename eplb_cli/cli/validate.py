@@ -22,7 +22,6 @@ from eplb_cli.cli.options import (
 )
 from eplb_cli.errors import EXIT_FINDINGS
 
-SUMMARY = "Check placement files."
 EXAMPLES = """\b
 Examples:
   eplb validate maps/*.json

@@ -11,8 +11,6 @@ from eplb_cli import render
 from eplb_cli.cli.options import Format, FormatOption
 from eplb_cli.cli.show import progress_bar
 
-SUMMARY = "Prove again that an output is what it should be."
-
 
 def command(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="A directory that eplb wrote.")],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch.distributed as dist
 
 from eplb_cli.exchange.loop import Pending, Span
 from eplb_cli.exchange.wire import Message, Schedule
+from eplb_cli.values import dataclass
 
 MAX_OFFSETS_PER_ROUND = 64
 """Peers posted at once. With a send and a receive each, a batch has at most 128 operations; batches

@@ -9,11 +9,12 @@ grow and the last ones shrink, since nothing travels while the first is filled a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from eplb_cli.arrays import Int
+from eplb_cli.values import dataclass
 
 STRIPE_ALIGNMENT = 512
 """Stripes wider than this start at a multiple of it."""

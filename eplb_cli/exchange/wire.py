@@ -13,7 +13,6 @@ every worker alike: this sequence is the wire protocol.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from eplb_cli.arrays import Int, begins, ranges, runs, stable_order
 from eplb_cli.exchange.units import Units, part_room, plan_units
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

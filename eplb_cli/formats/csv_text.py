@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.formats.budget import WORD_NBYTES, Allowance, NotReadableError
+from eplb_cli.values import dataclass
 
 _NUMBER_NBYTES = 8
 

@@ -6,13 +6,13 @@ held to the budget before anything is built from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from eplb_cli.formats.budget import NotReadableError
 from eplb_cli.formats.json_text import JsonText, parse_json, require_budget
 from eplb_cli.machine import needed
+from eplb_cli.values import dataclass
 
 MAX_RECORDS = 100_000
 """Lines of a .jsonl file that are read."""

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ from eplb_cli.formats.budget import (
     Allowance,
     NotReadableError,
 )
+from eplb_cli.values import dataclass
 
 MAX_SHOWN_CHARACTERS = 40
 _MAX_SHOWN_KEYS = 5

@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from eplb_cli import files
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.json_text import shown
 from eplb_cli.formats.reading import json_value
+from eplb_cli.values import dataclass
 
 DATA_ALIGNMENT = 4096
 """Data starts on a page, so that rows of page-multiple size can be shared by the file system."""

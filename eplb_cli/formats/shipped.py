@@ -6,8 +6,9 @@ any of them, for the help of the command line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ names them; or it leaves MTP out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from eplb_cli.errors import PlacementError
 from eplb_cli.huggingface.one_rank import OneRank
@@ -16,6 +16,7 @@ from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.models.names import LayerNames, is_mtp
 from eplb_cli.placements.beside import with_linear_layers
 from eplb_cli.placements.placement import Placement
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ joined lie one behind the other: along dim 0, and for experts along dim 0 of eac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from eplb_cli.formats.reading import read_toml
 from eplb_cli.huggingface.engines import AS_THEY_ARE, ENGINES, engine_names
 from eplb_cli.huggingface.one_rank import BY_ROW, STACKED, OneRank, by_expert, by_row
 from eplb_cli.huggingface.source import ORIGIN_NAME
+from eplb_cli.values import dataclass
 
 _OF_LAYER = "model.layers.{layer}"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from eplb_cli.huggingface.one_rank import OneRank
 from eplb_cli.huggingface.parts import all_on_one_rank
 from eplb_cli.output.tree import OtherCopy, OutputTree
 from eplb_cli.placements.placement import Placement
+from eplb_cli.values import dataclass
 
 
 class PartOf(NamedTuple):

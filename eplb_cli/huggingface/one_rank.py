@@ -12,7 +12,7 @@ what of it the tensor is; any other key of the main module says its layer, and t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from eplb_cli.errors import CheckpointError
 from eplb_cli.huggingface.source import HuggingFace
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.names import has_placeholder, is_number, looks_like_experts
+from eplb_cli.values import dataclass
 
 BY_ROW = "per-row"
 STACKED = "huggingface"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from eplb_cli.huggingface.joined import Joined, join
 from eplb_cli.huggingface.one_rank import as_one_rank
 from eplb_cli.huggingface.parts import in_layer_order
 from eplb_cli.huggingface.source import ORIGIN_NAME, HuggingFace, file_from_start
+from eplb_cli.values import dataclass
 
 FORMAT = "eplb-huggingface/1"
 MAX_ORIGIN_NBYTES = 1 << 28

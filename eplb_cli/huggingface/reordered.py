@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from eplb_cli.output.staging import Staging
 from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
 from eplb_cli.placements.own_format import placement_from_json, placement_to_json
 from eplb_cli.placements.placement import Placement
+from eplb_cli.values import dataclass
 
 _MAX_APART = 10
 """So many experts have numbers of which none is the beginning of another."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from eplb_cli import files
-from eplb_cli.arrays import Digests
+from eplb_cli.arrays import Digests, without
 from eplb_cli.checkpoint.beside import file_entry
 from eplb_cli.checkpoint.places import Places
 from eplb_cli.errors import BytesError
@@ -53,6 +53,7 @@ from eplb_cli.report.written import Written
 from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
 from eplb_cli.transfer.resume import taken_over, try_destination
 from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, Threads, Tree, cut_tasks, digest_places
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +217,7 @@ def _read_back(plan: _Plan, stage: Staging, advance: Callable[[int], None]) -> t
         by_part, by_tensor = digest_both(
             plan.parts.new_places, plan.tensor_places, len(whole.rank), tree, advance
         )
-        constants = np.setdiff1d(np.flatnonzero(whole.nbytes), plan.tensor_places)
+        constants = without(np.flatnonzero(whole.nbytes), plan.tensor_places)
         with Threads(1) as pool:
             by_tensor |= digest_places(whole, constants, tree, pool, advance)
     table = plan.parts.plan.new.physical_to_logical

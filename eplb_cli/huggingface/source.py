@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.formats.index_file import INDEX_SUFFIX, MAX_INDEX_NBYTES, index_json
 from eplb_cli.formats.safetensors_header import Header, parse_header, read_header
 from eplb_cli.models.config import ModelConfig, read_config
+from eplb_cli.values import dataclass
 
 ORIGIN_NAME = "eplb-huggingface.json"
 """What `shard` leaves beside its shards for `merge`."""

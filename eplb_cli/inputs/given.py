@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eplb_cli.checkpoint.shards import Shards, open_shards
 from eplb_cli.inputs.old_and_new import read_new, read_old, refuse_guess, require_experts
 from eplb_cli.inputs.options import PlacementOptions, model_of
-from eplb_cli.inputs.saved_plan import SavedPlan, read_plan, require_same_moves, require_unchanged
 from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.plan.moves import ReshardPlan
+from eplb_cli.values import dataclass
+
+if TYPE_CHECKING:
+    from eplb_cli.inputs.saved_plan import SavedPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,8 @@ class Given:
     def require_plan(self, plan: ReshardPlan) -> None:
         """EP304 unless a plan is the one that was saved, if one was."""
         if self.saved is not None:
+            from eplb_cli.inputs.saved_plan import require_same_moves
+
             require_same_moves(*self.saved, plan)
 
 
@@ -84,6 +89,8 @@ def follow_plan(source: Path, layout: str, file: Path) -> Given:
         PlacementError: EP109, OLD has another number of experts than config.json says.
         PlanError: EP303, the file is no plan; EP304, what it was made for has changed.
     """
+    from eplb_cli.inputs.saved_plan import read_plan, require_unchanged
+
     saved = read_plan(file)
     planned_layout = saved.read_layout(file) if layout == "auto" else None
     shards = open_shards(source, planned_layout or layout)

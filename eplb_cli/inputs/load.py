@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from eplb_cli.placements.draft import Draft
 from eplb_cli.placements.findings import Finding, listed
 from eplb_cli.placements.placement import Placement
 from eplb_cli.report.balance import Balance, Balances, balance
+from eplb_cli.values import dataclass
 
 _ROUNDING = 1e-6
 """Of ratios: as many digits are shown, and sums of floats differ in the last of all."""

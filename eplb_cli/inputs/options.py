@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from eplb_cli.errors import EplbError, UsageError
 from eplb_cli.models.model import Model
 from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.hints import Hints
+from eplb_cli.values import dataclass
 
 if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import Shards

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from eplb_cli.placements.read import read_placement
 from eplb_cli.plan.choice import RankScalars, Senders, is_rank_scalars, is_senders
 from eplb_cli.plan.moves import MoveTable, ReshardPlan
 from eplb_cli.report.report import Report, report_json
+from eplb_cli.values import dataclass
 
 FORMAT = "eplb-plan/1"
 MAX_PLAN_NBYTES = 1 << 28

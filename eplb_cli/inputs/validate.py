@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from eplb_cli.placements.keys import compare_slots
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import read_draft
 from eplb_cli.placements.validate import findings_of
+from eplb_cli.values import dataclass
 
 if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import Shards

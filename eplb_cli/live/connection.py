@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
@@ -22,6 +21,7 @@ import torch.distributed as dist
 from eplb_cli.exchange.agree import WORD_NBYTES, say_to_all
 from eplb_cli.live.driver import Driver, DriverError
 from eplb_cli.live.neighbours import PUSH_TURNS, Neighbours
+from eplb_cli.values import dataclass
 
 SWITCH = "EPLB_PUSH"
 """Environment variable; "0" on any rank keeps all of them from pushing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from eplb_cli.arrays import Int, stable_order
 from eplb_cli.errors import WorkerError
+from eplb_cli.values import dataclass
 
 PROGRAMS_SHARE = 4
 """The part of a device's multiprocessors that a step takes: one in so many."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from eplb_cli.exchange.loop import Pending
 from eplb_cli.exchange.transport import Done
+from eplb_cli.values import dataclass
 
 
 class _Here(threading.local):

@@ -12,7 +12,6 @@ host waits for another:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -27,6 +26,7 @@ from eplb_cli.live.connection import Connection
 from eplb_cli.live.lanes import All, Lane
 from eplb_cli.live.neighbours import Neighbours
 from eplb_cli.live.plan import LivePlan
+from eplb_cli.values import dataclass
 
 PUSHED_NBYTES = 128 << 10
 """Rows of as many bytes are pushed by the copy engines, each of which is a command to them; smaller ones are

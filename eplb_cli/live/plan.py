@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +12,7 @@ from eplb_cli.exchange.units import Units
 from eplb_cli.exchange.wire import Parcels, Schedule, Wire, pair_by_group, plan_wire, schedule_for
 from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, ReshardPlan
 from eplb_cli.plan.pieces import leading_move
+from eplb_cli.values import dataclass
 
 CHUNKS_PER_BUFFER = 4
 

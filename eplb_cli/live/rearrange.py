@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -36,6 +35,7 @@ from eplb_cli.live.rows import LiveRows
 from eplb_cli.live.tensors import Layers, read_layers, row_nbytes
 from eplb_cli.plan.choice import Senders
 from eplb_cli.plan.moves import ReshardPlan
+from eplb_cli.values import dataclass
 
 PARTS = 2
 """Parts of the layers that a device moves one after the other, the second twice the first: it is cut into

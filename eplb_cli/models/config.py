@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from eplb_cli.models.forms import expert_tensors
 from eplb_cli.models.layers import moe_layers
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model, ModelTensor, malformed, number
 from eplb_cli.models.weights import Weights, weights_beside
+from eplb_cli.values import dataclass
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG_NBYTES = 1 << 24

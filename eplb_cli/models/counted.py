@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import PlacementError
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, Model
+from eplb_cli.values import dataclass
 
 MAX_COUNTS = 1 << 24
 """Steps × layers × experts of no load; a file that names a few large numbers could take any memory."""

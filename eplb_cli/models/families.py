@@ -8,7 +8,7 @@ all the same where such a key is there, or where its tensors are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from eplb_cli.values import dataclass
 
 _GATED = ("gate_proj", "up_proj", "down_proj")
 _NUMBERED = ("w1", "w3", "w2")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from eplb_cli.errors import PlacementError
+from eplb_cli.values import dataclass
 
 MAX_EXPERTS = 1_000_000
 """E of no model; an id or a number of experts beyond it is a mistake."""

@@ -19,10 +19,10 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from eplb_cli.errors import CheckpointError
+from eplb_cli.values import dataclass
 
 _PLACEHOLDERS = ("{layer}", "{row}", "{expert}")
 _MTP = ("mtp", "nextn")

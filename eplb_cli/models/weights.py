@@ -9,7 +9,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from eplb_cli.formats.index_file import INDEX_SUFFIX, MAX_INDEX_NBYTES, index_js
 from eplb_cli.formats.safetensors_header import TensorEntry, read_header
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS, ModelTensor, malformed
 from eplb_cli.models.names import ExpertName, LayerNames, LayerPlace, number_layers, split_expert_key
+from eplb_cli.values import dataclass
 
 _FILE = re.compile(r"(?:pytorch_)?model(?:-[0-9]{5}-of-([0-9]{5}))?\.safetensors")
 _STACKED_DIMENSIONS = 3

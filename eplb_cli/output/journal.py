@@ -17,7 +17,6 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from eplb_cli import files
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import EplbError, PlanError
+from eplb_cli.values import dataclass
 
 FORMAT = "eplb-journal/1"
 INTERVAL_S = 30.0

@@ -15,7 +15,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -63,7 +62,7 @@ def write_owner(owner: Path) -> None:
     """Say who holds the lock, and what command it runs. Raises OutputError."""
     this = find_process("self")
     pid, start = (os.getpid(), 0) if this is None else (this.pid, this.start)
-    said = {**Owner(pid, start, socket.gethostname())._asdict(), "command": command.get()}
+    said = {**Owner(pid, start, os.uname().nodename)._asdict(), "command": command.get()}
     content = json.dumps(said).encode()
     files.write_file(owner, content, durable=False)
 
@@ -166,7 +165,7 @@ def _read_owner(owner: Path) -> str:
         said = _parse_owner(files.read_small_file(owner, MAX_OWNER_NBYTES))
     except Exception:  # noqa: BLE001 - the other run may be at any point of its life
         return "another process"
-    is_gone = said.host == socket.gethostname() and said.start and not said.is_running()
+    is_gone = said.host == os.uname().nodename and said.start and not said.is_running()
     left = "a worker, not yet ended, of " if is_gone else ""
     return f"{left}process {said.pid} on {said.host}"
 

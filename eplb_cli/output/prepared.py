@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
+from eplb_cli.arrays import distinct
 from eplb_cli.checkpoint.expert_maps import require_as_inside
 from eplb_cli.checkpoint.places import Places, other_numbers, places_of
 from eplb_cli.checkpoint.rank_numbers import choose_numbers
@@ -26,6 +27,7 @@ from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.pieces import Pieces, row_pieces
 from eplb_cli.plan.plan import plan_reshard
+from eplb_cli.values import dataclass
 
 _EMBEDDINGS = ("embed_tokens.weight", "embedding.weight")
 
@@ -210,7 +212,7 @@ def _changing_layers(plan: ReshardPlan) -> frozenset[int]:
     """The model's own numbers of the layers of which an expert comes to another rank; all if R changes."""
     if plan.old.num_ranks != plan.new.num_ranks:
         return frozenset(map(plan.new.layer_number, range(plan.new.num_layers)))
-    layers = np.unique(plan.moves.layer[plan.src_rank != plan.dst_rank])
+    layers = distinct(plan.moves.layer[plan.src_rank != plan.dst_rank])
     return frozenset(plan.new.layer_number(int(layer)) for layer in layers)
 
 

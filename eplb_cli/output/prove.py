@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from eplb_cli.errors import BytesError
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.plan.pieces import Pieces
+from eplb_cli.values import dataclass
 
 MAX_WARNINGS = 5
 

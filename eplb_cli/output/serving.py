@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +19,7 @@ from eplb_cli.errors import EplbError
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.named_map import named_map, slots_of_linear
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.values import dataclass
 
 VLLM, SGLANG = "vllm", "sglang"
 NO_ENGINE = "nothing loads this placement from shards; see docs/serving.md"

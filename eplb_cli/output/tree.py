@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, build_header
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.values import dataclass
 
 MAX_PART_NBYTES = 5 << 30
 """A new part starts where a file would grow past this, as vLLM splits its shards."""

@@ -7,7 +7,6 @@ many findings as it has broken lines. All checks are one vectorised pass over (L
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from eplb_cli.errors import PlacementError, Where
 from eplb_cli.placements.placement import Placement
+from eplb_cli.values import dataclass
 
 Severity = Literal["error", "warning"]
 

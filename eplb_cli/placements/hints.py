@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.placements.placement import Placement
+from eplb_cli.values import dataclass
 
 if TYPE_CHECKING:
     from eplb_cli.models.model import Model

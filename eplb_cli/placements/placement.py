@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eplb_cli.values import dataclass
 
 EMPTY = -1
 """The id in a slot that holds no expert."""

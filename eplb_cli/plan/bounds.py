@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from eplb_cli.arrays import Int
 from eplb_cli.plan.match import match
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.senders import balanced_senders, must_cross
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.arrays import Int, sum_by
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.arrays import Int, begins, runs, sort_numbers
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.plan.senders import Holders, Requests
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import Senders
+from eplb_cli.values import dataclass
 
 UNCHANGED, LOCAL, REMOTE, DUPLICATE = range(4)
 """Kinds of moves: same rank and row; same rank, another row; another rank; a further copy of what a
@@ -118,6 +118,8 @@ class ReshardPlan:
     @cached_property
     def digest(self) -> str:
         """Hexadecimal sha256 of both placements and the table."""
+        import hashlib
+
         sha = hashlib.sha256((self.old.digest + self.new.digest).encode())
         for column in self.moves.columns:
             sha.update(np.ascontiguousarray(column, dtype="<i8").tobytes())

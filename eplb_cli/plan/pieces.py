@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from eplb_cli.arrays import Int, begins
 from eplb_cli.plan.moves import DUPLICATE, REMOTE, ReshardPlan
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ of slices; every choice is made for whole columns at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from eplb_cli.arrays import Int, begins, ranges, runs
 from eplb_cli.plan.demands import Demands
 from eplb_cli.plan.spread import spread
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

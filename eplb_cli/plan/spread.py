@@ -7,13 +7,14 @@ which may leave a gap to the bound.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from eplb_cli.arrays import Int, ranges, sum_by
+from eplb_cli.arrays import Int, distinct, ranges, sum_by
 from eplb_cli.plan.demands import Demands
 from eplb_cli.plan.flow import Flow
+from eplb_cli.values import dataclass
 
 DEAL_ROUNDS = 64
 """Rounds of the first deal; each of them knows what the ones before it made ranks serve."""
@@ -39,7 +40,7 @@ def spread(demands: Demands) -> Spread:
     unit = max(int(np.gcd.reduce(demands.row_nbytes, initial=0)), 1)
     dealt, load = _deal(open_demands, base)
     flow = Flow(open_demands, dealt, load, unit, _first_bound(demands, base, unit))
-    sizes = np.unique(demands.row_nbytes).tolist()
+    sizes = distinct(demands.row_nbytes).tolist()
     one_size = len(sizes) <= 1
     flow.level_out(tolerance=0 if one_size else sizes[0] // unit)
     row_units = open_demands.per_edge(open_demands.row_nbytes // unit)
@@ -70,7 +71,7 @@ def _deal(demands: Demands, base: Int) -> tuple[Int, Int]:
     share, rest = np.divmod(demands.num_rows, np.maximum(demands.num_edges, 1))
     edge_set = demands.edge_set
     edge_nbytes = demands.row_nbytes[edge_set]
-    cuts = np.unique(num_sets * np.arange(DEAL_ROUNDS + 1) // DEAL_ROUNDS)
+    cuts = distinct(num_sets * np.arange(DEAL_ROUNDS + 1) // DEAL_ROUNDS)
     for begin, end in zip(demands.first_edge[cuts[:-1]], demands.first_edge[cuts[1:]], strict=True):
         sets, ranks = edge_set[begin:end], demands.rank[begin:end]
         order = np.lexsort((load[ranks], sets))

@@ -7,7 +7,6 @@ shades take its place, so that the map can be read in a log file or under `NO_CO
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
@@ -17,6 +16,7 @@ from eplb_cli.render.page import heading
 from eplb_cli.render.text import format_bytes, plural
 from eplb_cli.report.blocks import block_of, name_of_block, traffic_of_blocks
 from eplb_cli.report.report import Report
+from eplb_cli.values import dataclass
 
 MAX_NUMBERED = 16
 """Ranks up to which cells have numbers; more of them are a wall of digits, not a map."""

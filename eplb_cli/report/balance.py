@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from eplb_cli.balance.fit import counted, fitted
 from eplb_cli.balance.imbalance import Imbalance, judge
 from eplb_cli.models.counted import Load
 from eplb_cli.placements.placement import Placement
+from eplb_cli.values import dataclass
 
 _DIGITS = 6
 """Behind the point, of what is shown: sums in another order differ far behind it."""

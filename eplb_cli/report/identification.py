@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.own_format import placement_to_json
 from eplb_cli.placements.placement import Placement
+from eplb_cli.values import dataclass
 
 if TYPE_CHECKING:
     from eplb_cli.report.balance import Balances

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eplb_cli.models.counted import Counts, Load
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from eplb_cli.errors import UsageError
+from eplb_cli.values import dataclass
 
 MAX_SIZE_NBYTES = 1 << 40
 """The largest size an option takes: a sum over all rows of a placement still fits 64 bits."""

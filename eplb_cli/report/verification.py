@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from eplb_cli.values import dataclass
 
 Compared = Literal["plan", "expert", "content"]
 """How a tree was compared with shards: place by place, expert by expert, or as sets of rows."""

@@ -8,7 +8,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.plan.choice import RankScalars, Senders
 from eplb_cli.transfer.meter import STAGES, Activity
 from eplb_cli.transfer.traffic import TransferOptions
+from eplb_cli.values import dataclass
 
 JOB = "job.json"
 

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from eplb_cli import files
 from eplb_cli.arrays import Digests
-from eplb_cli.digests import DIGEST_NBYTES
-from eplb_cli.errors import WorkerError
 from eplb_cli.machine import available_memory_nbytes, default_buffer_nbytes, default_threads
-from eplb_cli.output.journal import LAUNCHER, Known, write_written
+from eplb_cli.output.journal import Known, write_written
 from eplb_cli.output.staging import Staging
-from eplb_cli.placements.own_format import placement_to_json
 from eplb_cli.progress import ProgressBar, accumulate
-from eplb_cli.run.job import Job, Outcome, leave_digests, shared_memory, take_digests
-from eplb_cli.run.launch import launch
 from eplb_cli.run.preparing import Planned
 from eplb_cli.transfer.meter import Summary, summarize
 from eplb_cli.transfer.traffic import TransferOptions, largest_chunk_nbytes
 from eplb_cli.transfer.transfer import SPANS, TransferResult, transfer_here
-
-WORK_NBYTES = 1 << 20
-"""Bytes of the files through which a launcher and its workers talk, besides digests."""
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +52,9 @@ def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) 
             advance = accumulate(show)
             results = [transfer_here(planned.prepared, stage, options, advance, known)]
         else:
-            results = _move_in_workers(planned, stage, options, known, show)
+            from eplb_cli.run.in_workers import move_in_workers
+
+            results = move_in_workers(planned, stage, options, known, show)
     return _together(results, options, began)
 
 
@@ -79,55 +71,6 @@ def _options(planned: Planned) -> TransferOptions:
         durable=request.durable,
         # Forgetting costs 0.2 s a GB, so it is done only where the system would have to do it anyway.
         keep_cache=prepared.checkpoint.shards.nbytes + prepared.output.own_nbytes < available_memory_nbytes(),
-    )
-
-
-def _move_in_workers(
-    planned: Planned, stage: Staging, options: TransferOptions, known: Known, show: Callable[[int], None]
-) -> list[TransferResult]:
-    request, prepared = planned.request, planned.prepared
-    num_places = len(prepared.old_places.rank) + len(prepared.new_places.rank)
-    num_tables = planned.num_workers + 1
-    files.require_space(stage.work, num_places * DIGEST_NBYTES * num_tables + WORK_NBYTES)
-    if options.digests:
-        leave_digests(stage.work, "old", LAUNCHER, known.digests)
-    with shared_memory(planned.num_workers) as progress:
-        job = _job(planned, stage, options, progress)
-        outcomes = launch(job, request.timeout_s, show)
-    return [_result(stage, outcome) for _, outcome in sorted(outcomes.items())]
-
-
-def _job(planned: Planned, stage: Staging, options: TransferOptions, progress: str) -> Job:
-    request, prepared = planned.request, planned.prepared
-    return Job(
-        source=str(request.source.absolute()),
-        staging=str(stage.path),
-        old=placement_to_json(prepared.plan.old),
-        new=placement_to_json(prepared.plan.new),
-        layout=prepared.checkpoint.shards.layout.as_json(),
-        senders=prepared.plan.senders,
-        ranks_per_node=prepared.plan.ranks_per_node,
-        rank_scalars=planned.rank_scalars,
-        shared=sorted(planned.alike.keys),
-        backend=planned.backend,
-        digest=prepared.digest,
-        transfer=options,
-        progress=progress,
-    )
-
-
-def _result(stage: Staging, outcome: Outcome) -> TransferResult:
-    """What a worker has left, in its outcome and beside it."""
-    if outcome.activity is None:
-        raise WorkerError("EP401", f"worker {outcome.worker} has left no result")
-    return TransferResult(
-        take_digests(stage.work, "old", outcome.worker),
-        take_digests(stage.work, "new", outcome.worker),
-        outcome.ended,
-        outcome.activity,
-        outcome.wire_nbytes,
-        outcome.peak_rss_nbytes,
-        outcome.peak_anonymous_nbytes,
     )
 
 

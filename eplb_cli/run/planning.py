@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
 from eplb_cli.report.sizes import MAX_SIZE_NBYTES, Rates
 from eplb_cli.report.tally import plan_report
+from eplb_cli.values import dataclass
 
 if TYPE_CHECKING:
     from eplb_cli.inputs.given import Given

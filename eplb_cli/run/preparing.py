@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from eplb_cli import files
 from eplb_cli.checkpoint.recorded import require_digests
@@ -20,6 +20,7 @@ from eplb_cli.report.tally import plan_report
 from eplb_cli.run.clock import Clock
 from eplb_cli.run.request import AnyRequest, require_usable
 from eplb_cli.run.shared_others import Alike, find_alike
+from eplb_cli.values import dataclass
 
 MAX_IDLE_WORKERS = 8
 """Workers that may be asked for whatever the number of ranks; each of them takes what torch takes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,6 +12,7 @@ from eplb_cli.errors import UsageError
 from eplb_cli.inputs.given import Given, follow_plan, read_given
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.plan.choice import RankScalars, Senders
+from eplb_cli.values import dataclass
 
 Backend = Literal["auto", "nccl", "gloo", "file"]
 """What moves bytes."""

@@ -7,12 +7,11 @@ Of the rest three blocks are compared first, so that tensors which differ cost l
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb_cli.arrays import Digests, Int
+from eplb_cli.arrays import Digests, Int, distinct
 from eplb_cli.checkpoint.places import Places, file_identities, other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
@@ -20,6 +19,7 @@ from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.output.tree import sharded_error
 from eplb_cli.placements.placement import Placement
 from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.values import dataclass
 
 if TYPE_CHECKING:
     from eplb_cli.transfer.trees import Tree
@@ -71,7 +71,7 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
             if known is not None and known[of_key].any(axis=1).all():
                 digests[of_key] = known[of_key]
                 alike |= {key} if _all_equal(known[of_key]) else set()
-            elif len(np.unique(one_file[of_key])) == 1 or not places.nbytes[of_key[0]]:
+            elif len(distinct(one_file[of_key])) == 1 or not places.nbytes[of_key[0]]:
                 alike.add(key)
             elif _samples_agree(places, of_key, tree):
                 unsure[key] = of_key

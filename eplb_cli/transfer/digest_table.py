@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 import xxhash
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.transfer.meter import Meter
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from eplb_cli.exchange.wire import Parcels, of_chunk
 from eplb_cli.plan.pieces import Pieces
 from eplb_cli.transfer.digest_table import DigestTable
 from eplb_cli.transfer.trees import Tasks, Tree, cut_tasks
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from eplb_cli.exchange.loop import Span
+from eplb_cli.values import dataclass
 
 T = TypeVar("T")
 FileStage = Literal["read", "digest", "write"]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli import files
+from eplb_cli.arrays import distinct
 from eplb_cli.checkpoint.staged import WORK
 from eplb_cli.errors import CheckpointError, OutputError, PlanError
 from eplb_cli.machine import default_threads
@@ -79,7 +80,7 @@ def known_before(
         write_written(stage.work, told, prepared.digest)
     pieces = np.flatnonzero(told[prepared.pieces.destination])
     source, destination = prepared.pieces.source[pieces], prepared.pieces.destination[pieces]
-    old, new = _read_both(prepared, stage, np.unique(source), destination, progress)
+    old, new = _read_both(prepared, stage, distinct(source), destination, progress)
     written = np.zeros(num_new, bool)
     written[destination] = (old[source] == new[destination]).all(axis=1)
     return Known(np.where(old.any(axis=1, keepdims=True), old, digests), written)

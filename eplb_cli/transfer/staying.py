@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli import files
-from eplb_cli.arrays import Int
+from eplb_cli.arrays import Int, without
 from eplb_cli.checkpoint.places import Places
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT
 from eplb_cli.transfer.digest_table import ThreadBuffers
 from eplb_cli.transfer.file_ends import FileEnds
 from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, cut_tasks
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class StayingRows:
         copied = ~self._shared
         source, destination = self._source[copied], self._destination[copied]
         if self._ends.digests is not None:
-            unread = np.setdiff1d(self._source[self._shared], source)
+            unread = without(self._source[self._shared], source)
             hashed = np.r_[unread, self._only_digest]
             if len(unread):  # where rows are not read, neither are those that nothing is made from
                 hashed = hashed[~self._carry_over(hashed)]

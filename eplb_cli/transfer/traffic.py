@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +9,7 @@ from eplb_cli.arrays import Int
 from eplb_cli.exchange.units import PART_ALIGNMENT, STRIPE_ALIGNMENT
 from eplb_cli.exchange.wire import Wire, plan_wire
 from eplb_cli.plan.pieces import Pieces
+from eplb_cli.values import dataclass
 
 CHUNKS_PER_BUFFER = 4
 """`--buffer-size` is two send and two receive buffers, each of which holds a chunk."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from eplb_cli.transfer.meter import Activity, Meter
 from eplb_cli.transfer.staying import StayingRows
 from eplb_cli.transfer.traffic import TransferOptions, plan_traffic, worker_of
 from eplb_cli.transfer.trees import Threads, Tree, digest_places, source_tree
+from eplb_cli.values import dataclass
 
 
 class Link(Transport, Protocol):

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -21,6 +20,7 @@ from eplb_cli.checkpoint.places import Places
 from eplb_cli.errors import CheckpointError, OutputError
 from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
 from eplb_cli.transfer.meter import Meter
+from eplb_cli.values import dataclass
 
 TASK_NBYTES = 16 << 20
 """Bytes of one task of a thread pool: large enough to hide its cost, small enough to balance."""

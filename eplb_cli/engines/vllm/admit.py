@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from eplb_cli.errors import CheckpointError
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.names import is_mtp
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.values import dataclass
 
 _CAST = {"BF16", "F16", "F32", "F64"}
 """Plain numbers, of which vLLM takes any as any other: `--dtype` says which."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eplb_cli.errors import UsageError
 from eplb_cli.files import require_replaceable
+from eplb_cli.values import dataclass
 
 VERIFY = "EPLB_VERIFY"
 CURRENT_MAP = "current_map"

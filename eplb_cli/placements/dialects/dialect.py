@@ -10,7 +10,6 @@ Dialects differ in how they number layers. DeepSeek-V3 has layers 0 to 60, of wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from eplb_cli.errors import PlacementError
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import FORMAT, MAP
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.values import dataclass
 
 Note = Callable[[str, str], None]
 """Takes the code and the message of a warning."""

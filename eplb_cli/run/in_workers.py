@@ -1,0 +1,70 @@
+"""Moving the bytes in the workers of a torchrun job: what they are told, and what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from eplb_cli import files
+from eplb_cli.digests import DIGEST_NBYTES
+from eplb_cli.errors import WorkerError
+from eplb_cli.output.journal import LAUNCHER, Known
+from eplb_cli.output.staging import Staging
+from eplb_cli.placements.own_format import placement_to_json
+from eplb_cli.run.job import Job, Outcome, leave_digests, shared_memory, take_digests
+from eplb_cli.run.launch import launch
+from eplb_cli.run.preparing import Planned
+from eplb_cli.transfer.traffic import TransferOptions
+from eplb_cli.transfer.transfer import TransferResult
+
+WORK_NBYTES = 1 << 20
+"""Bytes of the files through which a launcher and its workers talk, besides digests."""
+
+
+def move_in_workers(
+    planned: Planned, stage: Staging, options: TransferOptions, known: Known, show: Callable[[int], None]
+) -> list[TransferResult]:
+    """What each worker did, in their order. Raises EplbError where one failed, and OutputError."""
+    request, prepared = planned.request, planned.prepared
+    num_places = len(prepared.old_places.rank) + len(prepared.new_places.rank)
+    num_tables = planned.num_workers + 1
+    files.require_space(stage.work, num_places * DIGEST_NBYTES * num_tables + WORK_NBYTES)
+    if options.digests:
+        leave_digests(stage.work, "old", LAUNCHER, known.digests)
+    with shared_memory(planned.num_workers) as progress:
+        job = _job(planned, stage, options, progress)
+        outcomes = launch(job, request.timeout_s, show)
+    return [_result(stage, outcome) for _, outcome in sorted(outcomes.items())]
+
+
+def _job(planned: Planned, stage: Staging, options: TransferOptions, progress: str) -> Job:
+    request, prepared = planned.request, planned.prepared
+    return Job(
+        source=str(request.source.absolute()),
+        staging=str(stage.path),
+        old=placement_to_json(prepared.plan.old),
+        new=placement_to_json(prepared.plan.new),
+        layout=prepared.checkpoint.shards.layout.as_json(),
+        senders=prepared.plan.senders,
+        ranks_per_node=prepared.plan.ranks_per_node,
+        rank_scalars=planned.rank_scalars,
+        shared=sorted(planned.alike.keys),
+        backend=planned.backend,
+        digest=prepared.digest,
+        transfer=options,
+        progress=progress,
+    )
+
+
+def _result(stage: Staging, outcome: Outcome) -> TransferResult:
+    """What a worker has left, in its outcome and beside it."""
+    if outcome.activity is None:
+        raise WorkerError("EP401", f"worker {outcome.worker} has left no result")
+    return TransferResult(
+        take_digests(stage.work, "old", outcome.worker),
+        take_digests(stage.work, "new", outcome.worker),
+        outcome.ended,
+        outcome.activity,
+        outcome.wire_nbytes,
+        outcome.peak_rss_nbytes,
+        outcome.peak_anonymous_nbytes,
+    )
