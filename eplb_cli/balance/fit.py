@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from eplb_cli.arrays import Int
+from eplb_cli.arrays import Int, without
 from eplb_cli.errors import PlacementError
 from eplb_cli.models.counted import Counts, Load
 from eplb_cli.placements.placement import Placement
@@ -65,5 +65,5 @@ def _first_alone(load: Load, placement: Placement, of: str) -> str:
     """The first layer that the load does not have, where both say their layers."""
     if load.layer_ids is None or placement.layer_ids is None:
         return ""
-    alone = np.setdiff1d(placement.layer_ids, load.layer_ids)
+    alone = without(placement.layer_ids, load.layer_ids)
     return f"; layer {alone[0]} is in {of} alone" if len(alone) else ""
