@@ -32,6 +32,16 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def host_identity() -> str:
+    """What is the same for processes of one user that see each other: the kernel's start, and its processes.
+
+    Raises:
+        OSError: /proc does not say.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()} {os.getuid()}"
+
+
 def count_devices() -> int:
     """CUDA devices of this machine, told without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -47,9 +47,14 @@ class Board:
         )
         self.address = self._blocks.ctypes.data
 
+    @classmethod
+    def of_process(cls, pid: int, descriptor: int, num_ranks: int) -> Board:
+        """The board that another process, or this one, has open. Raises OSError."""
+        return cls(os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC), num_ranks)
+
     @staticmethod
     def create(num_ranks: int) -> int:
-        """A descriptor of memory for a board, which another process may open below /proc."""
+        """A descriptor of memory for a board."""
         descriptor = os.memfd_create("eplb-board")
         os.ftruncate(descriptor, num_ranks * _BLOCK_NBYTES)
         return descriptor

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from eplb_cli.exchange.agree import WORD_NBYTES, say_to_all
 from eplb_cli.live.driver import Driver, DriverError
 from eplb_cli.live.neighbours import PUSH_TURNS, Neighbours
+from eplb_cli.machine import host_identity
 from eplb_cli.values import dataclass
 
 SWITCH = "EPLB_PUSH"
@@ -184,10 +184,9 @@ def _hindrance() -> str:
 
 
 def _host() -> dict[str, str]:
-    """What is the same for processes that can see each other's memory: kernel, processes and user."""
+    """What is the same for processes that can see each other's memory."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return {"host": f"{boot} {Path('/proc/self/ns/pid').readlink()} {os.getuid()}"}
+        return {"host": host_identity()}
     except OSError as error:
         return {"host": f"{os.getpid()} {error}"}
 

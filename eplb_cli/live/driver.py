@@ -68,7 +68,7 @@ class Driver:
         self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(address))
         return bytes(handle)
 
-    def open(self, handle: bytes) -> int:
+    def map(self, handle: bytes) -> int:
         """Where memory of another process is in this one."""
         address = ctypes.c_uint64()
         whole = _Handle.from_buffer_copy(handle)
@@ -76,7 +76,7 @@ class Driver:
         return address.value
 
     def close(self, address: int) -> None:
-        """Give up what `open` gave."""
+        """Give up what `map` gave."""
         self._call("cuIpcCloseMemHandle", ctypes.c_uint64(address))
 
     def register(self, address: int, nbytes: int) -> int:

@@ -94,13 +94,12 @@ class Neighbours:
         Raises:
             DriverError, OSError: it cannot be mapped.
         """
-        path = f"/proc/{said[0]['pid']}/fd/{said[0]['board']}"
-        board = Board(os.open(path, os.O_RDWR | os.O_CLOEXEC), len(self.ranks))
+        board = Board.of_process(said[0]["pid"], said[0]["board"], len(self.ranks))
         self._seen_at = self._driver.register(board.address, board.nbytes)
         self._board = board
         for rank, other in zip(self.ranks, said, strict=True):
             if rank != self.me:
-                self._mapped.append(self._driver.open(bytes.fromhex(other["handle"])))
+                self._mapped.append(self._driver.map(bytes.fromhex(other["handle"])))
                 self._take(rank, self._mapped[-1])
         others = {place: said[place]["pid"] for place, rank in enumerate(self.ranks) if rank != self.me}
         self._watch = Watch(board, self.ranks, others)
@@ -186,7 +185,8 @@ class Neighbours:
                 then undefined.
         """
         board, watch = self._board, self._watch
-        assert board is not None and watch is not None  # noqa: S101, PT018 - `meet` comes before any run
+        if board is None or watch is None:
+            raise WorkerError("EP401", "the ranks of this host have not met")
         with watch.active(lambda: self.count):
             try:
                 yield

@@ -28,6 +28,7 @@ DIVISIONS = {
     "huggingface/parts.py: available_memory_nbytes() // 2",  # shares of memory and of work
     "machine.py: available_memory_nbytes() // (8 * num_workers)",
     "live/plan.py: buffer_nbytes // CHUNKS_PER_BUFFER",
+    "live/room.py: buffer_nbytes // CHUNKS_PER_BUFFER",
     "transfer/traffic.py: options.buffer_nbytes // CHUNKS_PER_BUFFER",
     "transfer/trees.py: (np.cumsum(nbytes) - 1) // TASK_NBYTES",
     "run/shared_others.py: (nbytes - size) // 2",  # about the middle
@@ -50,7 +51,9 @@ OPENINGS = {
     "models/model.py: read_bytes",  # presets
     "formats/tensor_file.py: torch.load",  # of bytes that were read
     "cli/entry.py: Path(os.devnull).open",  # the system's
+    "live/board.py: os.open",  # memory that the ranks of a host share
     "machine.py: path.open",
+    "machine.py: Path('/proc/sys/kernel/random/boot_id').read_text",
     "machine.py: _MOUNTS.read_bytes",
     "machine.py: (_CGROUP / 'memory.max').read_text",
     "machine.py: (_CGROUP / 'memory.current').read_text",
