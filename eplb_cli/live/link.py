@@ -12,7 +12,6 @@ host waits for another:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -48,7 +47,6 @@ class Link:
         self, live: LivePlan, group: dist.ProcessGroup, connection: Connection, device: torch.device
     ) -> None:
         sends, receives = live.schedule.sends, live.schedule.receives
-        is_near, from_near = (np.isin(parcels.peer, connection.near) for parcels in (sends, receives))
         neighbours = connection.neighbours
         if neighbours is None:
             self.turns = 2
@@ -59,17 +57,22 @@ class Link:
             self.turns = neighbours.num_turns
             self.fills, self._sends, self.drains, self.copies = neighbours.lanes
             receive = neighbours.buffers
-        self._num_chunks = live.schedule.num_chunks
-        self._far = Far(live.schedule, sends.only(~is_near), receives.only(~from_near), receive, group)
-        self._near = None if neighbours is None else Near(neighbours, self._num_chunks)
         self.receive_at = np.array([buffer.data_ptr() for buffer in receive])
-        turn = sends.chunk % self.turns
-        self.put_at = self._far.send_at[turn] + sends.position
-        self.is_pushed = np.zeros(len(turn), np.bool_)
-        if neighbours is not None:
-            self.put_at = np.where(is_near, neighbours.base[sends.peer, turn] + live.landing, self.put_at)
-            self.is_pushed = is_near & (sends.nbytes >= PUSHED_NBYTES)
         self._left: list[Pending] = []
+        turn = sends.chunk % self.turns
+        is_near = np.zeros(group.size(), np.bool_)
+        is_near[list(connection.near)] = True
+        self.is_pushed = is_near[sends.peer] & (sends.nbytes >= PUSHED_NBYTES)
+        self.put_at = np.zeros_like(turn)
+        self._far, self._near = None, None
+        if neighbours is not None:
+            self._near = Near(neighbours, live.schedule.num_chunks)
+            self.put_at = neighbours.base[sends.peer, turn] + live.landing
+        if connection.has_far:
+            far = [parcels.only(~is_near[parcels.peer]) for parcels in (sends, receives)]
+            self._far = Far(live.schedule, far[0], far[1], receive, group)
+            by_buffer = self._far.send_at[turn] + sends.position
+            self.put_at = np.where(is_near[sends.peer], self.put_at, by_buffer)
 
     def start(self, pushes: Pushes) -> None:
         """Begin a run, after what is on the current stream.
@@ -101,8 +104,8 @@ class Link:
             after: what else comes before it is received into its buffers from far away.
         """
         travelled: list[Pending] = []
-        if self._far.has_messages(chunk):
-            travelled.append(self._sends.run(lambda: self._far.post(chunk), [filled, *after]))
+        if (far := self._far) is not None and far.has_messages(chunk):
+            travelled.append(self._sends.run(lambda: far.post(chunk), [filled, *after]))
         if self._near is not None:
             self._left.append(self._near.push(chunk, filled))
             travelled.append(self._near.arrival(chunk))
@@ -170,7 +173,7 @@ class Near:
         self._pushes, self._first = pushes, self._neighbours.count
         self._neighbours.count = self._count_after(self._num_chunks - 1) if self._num_chunks else self._first
         self._pushed.clear()
-        for lane in (*self._neighbours.push_lanes, self._neighbours.tells):
+        for lane in (self._neighbours.pushes, self._neighbours.tells):
             lane.follow_current()
         self._push_next()
 
@@ -197,21 +200,13 @@ class Near:
         chunk = len(self._pushed)
         if chunk == self._num_chunks:
             return
-        lanes = self._neighbours.push_lanes
-        columns = [self._pushes.of_chunk(chunk, number, len(lanes)) for number in range(len(lanes))]
-        self._pushed.append(
-            All(
-                [
-                    lane.run(partial(self._push, chunk, part), [])
-                    for lane, part in zip(lanes, columns, strict=True)
-                    if len(part[0])
-                ]
-            )
-        )
+        columns = self._pushes.of_chunk(chunk)
 
-    def _push(self, chunk: int, columns: tuple[Int, Int, Int]) -> None:
-        self.hold(chunk)
-        self._neighbours.push(*columns)
+        def push() -> None:
+            self.hold(chunk)
+            self._neighbours.push(*columns)
+
+        self._pushed.append(self._neighbours.pushes.run(push, []) if len(columns[0]) else Done())
 
     def arrival(self, chunk: int) -> Pending:
         """What waits until a chunk is here from all ranks nearby."""
@@ -242,21 +237,17 @@ class Arrival:
 
 @dataclass(frozen=True, eq=False)
 class Pushes:
-    """What the copy engines do: columns of shape (N,) by chunk."""
+    """What the copy engines do: contiguous columns of shape (N,), by chunk."""
 
     chunk: Int
     destination: Int
     source: Int
     nbytes: Int
 
-    def of_chunk(self, chunk: int, first: int, step: int) -> tuple[Int, Int, Int]:
-        """Every so-many-th copy of a chunk, as contiguous columns."""
+    def of_chunk(self, chunk: int) -> tuple[Int, Int, Int]:
+        """Destinations, sources and sizes of a chunk."""
         part = of_chunk(self.chunk, chunk)
-        some = slice(part.start + first, part.stop, step)
-        destination, source, nbytes = (
-            np.ascontiguousarray(column[some]) for column in (self.destination, self.source, self.nbytes)
-        )
-        return destination, source, nbytes
+        return self.destination[part], self.source[part], self.nbytes[part]
 
 
 def _buffers(nbytes: int, turns: int, device: torch.device) -> list[torch.Tensor]:

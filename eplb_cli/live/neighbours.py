@@ -26,9 +26,6 @@ PUSH_TURNS = 4
 """Receive buffers of a rank that sends nothing by way of a buffer: as many as send and receive buffers are
 together where nccl carries the messages."""
 
-PUSH_STREAMS = 2
-"""Streams on which rows are pushed: one alone leaves gaps between rows of less than a few megabytes."""
-
 
 _ALIGNMENT = 512
 """Of a buffer, so that rows lie in it as they do in tensors: for words as wide."""
@@ -44,7 +41,7 @@ class Neighbours:
         buffers: this rank's.
         base: (size of the group, turns) the address of each buffer in this process, 0 for ranks elsewhere.
         lanes: for what comes before, with, after and beside a chunk.
-        push_lanes: on which rows are pushed.
+        pushes: the lane on which rows are pushed.
         tells: the lane on which others are told so.
         count: what is reached by the chunks started since the group was connected; the same on all ranks.
     """
@@ -64,8 +61,7 @@ class Neighbours:
         self.count = 0
         self.is_closed = False
         self.lanes = [Lane(device) for _ in range(4)]
-        self.push_lanes = [Lane(device) for _ in range(PUSH_STREAMS)]
-        self.tells = Lane(device)
+        self.pushes, self.tells = Lane(device), Lane(device)
         self.base = np.zeros((group_size, num_turns), np.int64)
         self._driver = Driver()
         self._mapped: list[int] = []
@@ -200,7 +196,7 @@ class Neighbours:
 
     def _settle(self) -> None:
         """Wait for all lanes, whose waiting for others the watch ends."""
-        for lane in (*self.lanes, *self.push_lanes, self.tells):
+        for lane in (*self.lanes, self.pushes, self.tells):
             if lane.stream is not None:
                 lane.stream.synchronize()
 

@@ -37,9 +37,9 @@ from eplb_cli.plan.choice import Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.values import dataclass
 
-PARTS = 2
-"""Parts of the layers that a device moves one after the other, the second twice the first: it is cut into
-chunks while the first is moved. More of them take longer to plan than the first ones take to move."""
+LAYERS_FOR_A_THIRD = 32
+"""Layers from which a device moves them in three parts, and not two, each twice the one before: it is cut into
+chunks while that is moved. More parts take longer to plan than the first of them take to move."""
 
 
 class Rearrangement:
@@ -161,7 +161,8 @@ def rearrange_expert_weights_inplace(  # noqa: PLR0913 - the reference's signatu
         layers = read_layers(expert_weights, met)
         plan = plan_between(old, new, layers, ep_group, senders=senders, rank_mapping=rank_mapping)
         same = same_of("in place", plan, layers, buffer_size)
-        parts = _parts(len(layers), PARTS if has_devices(ep_group) else 1)
+        num_parts = 2 + (len(layers) >= LAYERS_FOR_A_THIRD) if has_devices(ep_group) else 1
+        parts = _parts(len(layers), num_parts)
         planned = Planned(plan, layers, ep_group, buffer_size, parts)
         return Ready(same, planned, chunk_room(plan, row_nbytes(layers), buffer_size))
 

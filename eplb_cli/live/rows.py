@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eplb_cli.arrays import Int
+from eplb_cli.arrays import Int, stable_order
 from eplb_cli.exchange.loop import Pending, run_exchange
+from eplb_cli.exchange.transport import Done
 from eplb_cli.exchange.wire import Parcels
 from eplb_cli.live.connection import Connection
 from eplb_cli.live.copies import Copies, make_mover
@@ -50,6 +51,7 @@ class LiveRows:
         self._levels = int(live.direct.level.max(initial=-1)) + 1
         copies, self._pushes = self._tables(source, sink)
         self._mover = make_mover(copies, device)
+        self._is_busy = np.bincount(copies.step, minlength=self._first_step(live.schedule.num_chunks)) > 0
         self._filled: list[Pending] = []
         self._drained: list[Pending] = []
         self._last: list[Pending] = []
@@ -74,9 +76,9 @@ class LiveRows:
 
         def gather() -> None:
             self._link.hold(chunk, self._drained)
-            self._steps(range(first, first + 1))
+            self._mover.run(first)
 
-        self._filled.append(self._link.fills.run(gather, after))
+        self._filled.append(self._link.fills.run(gather, after) if self._is_busy[first] else Done())
         return self._filled[chunk]
 
     def exchange(self, chunk: int, after: Sequence[Pending]) -> Pending:
@@ -145,8 +147,12 @@ class LiveRows:
             (repeated, target.of(cell, arrived), target.of(cell, repeat), whole),
         ]
         joined = (np.concatenate(column) for column in zip(*columns, strict=True))
-        pushed = (column[link.is_pushed] for column in (sends.chunk, link.put_at, sent, sends.nbytes))
-        return Copies(*joined), Pushes(*pushed)
+        # Every rank begins with another peer, so that no link has to take what all of them push.
+        ranks, pushed = live.schedule.num_workers, np.flatnonzero(link.is_pushed)
+        turn = (sends.peer[pushed] - live.schedule.worker) % ranks
+        pushed = pushed[stable_order(sends.chunk[pushed] * ranks + turn, live.schedule.num_chunks * ranks)]
+        columns = (column[pushed] for column in (sends.chunk, link.put_at, sent, sends.nbytes))
+        return Copies(*joined), Pushes(*columns)
 
     def _received(self, parcels: Parcels) -> Int:
         """(N,) where each parcel lies in the receive buffer of its chunk."""

@@ -113,9 +113,9 @@ class ThreadNeighbours:
         )
         self.count = 0
         self._host = host
-        names = ["fills", "sends", "drains", "copies", "push 0", "push 1", "tells"]
+        names = ["fills", "sends", "drains", "copies", "pushes", "tells"]
         self._all = [ThreadLane(host, f"{me} {name}") for name in names]
-        self.lanes, self.push_lanes, self.tells = self._all[:4], self._all[4:6], self._all[6]
+        self.lanes, self.pushes, self.tells = self._all[:4], self._all[4], self._all[5]
         self.buffers = list(host.memory[me])
         self.base = np.array([[turn.data_ptr() for turn in turns] for turns in host.memory])
 
