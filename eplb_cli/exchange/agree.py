@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,6 +62,15 @@ def say_to_all(said: bytes, group: dist.ProcessGroup, device: torch.device) -> l
     gathered = torch.empty(group.size(), WORD_NBYTES, dtype=torch.uint8, device=device)
     dist.all_gather(list(gathered), mine, group=group)
     return [bytes(word) for word in gathered.cpu().numpy()]
+
+
+def tell_all(
+    said: Mapping[str, str | int], group: dist.ProcessGroup, device: torch.device
+) -> list[dict[str, Any]]:
+    """The same as some few names and values, of which long texts are cut."""
+    cut = {name: value[:300] if isinstance(value, str) else value for name, value in said.items()}
+    words = say_to_all(json.dumps(cut).encode(), group, device)
+    return [json.loads(word.rstrip(b"\0")) for word in words]
 
 
 def told_in(error: EplbError, room: int) -> bytes:

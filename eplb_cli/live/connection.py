@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, finalize
 import torch
 import torch.distributed as dist
 
-from eplb_cli.exchange.agree import WORD_NBYTES, say_to_all
+from eplb_cli.exchange.agree import tell_all
 from eplb_cli.live.driver import Driver, DriverError
 from eplb_cli.live.neighbours import PUSH_TURNS, Neighbours
 from eplb_cli.machine import host_identity
@@ -103,7 +103,7 @@ def connect(group: dist.ProcessGroup, device: torch.device, turn_nbytes: int) ->
         turn_nbytes: the largest chunk; the same on all ranks.
     """
     disconnect(group, device)
-    words = _exchanged({**_host(), "why": _hindrance()}, group, device)
+    words = tell_all({**_host(), "why": _hindrance()}, group, device)
     why = _first_reason(words)
     mine = [rank for rank, word in enumerate(words) if word["host"] == words[group.rank()]["host"]]
     hosts = {word["host"] for word in words}
@@ -123,7 +123,7 @@ def disconnect(group: dist.ProcessGroup, device: torch.device) -> None:
     kept = _KEPT.pop(group, None)
     if kept is not None and kept.neighbours is not None:
         kept.neighbours.close()
-    _exchanged({}, group, device)
+    tell_all({}, group, device)
     if kept is not None and kept.neighbours is not None:
         kept.neighbours.free()
 
@@ -140,14 +140,14 @@ def _meet(
             said = made.introduction()
     except (DriverError, OSError) as error:
         why = f"rank {group.rank()}: {error}"
-    words = _exchanged({**said, "pid": os.getpid(), "why": why}, group, device)
+    words = tell_all({**said, "pid": os.getpid(), "why": why}, group, device)
     reason = _first_reason(words)
     try:
         if made is not None and not reason:
             made.meet([words[rank] for rank in host])
     except (DriverError, OSError) as error:
         why = f"rank {group.rank()}: {error}"
-    reason = reason or _first_reason(_exchanged({"why": why}, group, device))
+    reason = reason or _first_reason(tell_all({"why": why}, group, device))
     if made is not None:
         made.met()
     if not reason:
@@ -156,7 +156,7 @@ def _meet(
         return made, ""
     if made is not None:
         made.close()
-    _exchanged({}, group, device)
+    tell_all({}, group, device)
     if made is not None:
         made.free()
     return None, reason
@@ -189,14 +189,6 @@ def _host() -> dict[str, str]:
         return {"host": host_identity()}
     except OSError as error:
         return {"host": f"{os.getpid()} {error}"}
-
-
-def _exchanged(said: dict[str, Any], group: dist.ProcessGroup, device: torch.device) -> list[dict[str, Any]]:
-    """What each rank says."""
-    text = json.dumps(
-        {name: value[:300] if isinstance(value, str) else value for name, value in said.items()}
-    )
-    return [json.loads(word.rstrip(b"\0")) for word in say_to_all(text.encode()[:WORD_NBYTES], group, device)]
 
 
 def _first_reason(words: Sequence[dict[str, Any]]) -> str:

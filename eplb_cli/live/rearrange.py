@@ -38,8 +38,8 @@ from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.values import dataclass
 
 LAYERS_FOR_A_THIRD = 32
-"""Layers from which a device moves them in three parts, and not two, each twice the one before: it is cut into
-chunks while that is moved. More parts take longer to plan than the first of them take to move."""
+"""Layers from which a device moves them in three parts, and not two, each twice the one before: it is cut
+into chunks while that is moved. More parts take longer to plan than the first of them take to move."""
 
 
 class Rearrangement:

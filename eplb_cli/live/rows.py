@@ -151,8 +151,8 @@ class LiveRows:
         ranks, pushed = live.schedule.num_workers, np.flatnonzero(link.is_pushed)
         turn = (sends.peer[pushed] - live.schedule.worker) % ranks
         pushed = pushed[stable_order(sends.chunk[pushed] * ranks + turn, live.schedule.num_chunks * ranks)]
-        columns = (column[pushed] for column in (sends.chunk, link.put_at, sent, sends.nbytes))
-        return Copies(*joined), Pushes(*columns)
+        by_engines = (column[pushed] for column in (sends.chunk, link.put_at, sent, sends.nbytes))
+        return Copies(*joined), Pushes(*by_engines)
 
     def _received(self, parcels: Parcels) -> Int:
         """(N,) where each parcel lies in the receive buffer of its chunk."""

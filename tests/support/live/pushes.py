@@ -56,14 +56,12 @@ def random_rearrangements(
 
         return run(lane, late_step, after)
 
-    with on_hosts(group, hosts), leaving_out(mistake), patch.object(Lane, "run", run_late):
-        with patch.object(link, "PUSHED_NBYTES", 1 << 12):
-            for seed in seeds:
-                way, weights, expected = _planned(group, device, seed)
-                way.run()
-                wrong += not all(
-                    torch.equal(one, other) for one, other in zip(weights, expected, strict=True)
-                )
+    small_are_large = patch.object(link, "PUSHED_NBYTES", 1 << 12)
+    with on_hosts(group, hosts), leaving_out(mistake), patch.object(Lane, "run", run_late), small_are_large:
+        for seed in seeds:
+            way, weights, expected = _planned(group, device, seed)
+            way.run()
+            wrong += not all(torch.equal(one, other) for one, other in zip(weights, expected, strict=True))
     return wrong
 
 
