@@ -45,8 +45,9 @@ class HostMover:
         self._columns = [column[order] for column in (copies.destination, copies.source, copies.nbytes)]
         self._bounds = np.searchsorted(copies.step[order], np.arange(copies.num_steps + 1)).tolist()
 
-    def run(self, step: int) -> None:
+    def run(self, step: int, *, alone: bool = False) -> None:
         """Carry out one step."""
+        del alone
         if step + 1 >= len(self._bounds):
             return
         part = slice(self._bounds[step], self._bounds[step + 1])
@@ -81,11 +82,15 @@ class DeviceMover:
         columns = np.stack([copies.source[order], copies.destination[order], copies.nbytes[order], first])
         self._columns = list(_to_device(columns, device))
         self._row_of_block = _to_device(np.repeat(np.arange(len(order), dtype=np.int32), blocks), device)
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._programs = max(multiprocessors // PROGRAMS_SHARE, 1)
+        self._all_programs = torch.cuda.get_device_properties(device).multi_processor_count
+        self._programs = max(self._all_programs // PROGRAMS_SHARE, 1)
 
-    def run(self, step: int) -> None:
-        """Start one step on the current stream."""
+    def run(self, step: int, *, alone: bool = False) -> None:
+        """Start one step on the current stream.
+
+        Args:
+            alone: nothing moves beside it, so that it may take the whole device.
+        """
         kernel = self._kernel
         if (step + 1) * len(_WORDS) >= len(self._bounds):
             return
@@ -93,7 +98,7 @@ class DeviceMover:
             begin, end = self._bounds[step * len(_WORDS) + number : step * len(_WORDS) + number + 2]
             if begin == end:
                 continue
-            kernel.copy_blocks[(min(end - begin, self._programs),)](
+            kernel.copy_blocks[(min(end - begin, self._all_programs if alone else self._programs),)](
                 *self._columns,
                 self._row_of_block,
                 begin,

@@ -9,7 +9,6 @@ import torch
 
 from eplb_cli.exchange.loop import Pending
 from eplb_cli.exchange.transport import Done
-from eplb_cli.values import dataclass
 
 
 class _Here(threading.local):
@@ -64,27 +63,29 @@ def _wait(pendings: Iterable[Pending]) -> None:
         pending.wait()
 
 
-@dataclass(frozen=True)
 class OnStream:
     """Work on a stream, and what that has started elsewhere, waited for by whatever stream is current."""
 
-    event: torch.cuda.Event
-    device: torch.device
-    started: Pending | None = None
+    __slots__ = ("_device", "_event", "_started")
+
+    def __init__(self, event: torch.cuda.Event, device: torch.device, started: Pending | None) -> None:
+        self._event, self._device, self._started = event, device, started
 
     def wait(self) -> None:
         """Order the current stream after the work."""
-        stream_here(self.device).wait_event(self.event)
-        if self.started is not None:
-            self.started.wait()
+        stream_here(self._device).wait_event(self._event)
+        if self._started is not None:
+            self._started.wait()
 
 
-@dataclass(frozen=True)
 class All:
     """Several pieces of work."""
 
-    pendings: Sequence[Pending]
+    __slots__ = ("_pendings",)
+
+    def __init__(self, pendings: Sequence[Pending]) -> None:
+        self._pendings = pendings
 
     def wait(self) -> None:
         """Wait for each."""
-        _wait(self.pendings)
+        _wait(self._pendings)

@@ -222,17 +222,17 @@ class Near:
         return self._first + (chunk + 1 if chunk < last else -(-self._num_chunks // turns) * turns)
 
 
-@dataclass(frozen=True)
 class Arrival:
     """A chunk of others."""
 
-    neighbours: Neighbours
-    ranks: Sequence[int]
-    count: int
+    __slots__ = ("_count", "_neighbours", "_ranks")
+
+    def __init__(self, neighbours: Neighbours, ranks: Sequence[int], count: int) -> None:
+        self._neighbours, self._ranks, self._count = neighbours, ranks, count
 
     def wait(self) -> None:
         """Let the current lane wait until it is here."""
-        self.neighbours.await_pushed(self.ranks, self.count)
+        self._neighbours.await_pushed(self._ranks, self._count)
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,15 +97,15 @@ class LiveRows:
         )
 
         def scatter() -> None:
-            self._steps(range(scattered, scattered + 2))
+            self._steps(range(scattered, scattered + 2), alone=chunk + 1 == self._live.schedule.num_chunks)
             self._link.say_drained(chunk)
 
         self._drained.append(self._link.drains.run(scatter, [*after, before]))
         return self._drained[chunk]
 
-    def _steps(self, steps: range) -> None:
+    def _steps(self, steps: range, *, alone: bool = False) -> None:
         for step in steps:
-            self._mover.run(step)
+            self._mover.run(step, alone=alone)
 
     def _first_step(self, chunk: Chunk) -> Chunk:
         return self._levels + chunk * (self._levels + 3)

@@ -224,6 +224,8 @@ def _serve(connection: Connection, rank: int, stacks: str) -> None:
                 answer = _do(case, rank, is_member=case.store == joined)
                 joined = "" if answer.error else case.store
             connection.send(answer)
+            if answer.error:
+                _leave()  # told before: nccl may wait for others here
 
 
 def _do(case: Case, rank: int, *, is_member: bool) -> Answer:
@@ -245,9 +247,7 @@ def _do(case: Case, rank: int, *, is_member: bool) -> Answer:
         _require_silence(rank, case.num_ranks, device)
         return Answer(value)
     except BaseException:  # noqa: BLE001 - whatever it is, it is for the test to see
-        error = traceback.format_exc()
-    _leave()
-    return Answer(error=error)
+        return Answer(error=traceback.format_exc())
 
 
 def _join(case: Case, rank: int, device: torch.device) -> None:
