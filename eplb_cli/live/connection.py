@@ -118,6 +118,19 @@ def connect(group: dist.ProcessGroup, device: torch.device, turn_nbytes: int) ->
     return connection
 
 
+def release_buffers(ep_group: dist.ProcessGroup) -> None:
+    """Give back the memory of the device that is kept for a group; must be called by all of its ranks.
+
+    Ranks of one host push rows into buffers that belong to the group and are kept from one rearrangement to
+    the next. The next one makes them anew. Groups that are destroyed need no call.
+
+    Args:
+        ep_group: a group that no rearrangement is running in.
+    """
+    if "nccl" in str(dist.get_backend(ep_group)):
+        disconnect(ep_group, torch.device("cuda", torch.cuda.current_device()))
+
+
 def disconnect(group: dist.ProcessGroup, device: torch.device) -> None:
     """Give back what is kept for a group; must be called by all of its ranks, between rearrangements."""
     kept = _KEPT.pop(group, None)

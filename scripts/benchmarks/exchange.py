@@ -44,20 +44,22 @@ class Case:
     slots: int
     distinct: float
     rows: tuple[tuple[tuple[int, ...], torch.dtype], ...]
-    to_reach: tuple[float, float]
-    """Share of the raw rate, planning included; and times the reference."""
+    to_reach: tuple[float, float, float]
+    """Share of the raw rate, planned before and planning included; and times the reference."""
 
 
 FP8, BF16, F32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
 CASES = {
-    "qwen3": Case("Qwen3-30B-A3B", 48, 72, 128 / 144, (((1536, 2048), BF16), ((2048, 768), BF16)), (0.70, 6)),
+    "qwen3": Case(
+        "Qwen3-30B-A3B", 48, 72, 128 / 144, (((1536, 2048), BF16), ((2048, 768), BF16)), (1.00, 0.85, 9)
+    ),
     "deepseek": Case(
         "DeepSeek-V3 shapes",
         8,
         36,
         64 / 72,
         (((4096, 7168), FP8), ((7168, 2048), FP8), ((32, 56), F32), ((56, 16), F32)),
-        (0.70, 3),
+        (0.92, 0.80, 2.5),
     ),
     "small": Case(
         "many small",
@@ -65,7 +67,7 @@ CASES = {
         264,
         512 / 528,
         (((1024, 1024), FP8), ((1024, 512), FP8), ((8, 8), F32), ((8, 4), F32)),
-        (0.55, 40),
+        (0.94, 0.60, 50),
     ),
 }
 
@@ -237,13 +239,15 @@ class Bench:
         return torch.cuda.max_memory_allocated() + (0 if kept is None else kept.nbytes)
 
     def _judge(self, case: Case, rates: dict[str, float], raw: float) -> None:
-        share, times = case.to_reach
-        got = rates["eplb, vllm"]
-        verdict = "reached" if got >= share * raw else "MISSED"
-        self.say(f"  share of raw {got / raw:.2f}, to reach {share}: {verdict}")
+        before, included, times = case.to_reach
+        bars = [
+            ("share of raw, planned before", rates["eplb, planned before"] / raw, before),
+            ("share of raw, planning included", rates["eplb, vllm"] / raw, included),
+        ]
         if reference := rates.get("reference"):
-            verdict = "reached" if got >= times * reference else "MISSED"
-            self.say(f"  times the reference {got / reference:.1f}, to reach {times}: {verdict}")
+            bars.append(("times the reference, planning included", rates["eplb, vllm"] / reference, times))
+        for what, got, bar in bars:
+            self.say(f"  {what}: {got:.2f}, to reach {bar}: {'reached' if got >= bar else 'MISSED'}")
 
 
 class Work:
