@@ -154,7 +154,7 @@ class Ranks:
 
     def _warm_up(self) -> None:
         """Load what devices need, and compile kernels, in no case's time."""
-        case = Case(self.backend, str(next(self._stores)), self.size, "live.runs.warm_up", ())
+        case = Case(self.backend, str(self._store(self.size, fresh=True)), self.size, "live.runs.warm_up", ())
         for connection in self._connections:
             connection.send(case)
         answers = self._receive(self.size, _START_TIMEOUT_S, case)
