@@ -115,7 +115,8 @@ class LiveRows:
         live, levels, link = self._live, self._levels, self._link
         sends, own, receives, direct = live.schedule.sends, live.own, live.schedule.receives, live.direct
         width = max((len(layer) for layer in source), default=0)
-        origin, target = _Addresses(source, width), _Addresses(sink, width)
+        origin = _Addresses(source, width)
+        target = origin if sink is source else _Addresses(sink, width)
         sent, is_filled = self._row(origin, sends, live.source_row), ~link.is_pushed
         chunk, cell, arrived, repeat = live.repeated
         whole = live.cell_nbytes[cell]
