@@ -10,6 +10,7 @@ grow and the last ones shrink, since nothing travels while the first is filled a
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,17 @@ tensors are gathered and scattered in wide words, whatever was packed before the
 
 FIRST_OF_RAMP = 2
 """The first and the last chunk of a ramp hold this part of a chunk; each further one twice as much."""
+
+
+class Ramp(NamedTuple):
+    """Whether the first chunks grow, and whether the last ones shrink."""
+
+    up: bool = False
+    down: bool = False
+
+
+NO_RAMP = Ramp()
+BOTH_ENDS = Ramp(up=True, down=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,23 +65,23 @@ def part_room(nbytes: Int) -> Int:
     return -(-nbytes // PART_ALIGNMENT) * PART_ALIGNMENT
 
 
-def plan_units(load: Int, cell_nbytes: Int, num_workers: int, chunk_nbytes: int, *, ramp: bool) -> Units:
+def plan_units(load: Int, cell_nbytes: Int, num_workers: int, chunk_nbytes: int, ramp: Ramp) -> Units:
     """Cut rows into units, and runs of units into chunks.
 
     Args:
         load: (C, 2 W) rows that each worker fills, then rows that each worker drains, per cell.
         cell_nbytes: (C,) bytes of a row.
         chunk_nbytes: what a worker may at most fill, and at most drain, in a chunk.
-        ramp: the first chunks are to grow and the last ones to shrink.
+        ramp: where chunks are smaller.
     """
     padding = np.minimum(load, num_workers) * (PART_ALIGNMENT - 1)
     most_rows = load.max(axis=1)
     units = _cut_stripes(cell_nbytes, most_rows, chunk_nbytes - padding.max(axis=1))
-    first = max(chunk_nbytes // FIRST_OF_RAMP, 1) if ramp else chunk_nbytes
+    first = max(chunk_nbytes // FIRST_OF_RAMP, 1) if any(ramp) else chunk_nbytes
     if first < chunk_nbytes and len(units.cell):
-        units = _narrowed(units, most_rows[units.cell], padding.max(axis=1)[units.cell], first)
+        units = _narrowed(units, most_rows[units.cell], padding.max(axis=1)[units.cell], first, ramp)
     per_unit = load[units.cell] * units.nbytes[:, None] + padding[units.cell]
-    return replace(units, chunk=_cut_chunks(per_unit, chunk_nbytes, first))
+    return replace(units, chunk=_cut_chunks(per_unit, chunk_nbytes, first, ramp))
 
 
 def _cut_stripes(cell_nbytes: Int, most_rows: Int, room: Int) -> Units:
@@ -85,22 +97,24 @@ def _cut_stripes(cell_nbytes: Int, most_rows: Int, room: Int) -> Units:
     return _striped(cell, np.zeros_like(cell), cell_nbytes[cell], width)
 
 
-def _narrowed(units: Units, most_rows: Int, padding: Int, first: int) -> Units:
-    """The same with narrower stripes in what travels first and last.
+def _narrowed(units: Units, most_rows: Int, padding: Int, first: int, ramp: Ramp) -> Units:
+    """The same with narrower stripes in what travels first or last.
 
     Args:
         most_rows, padding: (U,) the most that one worker fills or drains.
     """
     most_bytes = most_rows * units.nbytes
     end = np.cumsum(most_bytes)
-    room = np.minimum(end - most_bytes, end[-1] - end) + first - padding
+    behind = end - most_bytes if ramp.up else end[-1]
+    ahead = end[-1] - end if ramp.down else end[-1]
+    room = np.minimum(behind, ahead) + first - padding
     widest = np.maximum(room // most_rows // STRIPE_ALIGNMENT, 1) * STRIPE_ALIGNMENT
     even = -(-units.nbytes // -(-units.nbytes // widest))
     width = -(-even // STRIPE_ALIGNMENT) * STRIPE_ALIGNMENT
     return _striped(units.cell, units.start, units.nbytes, width)
 
 
-def _cut_chunks(per_unit: Int, chunk_nbytes: int, first: int) -> Int:
+def _cut_chunks(per_unit: Int, chunk_nbytes: int, first: int, ramp: Ramp) -> Int:
     """(U,) the chunk of each unit: greedily, while the largest of the columns of `per_unit` fits.
 
     In 1, 1, 2, 4, 8, .. each number is the sum of those before it. So a chunk may hold as much as went
@@ -109,8 +123,10 @@ def _cut_chunks(per_unit: Int, chunk_nbytes: int, first: int) -> Int:
     end = np.cumsum(per_unit.T, axis=1)
     begin = end - per_unit.T
     busiest = end[:, -1:].sum(axis=1).argmax()
-    behind, ahead = begin[busiest], end[busiest, -1:] - begin[busiest]
-    limit = np.minimum(np.minimum(behind, np.maximum((ahead - first) // 2, 0)) + first, chunk_nbytes)
+    behind, ahead = begin[busiest], np.maximum((end[busiest, -1:] - begin[busiest] - first) // 2, 0)
+    limit = np.full(len(per_unit), chunk_nbytes)
+    for is_asked, nbytes in zip(ramp, (behind, ahead), strict=True):
+        limit = np.minimum(limit, nbytes + first) if is_asked else limit
     fits = [
         np.searchsorted(column, before + limit, "right") for column, before in zip(end, begin, strict=True)
     ]

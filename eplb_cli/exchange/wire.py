@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.arrays import Int, begins, ranges, runs, stable_order
-from eplb_cli.exchange.units import Units, part_room, plan_units
+from eplb_cli.exchange.units import NO_RAMP, Ramp, Units, part_room, plan_units
 from eplb_cli.values import dataclass
 
 
@@ -53,7 +53,7 @@ def plan_wire(  # noqa: PLR0913 - the columns, and three numbers
     num_workers: int,
     chunk_nbytes: int,
     *,
-    ramp: bool = False,
+    ramp: Ramp = NO_RAMP,
 ) -> Wire:
     """Cut the pieces into units and chunks.
 
@@ -61,12 +61,12 @@ def plan_wire(  # noqa: PLR0913 - the columns, and three numbers
         piece, group, sender, receiver: (M,) what travels, by group and table order.
         cell_nbytes: (G, K) bytes of a row of each cell. The first cell of group g has number g * K.
         chunk_nbytes: what a worker may at most fill, and at most drain, in a chunk.
-        ramp: the first chunks grow and the last ones shrink.
+        ramp: where chunks are smaller.
     """
     num_groups, cells_per_group = cell_nbytes.shape
     load = _rows_per_worker(group, sender, receiver, num_groups, num_workers)
     of_cell = np.repeat(load, cells_per_group, axis=0)
-    units = plan_units(of_cell, cell_nbytes.ravel(), num_workers, chunk_nbytes, ramp=ramp)
+    units = plan_units(of_cell, cell_nbytes.ravel(), num_workers, chunk_nbytes, ramp)
     unit_group = units.cell // max(cells_per_group, 1)
     return Wire(piece, group, sender, receiver, num_workers, units, unit_group)
 

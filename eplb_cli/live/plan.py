@@ -8,7 +8,7 @@ import numpy as np
 
 from eplb_cli.arrays import Int, begins, runs
 from eplb_cli.exchange.landing import landing
-from eplb_cli.exchange.units import Units
+from eplb_cli.exchange.units import BOTH_ENDS, Ramp, Units
 from eplb_cli.exchange.wire import Parcels, Schedule, Wire, pair_by_group, plan_wire, schedule_for
 from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, ReshardPlan
 from eplb_cli.plan.pieces import leading_move
@@ -84,6 +84,7 @@ def plan_live(
     buffer_nbytes: int,
     *,
     in_place: bool = True,
+    ramp: Ramp = BOTH_ENDS,
 ) -> LivePlan:
     """Cut a plan of live rows into chunks, and take the view of `rank`.
 
@@ -92,6 +93,7 @@ def plan_live(
         buffer_nbytes: all send and receive buffers of a rank.
         in_place: rows are overwritten where they are, and rows that repeat a received one are filled;
             otherwise the target is another set of tensors, which gets no repeated rows.
+        ramp: where chunks are smaller: at an end of what moves without a pause.
     """
     moves = plan.moves
     level = local_levels(plan, in_place=in_place)
@@ -105,7 +107,7 @@ def plan_live(
         sizes,
         plan.num_ranks,
         buffer_nbytes // CHUNKS_PER_BUFFER,
-        ramp=True,
+        ramp=ramp,
     )
     schedule = schedule_for(wire, rank)
     mine = plan.dst_rank == rank

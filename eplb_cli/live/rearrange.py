@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from eplb_cli.exchange.units import Ramp
 from eplb_cli.live.agreement import (
     DEFAULT_BUFFER_NBYTES,
     Ready,
@@ -122,7 +123,7 @@ class Rearrangement:
 
 def _parts(num_layers: int, num_parts: int) -> list[slice]:
     """Parts that double in size: while one is moved, the next is cut into chunks."""
-    ends = [num_layers * ((1 << part) - 1) // ((1 << num_parts) - 1) for part in range(num_parts + 1)]
+    ends = [-(-num_layers * ((1 << part) - 1) // ((1 << num_parts) - 1)) for part in range(num_parts + 1)]
     return [slice(begin, end) for begin, end in itertools.pairwise(ends) if begin < end] or [slice(0, 0)]
 
 
@@ -193,7 +194,9 @@ class Planned:
     def rows(self, part: slice, connection: Connection) -> LiveRows:
         """What this rank does in some of the layers."""
         plan, layers = self.plan.of_layers(part), self.layers[part]
-        live = plan_live(plan, row_nbytes(layers), self.group.rank(), self.buffer_size)
+        pauses = not connection.keeps_buffers
+        ramp = Ramp(pauses or part == self.parts[0], pauses or part == self.parts[-1])
+        live = plan_live(plan, row_nbytes(layers), self.group.rank(), self.buffer_size, ramp=ramp)
         return LiveRows(live, layers, layers, self.group, connection)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from eplb_cli.exchange import units
 from eplb_cli.exchange.landing import landing
 from eplb_cli.exchange.loop import Pending, run_exchange
-from eplb_cli.exchange.units import FIRST_OF_RAMP, STRIPE_ALIGNMENT
+from eplb_cli.exchange.units import FIRST_OF_RAMP, NO_RAMP, STRIPE_ALIGNMENT, Ramp
 from eplb_cli.exchange.wire import Parcels, Schedule, Wire, plan_wire, schedule_for
 from tests.support.loopback import Later, Loopback, LoopbackError
 from tests.support.weights import stream
@@ -27,7 +27,7 @@ class Job(NamedTuple):
     pieces: list[tuple[int, int, int]]
     cell_nbytes: list[int]
     chunk_nbytes: int
-    ramp: bool = False
+    ramp: Ramp = NO_RAMP
 
     def wire(self) -> Wire:
         cell, sender, receiver = np.array(self.pieces, np.int64).reshape(-1, 3).T
@@ -55,7 +55,8 @@ def jobs(draw: st.DrawFn, max_row: int = 30, *, to_oneself: bool = True) -> Job:
         if to_oneself or sender != receiver
     ]
     chunk = st.integers(1, 40) | st.sampled_from([100, 300, 10 * max_row, 1 << 20])
-    return Job(num_workers, pieces, cell_nbytes, draw(chunk), draw(st.booleans()))
+    ramp = draw(st.builds(Ramp, st.booleans(), st.booleans()))
+    return Job(num_workers, pieces, cell_nbytes, draw(chunk), ramp)
 
 
 Where = tuple[int, int, int, int]
@@ -137,15 +138,23 @@ def test_a_ramp_doubles_and_halves(monkeypatch):
     monkeypatch.setattr(units, "FIRST_OF_RAMP", 8)
     pieces = [(cell, worker, 1 - worker) for cell in range(6) for worker in (0, 1) for _ in range(4)]
     row = 7 << 17  # times four rows it is seven eighths of a chunk
-    job = Job(2, pieces, [row] * 6, (4 << 20) + 500, ramp=True)
-    eighths = filled(job) / (1 << 19)
-    assert eighths.tolist() == [[size] * 4 for size in (1, 2, 4, 7, 7, 7, 7, 4, 2, 1)]
+    job = Job(2, pieces, [row] * 6, (4 << 20) + 500, Ramp(up=True, down=True))
+    assert eighths(job) == [1, 2, 4, 7, 7, 7, 7, 4, 2, 1]
+    assert eighths(job._replace(ramp=Ramp(up=True))) == [1, 2, 4, 7, 7, 7, 7, 7]
+    assert eighths(job._replace(ramp=Ramp(down=True)))[-4:] == [7, 4, 2, 1]
+
+
+def eighths(job: Job) -> list[float]:
+    """What each chunk holds of eighths of a chunk, which is the same on both sides of both workers."""
+    sizes = filled(job) / (1 << 19)
+    assert (sizes == sizes[:, :1]).all()
+    return [float(size) for size in sizes[:, 0]]
 
 
 @given(jobs(5000))
 def test_the_ends_of_a_ramp_are_small(job):
     """As far as stripes of `STRIPE_ALIGNMENT` go."""
-    sizes = filled(job._replace(ramp=True))
+    sizes = filled(job._replace(ramp=Ramp(up=True, down=True)))
     most_rows = len(job.pieces)
     room = job.chunk_nbytes // FIRST_OF_RAMP + most_rows * (STRIPE_ALIGNMENT + 16)
     if len(sizes):
