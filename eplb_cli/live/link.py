@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from eplb_cli.arrays import Int
+from eplb_cli.errors import PlanError
 from eplb_cli.exchange.loop import Pending
 from eplb_cli.exchange.transport import Done, post
 from eplb_cli.exchange.wire import Parcels, Schedule, of_chunk
@@ -54,6 +55,10 @@ class Link:
             self.copies = self.fills
             receive = _buffers(receives.buffer_nbytes, self.turns, device)
         else:
+            if receives.buffer_nbytes > neighbours.turn_nbytes:
+                raise PlanError(
+                    "EP303", f"a chunk has {receives.buffer_nbytes} bytes, a buffer {neighbours.turn_nbytes}"
+                )
             self.turns = neighbours.num_turns
             self.fills, self._sends, self.drains, self.copies = neighbours.lanes
             receive = neighbours.buffers

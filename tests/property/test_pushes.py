@@ -17,6 +17,9 @@ from eplb_cli.exchange.transport import Done  # noqa: E402
 from eplb_cli.live import link as link_module  # noqa: E402 - after torch
 from eplb_cli.live.agreement import plan_of  # noqa: E402
 from eplb_cli.live.link import Near  # noqa: E402
+from eplb_cli.live.plan import plan_live  # noqa: E402
+from eplb_cli.live.room import chunk_room  # noqa: E402
+from eplb_cli.live.tensors import row_nbytes  # noqa: E402
 from tests.support.live.threads import Host, move, neighbours  # noqa: E402
 
 NUM_CASES = 120
@@ -136,3 +139,24 @@ def test_mistakes_are_seen(monkeypatch, mistake):
     mistake(monkeypatch)
     with pytest.raises(AssertionError):
         run_all()
+
+
+def test_buffers_have_room_for_every_chunk():
+    """Of any rank, in the whole of a plan and in each of its layers, however small the buffers are."""
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        num_ranks, num_rows = int(rng.integers(1, 6)), int(rng.integers(1, 7))
+        tables = [
+            random_table(rng, 3, num_ranks * num_rows, max(num_ranks * num_rows - 2, 1)) for _ in range(2)
+        ]
+        layers = [[torch.zeros(num_rows, int(rng.integers(1, 5000)), dtype=torch.uint8)] for _ in range(3)]
+        plan = plan_of(tables[0], tables[1], layers, num_ranks)
+        buffer_nbytes = int(rng.choice([1, 300, 5000, 1 << 20, 1 << 31]))
+        room = chunk_room(plan, row_nbytes(layers), buffer_nbytes)
+        parts = [slice(0, 3), *(slice(layer, layer + 1) for layer in range(3))]
+        needed = [
+            plan_live(plan.of_layers(part), row_nbytes(layers[part]), rank, buffer_nbytes).schedule
+            for part in parts
+            for rank in range(num_ranks)
+        ]
+        assert max(schedule.receives.buffer_nbytes for schedule in needed) <= room, seed
