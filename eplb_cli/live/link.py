@@ -56,9 +56,8 @@ class Link:
             receive = _buffers(receives.buffer_nbytes, self.turns, device)
         else:
             if receives.buffer_nbytes > neighbours.turn_nbytes:
-                raise PlanError(
-                    "EP303", f"a chunk has {receives.buffer_nbytes} bytes, a buffer {neighbours.turn_nbytes}"
-                )
+                problem = f"a chunk has {receives.buffer_nbytes} bytes, and a buffer {neighbours.turn_nbytes}"
+                raise PlanError("EP301", problem, "this is an error in eplb: please report it")
             self.turns = neighbours.num_turns
             self.fills, self._sends, self.drains, self.copies = neighbours.lanes
             receive = neighbours.buffers
