@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "models": {"formats"},
     "placements": {"formats", "models"},
     "plan": {"placements"},
-    "balance": {"models", "placements"},
+    "balance": {"models", "placements", "plan"},
     "checkpoint": {"formats", "models", "placements", "plan"},
     "exchange": set(),
     "report": {"balance", "models", "placements", "plan"},
