@@ -128,6 +128,22 @@ def test_other_names_for_old_are_undone(pair, random):
     assert np.array_equal(found.physical_to_logical, old.physical_to_logical)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "ranks_per_node", "least"),
+    [
+        ([[0, 1], [2, 2], [2, 1], [2, 1]], [[1, 2], [0, 2], [2, 2], [2, 2]], 2, (2, 0, 4)),
+        ([[0, 2, 1], [1, 2, 2]], [[2, 0, 2], [1, 1, 1]], None, (0, 0, 3)),
+    ],
+    ids=["as little from other nodes", "an expert twice on a rank is one"],
+)
+def test_what_counts(old, new, ranks_per_node, least):
+    """Cases that random ones seldom meet: a choice by nodes alone, and one that replicas would mislead."""
+    first_slot = np.arange(len(old) + 1) * len(old[0])
+    before, after = (Placement(np.array([np.concatenate(table)]), first_slot, 3) for table in (old, new))
+    found = relabel(before, after, "ranks", ranks_per_node)
+    assert price(ranks_of(before, 0), ranks_of(found, 0), ranks_per_node) == least
+
+
 def test_what_is_no_permutation_is_refused():
     """The proof sees a rank that lost an expert, and one that was given twice."""
     new = Placement(np.array([[0, 1, 2, 3]]), np.array([0, 2, 4]), 4)
