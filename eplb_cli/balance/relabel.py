@@ -44,26 +44,38 @@ def relabel(old: Placement, new: Placement, how: Relabel, ranks_per_node: int | 
 
     Args:
         old: OLD.
-        new: NEW, of the same layers; R, S and P may differ. A rank takes the place only of one with as many
-            slots.
+        new: NEW, of layers of OLD, in any order where both say their numbers; R, S and P may differ. A rank
+            takes the place only of one with as many slots.
         how: "none", "rows" or "ranks".
         ranks_per_node: G; ranks that NEW has on one node stay together, on whichever node. None for one node.
 
     Raises:
-        PlacementError: EP109, the layers differ in number.
+        PlacementError: EP109, a layer of NEW is not in OLD.
         UsageError: EP001, there are too many ranks to assign, or a node has no number of ranks.
         PlanError: EP301, what came out is not NEW by other names.
     """
     if how == "none":
         return new
-    if old.num_layers != new.num_layers:
-        raise PlacementError("EP109", f"OLD has {old.num_layers} layers and NEW has {new.num_layers}")
+    old = _like(old, new)
     rank_from = np.tile(np.arange(new.num_ranks), (new.num_layers, 1))
     if how == "ranks":
         rank_from = _assign_ranks(old, new, _node_size(new, ranks_per_node))
     relabelled = _with_rows(old, _with_ranks(new, rank_from))
     require_permuted(new, relabelled, rank_from)
     return relabelled
+
+
+def _like(old: Placement, new: Placement) -> Placement:
+    """OLD with the layers of NEW, in the order of NEW. Raises EP109."""
+    if old.layer_ids is not None and new.layer_ids is not None:
+        of_old = old.layer_ids.tolist()
+        if missing := sorted({*new.layer_ids.tolist()} - {*of_old}):
+            raise PlacementError("EP109", f"layer {missing[0]} is in NEW alone")
+        order = [of_old.index(layer) for layer in new.layer_ids.tolist()]
+        return replace(old, physical_to_logical=old.physical_to_logical[order], layer_ids=new.layer_ids)
+    if old.num_layers != new.num_layers:
+        raise PlacementError("EP109", f"OLD has {old.num_layers} layers and NEW has {new.num_layers}")
+    return old
 
 
 def _node_size(new: Placement, ranks_per_node: int | None) -> int:

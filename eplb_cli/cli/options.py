@@ -15,7 +15,7 @@ from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import UsageError, did_you_mean
 from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.dialects.registry import NAMES
-from eplb_cli.plan.choice import RankScalars, Senders
+from eplb_cli.plan.choice import RankScalars, Relabel, Senders
 
 if TYPE_CHECKING:
     from eplb_cli.models.model import Model
@@ -122,6 +122,22 @@ RanksPerNode = Annotated[
         parser=whole_number(1, 1_000_000),
         metavar="RANKS",
         help="How many ranks a node has: as little as possible goes from one node to another.",
+    ),
+]
+RelabelOption = Annotated[
+    Relabel,
+    typer.Option(
+        "--relabel",
+        help="Let less move: rows of a rank of NEW change places, or whole ranks as well (nodes stay whole), "
+        "layer by layer. No rank gets more to do by it.",
+    ),
+]
+OutNewOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out-new",
+        metavar="FILE",
+        help="Where NEW is written as --relabel leaves it; FILE is replaced; - is stdout.",
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]

@@ -24,14 +24,18 @@ from eplb_cli.cli.options import (
     NumRedundant,
     OldFromOption,
     OldNumRanks,
+    OutNewOption,
     RankScalarsOption,
     RanksPerNode,
+    RelabelOption,
     ResumeOption,
     chosen_backend,
     seconds,
     whole_number,
 )
-from eplb_cli.cli.show import print_report, progress_bar
+from eplb_cli.cli.outputs import STDOUT, check_outputs
+from eplb_cli.cli.relabelled import require_out_new, write_new
+from eplb_cli.cli.show import print_report, print_warnings, progress_bar
 from eplb_cli.errors import UsageError
 from eplb_cli.machine import has_package
 from eplb_cli.plan.choice import Senders
@@ -104,6 +108,8 @@ def command(
     ] = None,
     ranks_per_node: RanksPerNode = None,
     rank_scalars: RankScalarsOption = None,
+    relabel: RelabelOption = "none",
+    out_new: OutNewOption = None,
     buffer_size: Annotated[
         str | None,
         typer.Option(
@@ -163,6 +169,8 @@ def command(
         senders,
         ranks_per_node,
         rank_scalars,
+        None if relabel == "none" else relabel,
+        out_new,
         num_ranks,
         old_num_ranks,
         num_logical_experts,
@@ -173,10 +181,13 @@ def command(
     if plan_file is not None and any(option is not None for option in said):
         problem = "--plan FILE has the placements, --senders and --ranks-per-node"
         raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
+    require_out_new(relabel, out_new, is_made=True)
     chosen = chosen_backend(backend)
     from eplb_cli.run import judge
 
     judge.go_on_judged(timeout, "" if dry_run else KEPT)
+    inputs = [name for name in (old, new, layout) if name is not None] + [str(dst)]  # which is no file yet
+    check_outputs([out_new], output_format, inputs=inputs, sources=[src], destination=dst, replace=True)
     from eplb_cli.inputs.options import PlacementOptions
     from eplb_cli.run.request import AnyRequest, PlanRequest, Request
 
@@ -214,6 +225,7 @@ def command(
             senders=senders or "balanced",
             ranks_per_node=ranks_per_node,
             rank_scalars=rank_scalars,
+            relabel=relabel,
             placements=placements,
             **common,
         )
@@ -228,5 +240,8 @@ def command(
 
         if chosen is Backend.auto:
             render.print_note(NO_WORKERS_NEEDED if has_package("torch") else NO_TORCH)
-        report = run(request, progress_bar, full=full)
-    print_report(report, output_format, full=full)
+        report = write_new(run(request, progress_bar, full=full), out_new)
+    if out_new == STDOUT and not dry_run:
+        print_warnings(report)
+    else:
+        print_report(report, output_format, full=full)

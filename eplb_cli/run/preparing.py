@@ -15,6 +15,7 @@ from eplb_cli.output.prepared import Prepared, bind_and_plan
 from eplb_cli.output.tree import check_output, plan_output
 from eplb_cli.plan.choice import RankScalars
 from eplb_cli.progress import ProgressBar, silent
+from eplb_cli.report.relabelling import relabelling
 from eplb_cli.report.report import Report
 from eplb_cli.report.tally import plan_report
 from eplb_cli.run.clock import Clock
@@ -122,7 +123,7 @@ def prepared_report(given: Given, prepared: Prepared, *, full: bool) -> Report:
     sharded = checkpoint.sharded_others
     count = f"{len(sharded):,} other tensors look" if len(sharded) > 1 else "an other tensor looks"
     notes = [f"{count} sharded over the ranks: {sharded[0]!r}"] if sharded else []
-    return plan_report(
+    report = plan_report(
         prepared.plan,
         checkpoint.expert_nbytes,
         other_nbytes=output.other_nbytes,
@@ -130,6 +131,10 @@ def prepared_report(given: Given, prepared: Prepared, *, full: bool) -> Report:
         full=full,
         warnings=[*(finding.message for finding in given.warnings), *checkpoint.warnings, *notes],
     )
+    if given.relabelled is None:
+        return report
+    how, asked = given.relabelled
+    return replace(report, relabelled=relabelling(prepared.plan, asked, given.new, how))
 
 
 def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:

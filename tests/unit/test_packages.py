@@ -24,9 +24,11 @@ MAY_IMPORT = {
     "report": {"balance", "models", "placements", "plan"},
     "live": {"exchange", "models", "placements", "plan"},
     "output": {"checkpoint", "formats", "models", "placements", "plan"},
-    "inputs": {"checkpoint", "formats", "models", "placements", "plan", "report"},
+    "inputs": {"balance", "checkpoint", "formats", "models", "placements", "plan", "report"},
     "transfer": {"checkpoint", "exchange", "formats", "output", "plan"},
-    "run": {"checkpoint", "exchange", "inputs", "output", "placements", "plan", "report", "transfer"},
+    "run": {
+        "balance", "checkpoint", "exchange", "inputs", "output", "placements", "plan", "report", "transfer",
+    },
     "huggingface": {
         "checkpoint", "formats", "inputs", "models", "output", "placements", "plan", "report", "transfer",
     },
