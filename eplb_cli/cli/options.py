@@ -76,6 +76,17 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return whole
 
 
+def rank_numbers(option: str, words: str | None) -> tuple[int, ...]:
+    """The numbers in a value like `5,17` or `0-7,12`, ascending; none without a value. Raises EP001."""
+    found: set[int] = set()
+    for part in [] if words is None else words.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,7})(?:-([0-9]{1,7}))?\s*", part)
+        if match is None:
+            raise UsageError("EP001", f"{option} {words!r} is no list of ranks", "write 5,17 or 0-7,12")
+        found |= {*range(int(match[1]), int(match[2] or match[1]) + 1)}
+    return tuple(sorted(found))
+
+
 def seconds(word: str | float) -> float:
     """A number of seconds; that it is none of the odd ones (nan, inf) is for whoever waits to say."""
     try:
