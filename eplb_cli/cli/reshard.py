@@ -30,6 +30,7 @@ from eplb_cli.cli.options import (
     RelabelOption,
     ResumeOption,
     chosen_backend,
+    rank_numbers,
     seconds,
     whole_number,
 )
@@ -108,6 +109,22 @@ def command(
     ] = None,
     ranks_per_node: RanksPerNode = None,
     rank_scalars: RankScalarsOption = None,
+    lost_ranks: Annotated[
+        str | None,
+        typer.Option(
+            "--lost-ranks",
+            metavar="RANK,...",
+            help="Ranks of OLD whose files are gone: those that are left close up, in their order.",
+        ),
+    ] = None,
+    missing_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--missing-from",
+            metavar="PATCH",
+            help="What `shard --only` wrote: the experts that only the lost ranks had.",
+        ),
+    ] = None,
     relabel: RelabelOption = "none",
     out_new: OutNewOption = None,
     buffer_size: Annotated[
@@ -169,6 +186,8 @@ def command(
         senders,
         ranks_per_node,
         rank_scalars,
+        lost_ranks,
+        missing_from,
         None if relabel == "none" else relabel,
         out_new,
         num_ranks,
@@ -187,7 +206,9 @@ def command(
 
     judge.go_on_judged(timeout, "" if dry_run else KEPT)
     inputs = [name for name in (old, new, layout) if name is not None] + [str(dst)]  # which is no file yet
-    check_outputs([out_new], output_format, inputs=inputs, sources=[src], destination=dst, replace=True)
+    check_outputs(
+        [out_new], output_format, inputs=inputs, sources=[src, missing_from], destination=dst, replace=True
+    )
     from eplb_cli.inputs.options import PlacementOptions
     from eplb_cli.run.request import AnyRequest, PlanRequest, Request
 
@@ -226,6 +247,8 @@ def command(
             ranks_per_node=ranks_per_node,
             rank_scalars=rank_scalars,
             relabel=relabel,
+            lost_ranks=rank_numbers("--lost-ranks", lost_ranks),
+            missing_from=missing_from,
             placements=placements,
             **common,
         )

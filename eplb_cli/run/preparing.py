@@ -63,6 +63,8 @@ def plan_request(
     require_usable(request)
     check_destination(request.source, request.destination)
     given = request.read()
+    if given.shards.missing_from is not None:
+        check_destination(given.shards.missing_from, request.destination)
     backend, num_workers = choose_backend(request, given.num_ranks)
     threads = request.threads or default_threads(1)
     prepared, alike = prepare_given(given, threads, progress, clock, compare=compare, copy=request.copy)
