@@ -28,10 +28,12 @@ class Repaired:
     Attributes:
         new: NEW; its ranks are those that are left, in their order, with the rows that they had.
         survivors: what was left, and which experts were lost.
+        num_replicated: how many slots, over all layers, got one more replica of an expert.
     """
 
     new: Placement
     survivors: Survivors
+    num_replicated: int = 0
 
 
 def repair(
@@ -58,12 +60,14 @@ def repair(
     grown = _with_slots(left, more)
     weights = np.ones((old.num_layers, old.num_logical_experts)) if load is None else load.astype(np.float64)
     table = grown.physical_to_logical.copy()
+    num_replicated = 0
     for layer, experts in enumerate(survivors.lost_experts):
         slots = _Layer(table[layer], grown.rank_of_slot, weights[layer])
-        if more:
-            slots.replicate(slots.num_free - len(experts))
+        spare = max(0, slots.num_free - len(experts)) if more else 0
+        slots.replicate(spare)
         slots.place(experts)
-    return Repaired(replace(grown, physical_to_logical=table), survivors)
+        num_replicated += spare
+    return Repaired(replace(grown, physical_to_logical=table), survivors, num_replicated)
 
 
 def _more_slots(survivors: Survivors, num_redundant_experts: int | None) -> int:
