@@ -1,4 +1,4 @@
-"""What `balance --repair` prints: which ranks are left, what was lost with the others, and what to do next."""
+"""What `balance --repair` prints: which ranks are left, what was lost with the others, what to do next."""
 
 from __future__ import annotations
 
