@@ -82,7 +82,7 @@ def _more_slots(survivors: Survivors, num_redundant_experts: int | None) -> int:
     )
     if num_redundant_experts is None:
         if least:
-            problem = f"{ranks:,} ranks are left with {left.num_slots:,} slots, for {needed:,} experts"
+            problem = f"the ranks that are left have {left.num_slots:,} slots, for {needed:,} experts"
             raise UsageError("EP001", problem, enough)
         return 0
     more, rest = divmod(experts + num_redundant_experts - left.num_slots, ranks)

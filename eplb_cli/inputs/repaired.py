@@ -50,6 +50,7 @@ def repaired(
     done = repair(old, lost, weights, num_redundant_experts)
     new, survivors = done.new, done.survivors
     return new, Repair(
+        name,
         "",
         tuple(sorted({*lost})),
         survivors,

@@ -46,6 +46,6 @@ def _steps(found: Repair) -> Iterator[str]:
     lost = ",".join(map(str, found.lost_ranks))
     patch = ""
     if found.survivors.num_lost:
-        yield f"eplb shard HF_DIR PATCH --placement OLD --engine ENGINE --only {lost}"
+        yield f"eplb shard HF_DIR PATCH --placement {found.name} --engine ENGINE --only {lost}"
         patch = " --missing-from PATCH"
-    yield f"eplb reshard SRC DST --old OLD --new {found.output} --lost-ranks {lost}{patch}"
+    yield f"eplb reshard SRC DST --old {found.name} --new {found.output} --lost-ranks {lost}{patch}"

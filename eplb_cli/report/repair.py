@@ -15,7 +15,8 @@ class Repair:
     """A placement for the ranks that are left.
 
     Attributes:
-        output: where it is written.
+        name: of OLD.
+        output: where NEW is written.
         lost_ranks: the numbers of the ranks that are lost.
         survivors: what was left of OLD.
         num_slots: P of NEW.
@@ -25,6 +26,7 @@ class Repair:
         warnings: what is odd about OLD.
     """
 
+    name: str
     output: str
     lost_ranks: tuple[int, ...]
     survivors: Survivors

@@ -67,11 +67,12 @@ def plan_request(
         check_destination(given.shards.missing_from, request.destination)
     backend, num_workers = choose_backend(request, given.num_ranks)
     threads = request.threads or default_threads(1)
-    prepared, alike = prepare_given(given, threads, progress, clock, compare=compare, copy=request.copy)
+    copy = request.copy or bool(given.shards.lost)  # files of ranks that close up get other names
+    prepared, alike = prepare_given(given, threads, progress, clock, compare=compare, copy=copy)
     if request.digests:
         require_digests(prepared.checkpoint)
     report = prepared_report(given, prepared, full=full)
-    if request.copy:
+    if copy:
         report = replace(report, nothing_to_do=False)
     clock.lap("plan")
     return Planned(request, prepared, alike, report, backend, num_workers, clock.seconds, given.rank_scalars)

@@ -68,7 +68,7 @@ def test_every_subset_of_lost_ranks(old):
         survivors = without_ranks(old, lost)
         least = least_changed(survivors.placement, experts)
         if least is None:
-            with pytest.raises(UsageError, match="are left with"):
+            with pytest.raises(UsageError, match="ranks that are left have"):
                 repair(old, lost)
             continue
         found = repair(old, lost)
@@ -128,7 +128,7 @@ def test_what_makes_room_is_what_is_missed_least():
 def test_more_slots_where_there_are_too_few():
     """It says which number will do; what lost experts do not need goes to the heaviest of the others."""
     old = placed([0, 1, 2], [3, 4, 5], [6, 7, 8])
-    with pytest.raises(UsageError, match="2 ranks are left with 6 slots, for 9 experts") as refused:
+    with pytest.raises(UsageError, match="ranks that are left have 6 slots, for 9 experts") as refused:
         repair(old, [1])
     assert "--num-redundant-experts 1 gives each rank 2 more" in refused.value.hint
     load = np.array([[1.0, 1, 1, 1, 1, 1, 1, 9, 1]])
