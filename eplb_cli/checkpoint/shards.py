@@ -98,6 +98,12 @@ class Shards:
         return len(self.tensors)
 
     @property
+    def recorded_ranks(self) -> list[int]:
+        """The numbers that ranks of `path` have in its manifest."""
+        left = self.num_ranks - (self.missing_from is not None)
+        return [rank for rank in range(left + len(self.lost)) if rank not in self.lost]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all shard files."""
         return sum(file.nbytes for file in self.files)
@@ -214,7 +220,7 @@ def open_shards(path: Path, layout: str | Layout = "auto", lost: Collection[int]
     A tree that eplb wrote says its layout itself; "auto" takes that.
 
     Args:
-        lost: the numbers of ranks whose files are gone. Of rows a manifest says nothing then.
+        lost: the numbers of ranks whose files are gone.
 
     Raises:
         CheckpointError: EP201 to EP206, the directory, a file or the layout cannot be used; EP208, no
@@ -352,10 +358,10 @@ def _closed_up(path: Path, shards: list[ShardFile], lost: Collection[int]) -> li
 
 
 def _of_those_left(manifest: Manifest, layout: Layout, lost: Collection[int]) -> Manifest:
-    """What a manifest says of the files that are left; digests of rows are by the old numbers of ranks."""
+    """What a manifest says of the files that are left."""
     ranks = {name: found.rank for name in manifest.files if (found := layout.match_file(name)) is not None}
     files = {name: file for name, file in manifest.files.items() if ranks.get(name) not in lost}
-    return replace(manifest, files=files, digests={})
+    return replace(manifest, files=files)
 
 
 def _by_rank(path: Path, shards: list[ShardFile], num_lost: int) -> tuple[Mapping[str, TensorAt], ...]:

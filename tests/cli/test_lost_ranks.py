@@ -239,6 +239,22 @@ class TestRefused:
         )
         self.refuse(eplb, home, "EP202", "rank 3 is said to be lost")
 
+    @pytest.mark.parametrize("tree", ["src", "patch"])
+    def test_a_row_that_is_not_what_was_written(self, eplb, home, engine, tree):
+        """The digests beside the shards that are left, and beside the patch, are compared as ever."""
+        patch = patched(eplb, home, engine)
+        file = (
+            home
+            / tree
+            / ("model-rank-2-part-0.safetensors" if tree == "src" else "model-rank-0-part-0.safetensors")
+        )
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        done = resharded(eplb, home, "--missing-from", patch)
+        assert_error(done, "EP506", tree, exit_code=5)
+        assert not (home / "dst").exists()
+
     def test_another_rank_is_missing(self, eplb, home):
         """All that are lost have to be named."""
         lose(home / "src", [1])
