@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from eplb_cli.checkpoint.layout import Layout
+from eplb_cli.checkpoint.manifest import read_manifest
 from eplb_cli.checkpoint.shards import Shards, open_shards
 from eplb_cli.errors import CheckpointError
 
@@ -37,19 +38,22 @@ def open_left(
     if lost and maps:
         problem = f"{min(maps)!r} says where the experts of all ranks are, and some ranks are lost"
         raise CheckpointError("EP215", problem, "shard the Hugging Face checkpoint anew")
-    return shards if missing_from is None else _with_rank(shards, open_shards(missing_from), missing_from)
+    if missing_from is None:
+        return shards
+    manifest = read_manifest(missing_from)
+    if manifest is None or manifest.placement.get("num_ranks") != 1:
+        problem = f"{missing_from} is not what `eplb shard --only` writes: one rank, with an eplb.json"
+        listed = ",".join(map(str, lost))
+        hint = f"`eplb shard HF_DIR PATCH --placement OLD --engine ENGINE --only {listed}`"
+        raise CheckpointError("EP202", problem, hint)
+    return _with_rank(shards, open_shards(missing_from), manifest.engine)
 
 
-def _with_rank(shards: Shards, patch: Shards, missing_from: Path) -> Shards:
-    """The same with the experts of a patch as one more rank. Raises EP202 or EP206."""
-    if patch.num_ranks != 1 or patch.manifest is None:
-        problem = f"{missing_from} is not what `eplb shard --only` writes"
-        raise CheckpointError("EP202", problem, "it writes one rank, and an eplb.json")
-    engine = patch.manifest.engine if shards.manifest is None else shards.manifest.engine
-    if patch.layout != shards.layout or patch.manifest.engine != engine:
-        problem = (
-            f"{missing_from} has tensors named as {patch.manifest.engine} has them, and {shards.path} not"
-        )
+def _with_rank(shards: Shards, patch: Shards, engine: str) -> Shards:
+    """The same with the experts of a patch, named for an engine, as one more rank. Raises EP206."""
+    other = "" if shards.manifest is None else shards.manifest.engine
+    if patch.layout != shards.layout or other not in ("", engine):
+        problem = f"{patch.path} has the names of {engine}, and {shards.path} has others"
         raise CheckpointError("EP206", problem, "`shard --only` needs the --engine that SRC was made for")
     rank, before = shards.num_ranks, len(shards.files)
     files = (file._replace(name=file.name._replace(rank=rank)) for file in patch.files)
@@ -63,5 +67,5 @@ def _with_rank(shards: Shards, patch: Shards, missing_from: Path) -> Shards:
         shards,
         files=(*shards.files, *files),
         tensors=(*shards.tensors, {**others, **experts}),
-        missing_from=missing_from,
+        missing_from=patch.path,
     )

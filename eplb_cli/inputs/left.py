@@ -129,6 +129,11 @@ def _said(survivors: Survivors, shards: Shards, unnamed: Sequence[int]) -> list[
     if shards.missing_from is not None:
         rank, count = len(survivors.old_rank), survivors.num_lost
         said.append(f"rank {rank} of OLD is {shards.missing_from}: what only lost ranks had, {count:,} rows")
+        if shards.manifest is None or not shards.manifest.engine:
+            said.append(
+                f"nothing says that {shards.path} has experts as `eplb shard` writes them, and not repacked: "
+                "`eplb inspect SRC --identify HF_DIR` does"
+            )
     said += [f"layer {shards.layers.name(layer)}: taken to have its experts in order" for layer in unnamed]
     return [Finding("EP202", "warning", message) for message in said]
 

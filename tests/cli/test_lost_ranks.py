@@ -119,7 +119,7 @@ def test_without_the_manifest_of_src(eplb, home, engine):
     (home / "src" / "eplb.json").unlink()
     done = resharded(eplb, home, "--missing-from", patch, "--old", home / "old.json")
     assert done.code == 0, done.err
-    assert "--lost-ranks" not in done.out
+    assert "inspect SRC --identify HF_DIR" in done.err
     assert_error(resharded(eplb, home, "--missing-from", patch, dst="x"), "EP216", "nothing says what OLD is")
 
 
@@ -230,7 +230,7 @@ class TestRefused:
         """The checkpoint itself is none, and shards of more ranks are none."""
         for wrong in ("hf", "src"):
             options = ("--missing-from", home / wrong)
-            assert resharded(eplb, home, *options).code == 3
+            self.refuse(eplb, home, "EP202", "is not what `eplb shard --only` writes", options=options)
 
     def test_files_of_a_lost_rank(self, eplb, home):
         """Are they lost, or not: nobody guesses."""
