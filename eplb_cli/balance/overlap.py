@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from eplb_cli.arrays import Int
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.values import dataclass
 
 NO_ROW = EMPTY - 1
 """What OLD holds in a row that it has not."""

@@ -8,7 +8,7 @@ first, then replicas whose expert has the least of it on each replica that stays
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from eplb_cli.arrays import Int
 from eplb_cli.errors import UsageError
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.placements.survivors import Survivors, without_ranks
+from eplb_cli.values import dataclass
 
 Loads = NDArray[np.float64]
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eplb_cli.balance.relabel import relabel
-from eplb_cli.checkpoint.sharded import with_layers
 from eplb_cli.checkpoint.shards import Shards, open_shards
 from eplb_cli.inputs.old_and_new import read_new, read_old, refuse_guess, require_experts
 from eplb_cli.inputs.options import PlacementOptions, model_of
@@ -52,6 +50,9 @@ class Given:
         """The same with NEW by other names. Raises EplbError where OLD and NEW are no pair."""
         if how == "none":
             return self
+        from eplb_cli.balance.relabel import relabel
+        from eplb_cli.checkpoint.sharded import with_layers
+
         asked = with_layers(self.new, self.shards)
         new = relabel(with_layers(self.old, self.shards), asked, how, self.ranks_per_node)
         return replace(self, new=new, relabelled=(how, asked))

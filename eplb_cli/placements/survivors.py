@@ -11,7 +11,7 @@ the rows of one more rank behind them: it stands for what still has those, a Hug
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from eplb_cli.arrays import Int
 from eplb_cli.errors import UsageError
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from eplb_cli.placements.survivors import Survivors
 from eplb_cli.report.balance import Balances, balances_json
+from eplb_cli.values import dataclass
 
 
 @dataclass(frozen=True, eq=False)

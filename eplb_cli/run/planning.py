@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb_cli.balance.relabel import relabel as by_other_names
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs.old_and_new import read_pair
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
@@ -18,7 +17,6 @@ from eplb_cli.plan.choice import RankScalars, Relabel, Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.progress import ProgressBar, silent
-from eplb_cli.report.relabelling import relabelling
 from eplb_cli.report.report import Report
 from eplb_cli.report.sizes import MAX_SIZE_NBYTES, Rates
 from eplb_cli.report.tally import plan_report
@@ -153,11 +151,17 @@ def _plan_placements(
     old, new, warnings = read_pair(*names, options)
     expert_nbytes = expert_nbytes or known
     sizes = None if expert_nbytes is None else np.full(old.num_layers, expert_nbytes, np.int64)
-    asked, new = new, by_other_names(old, new, relabel, ranks_per_node)
+    asked = new
+    if relabel != "none":
+        from eplb_cli.balance.relabel import relabel as by_other_names
+
+        new = by_other_names(old, asked, relabel, ranks_per_node)
     plan = plan_reshard(old, new, senders, expert_nbytes=sizes, ranks_per_node=ranks_per_node)
     messages = [finding.message for finding in warnings]
     report = plan_report(plan, sizes, full=full, warnings=messages)
     if relabel != "none":
+        from eplb_cli.report.relabelling import relabelling
+
         report = replace(report, relabelled=relabelling(plan, asked, new, relabel))
     return Answer(plan, report, warnings=tuple(warnings))
 

@@ -15,7 +15,6 @@ from eplb_cli.output.prepared import Prepared, bind_and_plan
 from eplb_cli.output.tree import check_output, plan_output
 from eplb_cli.plan.choice import RankScalars
 from eplb_cli.progress import ProgressBar, silent
-from eplb_cli.report.relabelling import relabelling
 from eplb_cli.report.report import Report
 from eplb_cli.report.tally import plan_report
 from eplb_cli.run.clock import Clock
@@ -136,6 +135,8 @@ def prepared_report(given: Given, prepared: Prepared, *, full: bool) -> Report:
     )
     if given.relabelled is None:
         return report
+    from eplb_cli.report.relabelling import relabelling
+
     how, asked = given.relabelled
     return replace(report, relabelled=relabelling(prepared.plan, asked, given.new, how))
 
