@@ -54,6 +54,12 @@ def repair(
 
     Raises:
         UsageError: EP001, there is no such rank, or the slots are fewer than the experts, or do not divide.
+
+    Examples:
+        >>> old, _ = eplb_cli.read_placement("old.json")
+        >>> repaired = eplb_cli.repair(old, [1], num_redundant_experts=0)
+        >>> repaired.new.num_ranks, repaired.survivors.lost_experts[0].tolist()
+        (1, [10, 11, 12, 13, 14, 15])
     """
     survivors = without_ranks(old, lost)
     left = survivors.placement

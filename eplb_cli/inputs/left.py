@@ -12,11 +12,12 @@ from eplb_cli.checkpoint.left import open_left
 from eplb_cli.checkpoint.manifest import read_manifest
 from eplb_cli.checkpoint.sharded import with_layers
 from eplb_cli.checkpoint.shards import Shards
-from eplb_cli.errors import CheckpointError
+from eplb_cli.errors import CheckpointError, UsageError
 from eplb_cli.inputs.given import Given
 from eplb_cli.inputs.old_and_new import read_new, refuse_guess, require_experts
 from eplb_cli.inputs.options import PlacementOptions, model_of
 from eplb_cli.placements.beside import with_linear_layers
+from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.placement import EMPTY, Placement
@@ -69,10 +70,14 @@ def _read_old(shards: Shards, name: str | None, options: PlacementOptions) -> tu
             raise CheckpointError("EP216", f"{shards.path} has no eplb.json, so nothing says what OLD is")
         return recorded, []
     num_ranks = shards.num_ranks - (shards.missing_from is not None) + len(shards.lost)
+    if options.old_num_ranks not in (None, num_ranks):
+        problem = f"--old-num-ranks is {options.old_num_ranks:,}, and with those that are lost there are"
+        raise UsageError("EP001", f"{problem} {num_ranks:,}", "leave it out")
+    layers = np.array(shards.layers.placed or shards.moe_layers, np.int64)
     hints = Hints(
         num_ranks=num_ranks,
         num_logical_experts=experts,
-        layer_ids=np.array(shards.layers.placed or shards.moe_layers, np.int64),
+        layer_ids=layers if name in NAMED_MAPS else None,
         num_redundant_experts=options.num_redundant_experts,
         dialect=options.old_dialect,
         model=options.model,
