@@ -73,7 +73,7 @@ def _read_old(shards: Shards, name: str | None, options: PlacementOptions) -> tu
     if options.old_num_ranks not in (None, num_ranks):
         problem = f"--old-num-ranks is {options.old_num_ranks:,}, and with those that are lost there are"
         raise UsageError("EP001", f"{problem} {num_ranks:,}", "leave it out")
-    layers = np.array(shards.layers.placed or shards.moe_layers, np.int64)
+    layers = np.array(shards.moe_layers, np.int64)
     hints = Hints(
         num_ranks=num_ranks,
         num_logical_experts=experts,
