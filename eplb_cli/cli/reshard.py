@@ -205,10 +205,10 @@ def command(
     from eplb_cli.run import judge
 
     judge.go_on_judged(timeout, "" if dry_run else KEPT)
-    inputs = [name for name in (old, new, layout) if name is not None] + [str(dst)]  # which is no file yet
-    check_outputs(
-        [out_new], output_format, inputs=inputs, sources=[src, missing_from], destination=dst, replace=True
-    )
+    if out_new is not None:
+        inputs = [*filter(None, (old, new, layout)), str(dst)]  # which is no file yet
+        sources = [src, missing_from]
+        check_outputs([out_new], output_format, inputs=inputs, sources=sources, destination=dst, replace=True)
     from eplb_cli.inputs.options import PlacementOptions
     from eplb_cli.run.request import AnyRequest, PlanRequest, Request
 
