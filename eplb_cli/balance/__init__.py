@@ -1,1 +1,1 @@
-"""How evenly placements spread the work over ranks."""
+"""How evenly placements spread the work over ranks, and placements that are nearer to what is there."""
