@@ -12,13 +12,13 @@ import numpy as np
 
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs.old_and_new import read_pair
-from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
+from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions, expert_size
 from eplb_cli.plan.choice import RankScalars, Relabel, Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
-from eplb_cli.report.sizes import MAX_SIZE_NBYTES, Rates
+from eplb_cli.report.sizes import Rates
 from eplb_cli.report.tally import plan_report
 from eplb_cli.values import dataclass
 
@@ -141,15 +141,8 @@ def _plan_placements(
     full: bool,
 ) -> Answer:
     """Plan from two placements alone."""
-    if expert_nbytes is not None and not 1 <= expert_nbytes <= MAX_SIZE_NBYTES:
-        problem = f"--expert-bytes is {expert_nbytes:,}, not from 1 to {MAX_SIZE_NBYTES:,}"
-        raise UsageError("EP001", problem, "leave it out where sizes are not known")
-    known = None if options.model is None else options.model.expert_nbytes
-    if None not in (expert_nbytes, known) and expert_nbytes != known:
-        problem = f"--expert-bytes is {expert_nbytes:,}, and an expert of the model has {known:,} bytes"
-        raise UsageError("EP001", problem, "leave one of the two out")
+    expert_nbytes = expert_size(expert_nbytes, options.model)
     old, new, warnings = read_pair(*names, options)
-    expert_nbytes = expert_nbytes or known
     sizes = None if expert_nbytes is None else np.full(old.num_layers, expert_nbytes, np.int64)
     asked = new
     if relabel != "none":

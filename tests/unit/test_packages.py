@@ -34,7 +34,7 @@ MAY_IMPORT = {
     },
     "engines": {"checkpoint", "models", "output", "placements"},
     "audit": {"checkpoint", "formats", "huggingface", "output", "placements", "plan", "report", "transfer"},
-    "render": {"models", "placements", "plan", "report"},
+    "render": {"balance", "models", "placements", "plan", "report"},
     "cli": {
         "audit", "checkpoint", "huggingface", "inputs", "models", "placements", "plan", "render", "report",
         "run",
