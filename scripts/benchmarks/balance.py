@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.balance.anew import balanced_anew
+from eplb_cli.balance.curve import curve
+from eplb_cli.balance.imbalance import judge
 from eplb_cli.balance.relabel import relabel
 from eplb_cli.balance.replicas import replicate
 from eplb_cli.balance.shape import Shape, placement_of
@@ -73,7 +75,10 @@ def main(arguments: list[str]) -> int:
     """Print the table, in Markdown."""
     parser = argparse.ArgumentParser(prog="scripts/bench balance", description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--large", action="store_true", help="seconds for 61 layers, 384 experts, 64 ranks")
     options = parser.parse_args(arguments)
+    if options.large:
+        return _timed(options.seed)
     print(_row(HEAD), _row(["---"] * len(HEAD)), sep="\n")
     worse = 0
     for case in CASES:
@@ -133,6 +138,29 @@ def _measured(case: Case, seed: int) -> tuple[list[str], int]:
         *(f"{share:.0%}" for share in moved),
     ]
     return cells, worse
+
+
+def _timed(seed: int) -> int:
+    """Seconds of one core for the largest of the usual models."""
+    random = np.random.default_rng(seed)
+    before = random.lognormal(0, 1, (61, 384))
+    after = before * random.lognormal(0, 0.3, before.shape)
+    shape = Shape(384, 64, 64)
+    old = placement_of(balanced_anew(before, shape).experts, 384, None)
+    new = placement_of(balanced_anew(after, shape).experts, 384, None)
+    for what, run in (
+        ("balanced", lambda: balanced_anew(after, shape)),
+        (
+            "balanced, from OLD, with the curve",
+            lambda: curve(Way(after, shape, old), np.ones(61, np.int64), after.sum(axis=1) / 64),
+        ),
+        ("relabelled", lambda: relabel(old, new, "ranks")),
+        ("judged", lambda: judge(new, after)),
+    ):
+        start = time.process_time()
+        run()
+        print(f"{what}: {time.process_time() - start:.2f} s")
+    return 0
 
 
 def _peer(load: Loads, case: Case) -> Placement:
