@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from eplb_cli.audit.inspection import inspect
     from eplb_cli.audit.verify import verify
+    from eplb_cli.balance.relabel import relabel
+    from eplb_cli.balance.repair import Repaired, repair
     from eplb_cli.errors import (
         BytesError,
         CheckpointError,
@@ -78,6 +80,7 @@ __all__ = [
     "PlacementOptions",
     "PlanError",
     "PlanRequest",
+    "Repaired",
     "Report",
     "Request",
     "ReshardPlan",
@@ -93,6 +96,8 @@ __all__ = [
     "plan_files",
     "plan_reshard",
     "read_placement",
+    "relabel",
+    "repair",
     "reshard",
     "shard",
     "validate",
@@ -116,6 +121,7 @@ _HOMES = {
     "PlacementOptions": "inputs.options",
     "PlanError": "errors",
     "PlanRequest": "run.request",
+    "Repaired": "balance.repair",
     "Report": "report.report",
     "Request": "run.request",
     "ReshardPlan": "plan.moves",
@@ -131,6 +137,8 @@ _HOMES = {
     "plan_files": "run.planning",
     "plan_reshard": "plan.plan",
     "read_placement": "placements.read",
+    "relabel": "balance.relabel",
+    "repair": "balance.repair",
     "reshard": "run.reshard",
     "shard": "huggingface.shard",
     "validate": "inputs.validate",

@@ -19,7 +19,16 @@ from griffe2md import ConfigDict, render_object_docs
 ROOT = Path(__file__).parents[1]
 
 SECTIONS = {
-    "Placements": ("read_placement", "format_placement", "validate", "convert", "plan_reshard", "plan_files"),
+    "Placements": (
+        "read_placement",
+        "format_placement",
+        "validate",
+        "convert",
+        "plan_reshard",
+        "plan_files",
+        "relabel",
+        "repair",
+    ),
     "Shards": ("Request", "PlanRequest", "reshard", "verify", "inspect"),
     "Hugging Face checkpoints": ("shard", "merge", "bake"),
     "Values": (
@@ -29,6 +38,7 @@ SECTIONS = {
         "Finding",
         "MoveTable",
         "ReshardPlan",
+        "Repaired",
         "Answer",
         "Report",
         "Verification",

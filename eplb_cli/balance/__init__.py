@@ -1,1 +1,1 @@
-"""How evenly placements spread the work over ranks."""
+"""How evenly placements spread a load; placements that are balanced, near to what is there, or repaired."""

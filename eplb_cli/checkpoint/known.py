@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eplb_cli.arrays import Digests
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, digest_file, read_digests
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, digest_file, read_digests, read_manifest
 from eplb_cli.checkpoint.places import other_numbers
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.digests import DIGEST_NBYTES
@@ -37,32 +38,44 @@ def known_digests(
     manifest = shards.manifest
     if manifest is None or not manifest.digests:
         return None
-    layers = _positions(placement.layer_ids, named_layers(shards, manifest), shards)
-    tensors = _positions(templates, manifest.expert_tensors, shards)
     rows = np.zeros((placement.num_layers, len(templates), placement.num_slots, DIGEST_NBYTES), np.uint8)
-    for rank, slots in enumerate(placement.slots_per_rank.tolist()):
-        found = read_digests(shards.path, rank, (len(layers), len(tensors), slots), manifest)
+    slots = np.split(np.arange(placement.num_slots), placement.first_slot[1:-1])
+    for numbers, (path, rank, said) in zip(slots, _records(shards, manifest), strict=True):
+        layers = _positions(placement.layer_ids, _named_layers(path, said), path)
+        tensors = _positions(templates, said.expert_tensors, path)
+        found = read_digests(path, rank, (len(layers), len(tensors), len(numbers)), said)
         if found is None:
-            raise CheckpointError("EP214", f"{shards.path / digest_file(rank)} is missing")
-        first = int(placement.first_slot[rank])
-        rows[np.ix_(layers, tensors, range(first, first + slots))] = found
+            raise CheckpointError("EP214", f"{path / digest_file(rank)} is missing")
+        rows[np.ix_(np.array(layers), np.array(tensors), numbers)] = found
     known = np.concatenate([rows.reshape(-1, DIGEST_NBYTES), _known_others(manifest.files, shards, others)])
     known.setflags(write=False)
     return known
 
 
+def _records(shards: Shards, manifest: Manifest) -> list[tuple[Path, int, Manifest]]:
+    """Of each rank, where its digests are, under which number, and what says so."""
+    records = [(shards.path, rank, manifest) for rank in shards.recorded_ranks]
+    if shards.missing_from is not None and (said := read_manifest(shards.missing_from)) is not None:
+        records.append((shards.missing_from, 0, said))
+    return records
+
+
 def named_layers(shards: Shards, manifest: Manifest) -> list[int]:
-    """The layers of which a manifest has digests of rows."""
-    ids = manifest.read_placement(shards.path).layer_ids
+    """The layers of which the manifest of shards has digests of rows."""
+    return _named_layers(shards.path, manifest)
+
+
+def _named_layers(path: Path, manifest: Manifest) -> list[int]:
+    ids = manifest.read_placement(path).layer_ids
     return [] if ids is None else ids.tolist()
 
 
-def _positions(among: Iterable[object] | None, wanted: Sequence[object], shards: Shards) -> list[int]:
+def _positions(among: Iterable[object] | None, wanted: Sequence[object], path: Path) -> list[int]:
     """Where the layers or tensors of a manifest are among those of the shards. Raises EP214."""
     at = {one: number for number, one in enumerate([] if among is None else among)}
     lost = [one for one in wanted if one not in at]
     if lost:
-        problem = f"{shards.path / MANIFEST_NAME} has digests of {lost[0]!r}, which is not there"
+        problem = f"{path / MANIFEST_NAME} has digests of {lost[0]!r}, which is not there"
         raise CheckpointError("EP214", problem)
     return [at[one] for one in wanted]
 

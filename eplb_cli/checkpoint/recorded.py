@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from eplb_cli import files
@@ -40,9 +42,12 @@ def require_as_in_manifest(checkpoint: ShardedCheckpoint, old_digests: Digests) 
         rank, key = list(other_numbers(checkpoint.others))[first - num_rows]
         raise unlike_manifest(checkpoint.shards, f"{key!r} of rank {rank}")
     layer, tensor, slot = (int(number) for number in np.unravel_index(first, checkpoint.extents.file.shape))
+    rank, shards = int(old.rank_of_slot[slot]), checkpoint.shards
+    if rank >= len(shards.recorded_ranks) and shards.missing_from is not None:
+        shards = replace(shards, path=shards.missing_from)
     raise unlike_manifest(
-        checkpoint.shards,
-        f"layer {old.layer_number(layer)}, slot {slot} (rank {old.rank_of_slot[slot]}, "
+        shards,
+        f"layer {old.layer_number(layer)}, slot {slot} (rank {rank}, "
         f"row {old.row_of_slot[slot]}) of {checkpoint.expert_tensors[tensor].template!r}",
     )
 
@@ -58,7 +63,8 @@ def _require_whole_tensors(checkpoint: ShardedCheckpoint) -> None:
     if manifest is None or ids is None:
         return
     unnamed = set(ids.tolist()) - set(named_layers(shards, manifest))
-    for rank, tensors in enumerate(shards.tensors if unnamed else ()):
+    ranks = shards.tensors[: len(shards.recorded_ranks)]
+    for rank, tensors in enumerate(ranks if unnamed else ()):
         for key, at in tensors.items():
             found, file = shards.expert_keys.get(key), shards.files[at.file]
             digest = manifest.files[file.path.name]["others"].get(key)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -78,6 +79,8 @@ class Shards:
         tensors: per rank, all its tensors by key.
         carried: names of the files that are no shards and travel along.
         manifest: what `eplb` wrote beside the shards, if it did.
+        lost: the numbers of ranks whose files are gone; those that are left have closed up.
+        missing_from: where the last rank is, which has the experts that were lost; see `left`.
     """
 
     path: Path
@@ -86,11 +89,19 @@ class Shards:
     tensors: tuple[Mapping[str, TensorAt], ...]
     carried: tuple[str, ...]
     manifest: Manifest | None
+    lost: tuple[int, ...] = field(default=(), kw_only=True)
+    missing_from: Path | None = field(default=None, kw_only=True)
 
     @property
     def num_ranks(self) -> int:
         """R."""
         return len(self.tensors)
+
+    @property
+    def recorded_ranks(self) -> list[int]:
+        """The numbers that ranks of `path` have in its manifest."""
+        left = self.num_ranks - (self.missing_from is not None)
+        return [rank for rank in range(left + len(self.lost)) if rank not in self.lost]
 
     @property
     def nbytes(self) -> int:
@@ -203,10 +214,13 @@ class Shards:
         return rows
 
 
-def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
+def open_shards(path: Path, layout: str | Layout = "auto", lost: Collection[int] = ()) -> Shards:
     """Read the names and headers of a checkpoint's shards.
 
     A tree that eplb wrote says its layout itself; "auto" takes that.
+
+    Args:
+        lost: the numbers of ranks whose files are gone.
 
     Raises:
         CheckpointError: EP201 to EP206, the directory, a file or the layout cannot be used; EP208, no
@@ -215,7 +229,7 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
     """
     names = _list_directory(path)
     shard_names = [name for name in names if name.endswith(".safetensors")]
-    if not shard_names and is_presharded(names):
+    if not shard_names and is_presharded(names) and not lost:
         return _require_experts(_open_presharded(path, names, layout))
     if not shard_names:
         raise CheckpointError("EP201", f"{path} holds no .safetensors file", "is it the directory of shards?")
@@ -234,8 +248,13 @@ def open_shards(path: Path, layout: str | Layout = "auto") -> Shards:
         header, status = headers[name]
         shards.append(ShardFile(path / name, shard_name, header, status.st_size, status.st_mtime_ns))
     shards.sort(key=lambda shard: (shard.name.rank, shard.name.series, shard.name.part))
+    shards = _closed_up(path, shards, lost)
+    if manifest is not None and lost:
+        manifest = _of_those_left(manifest, layout, lost)
     carried = [name for name in names if not name.endswith(".safetensors") and not _is_ours(name)]
-    found = Shards(path, layout, tuple(shards), _by_rank(path, shards), tuple(sorted(carried)), manifest)
+    tensors = _by_rank(path, shards, len(lost))
+    others = tuple(sorted(carried))
+    found = Shards(path, layout, tuple(shards), tensors, others, manifest, lost=tuple(sorted(lost)))
     _require_headers_as_in_manifest(found)
     return _require_experts(found)
 
@@ -325,7 +344,27 @@ def _is_ours(name: str) -> bool:
     return name == MANIFEST_NAME or is_digest_file(name) or name.endswith(".safetensors.index.json")
 
 
-def _by_rank(path: Path, shards: list[ShardFile]) -> tuple[Mapping[str, TensorAt], ...]:
+def _closed_up(path: Path, shards: list[ShardFile], lost: Collection[int]) -> list[ShardFile]:
+    """Files of the ranks that are left, numbered anew. Raises EP202 where these are not all others."""
+    if not lost:
+        return shards
+    found = {shard.name.rank for shard in shards}
+    left = [rank for rank in range(len(found - {*lost}) + len(lost)) if rank not in lost]
+    if wrong := sorted(found ^ {*left}):
+        what = "is said to be lost, and its files are there" if wrong[0] in lost else "is missing as well"
+        hint = "take its files away" if wrong[0] in lost else "is it lost, too?"
+        raise CheckpointError("EP202", f"{path}: rank {wrong[0]} {what}", hint)
+    return [shard._replace(name=shard.name._replace(rank=left.index(shard.name.rank))) for shard in shards]
+
+
+def _of_those_left(manifest: Manifest, layout: Layout, lost: Collection[int]) -> Manifest:
+    """What a manifest says of the files that are left."""
+    ranks = {name: found.rank for name in manifest.files if (found := layout.match_file(name)) is not None}
+    files = {name: file for name, file in manifest.files.items() if ranks.get(name) not in lost}
+    return replace(manifest, files=files)
+
+
+def _by_rank(path: Path, shards: list[ShardFile], num_lost: int) -> tuple[Mapping[str, TensorAt], ...]:
     ranks = sorted({shard.name.rank for shard in shards})
     if ranks != list(range(len(ranks))):
         missing = next(rank for rank in range(len(ranks)) if rank not in ranks)
@@ -333,7 +372,7 @@ def _by_rank(path: Path, shards: list[ShardFile]) -> tuple[Mapping[str, TensorAt
             "EP202", f"{path} has files of rank {ranks[-1]} and none of rank {missing}", "copy all ranks"
         )
     for shard in shards:
-        if shard.name.world not in (None, len(ranks)):
+        if shard.name.world not in (None, len(ranks) + num_lost):
             raise CheckpointError(
                 "EP202",
                 f"{shard.path} is one of {shard.name.world} ranks, and there are files of {len(ranks)}",

@@ -23,6 +23,7 @@ SUMMARIES = {
     "validate": "Check placement files.",
     "verify": "Prove again that an output is what it should be.",
     "inspect": "Show what a directory of shards, or a load dump, holds.",
+    "balance": "Make a placement that balances a load.",
     "convert": "Write a placement in another engine's dialect.",
     "shard": "Write a Hugging Face checkpoint as shards.",
     "merge": "Write shards as the Hugging Face checkpoint they were made of.",

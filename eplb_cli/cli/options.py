@@ -15,7 +15,7 @@ from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.errors import UsageError, did_you_mean
 from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.dialects.registry import NAMES
-from eplb_cli.plan.choice import RankScalars, Senders
+from eplb_cli.plan.choice import RankScalars, Relabel, Senders
 
 if TYPE_CHECKING:
     from eplb_cli.models.model import Model
@@ -76,6 +76,17 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return whole
 
 
+def rank_numbers(option: str, words: str | None) -> tuple[int, ...]:
+    """The numbers in a value like `5,17` or `0-7,12`, ascending; none without a value. Raises EP001."""
+    found: set[int] = set()
+    for part in [] if words is None else words.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,7})(?:-([0-9]{1,7}))?\s*", part)
+        if match is None:
+            raise UsageError("EP001", f"{option} {words!r} is no list of ranks", "write 5,17 or 0-7,12")
+        found |= {*range(int(match[1]), int(match[2] or match[1]) + 1)}
+    return tuple(sorted(found))
+
+
 def seconds(word: str | float) -> float:
     """A number of seconds; that it is none of the odd ones (nan, inf) is for whoever waits to say."""
     try:
@@ -122,6 +133,22 @@ RanksPerNode = Annotated[
         parser=whole_number(1, 1_000_000),
         metavar="RANKS",
         help="How many ranks a node has: as little as possible goes from one node to another.",
+    ),
+]
+RelabelOption = Annotated[
+    Relabel,
+    typer.Option(
+        "--relabel",
+        help="Let less move: rows of a rank of NEW change places, or whole ranks as well (nodes stay whole), "
+        "layer by layer. No rank gets more to do by it.",
+    ),
+]
+OutNewOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out-new",
+        metavar="FILE",
+        help="Where NEW is written as --relabel leaves it; FILE is replaced; - is stdout.",
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="What stdout gets.")]

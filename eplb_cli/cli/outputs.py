@@ -28,6 +28,7 @@ def check_outputs(
     *,
     inputs: Iterable[str] = (),
     sources: Iterable[Path | None] = (),
+    destination: Path | None = None,
     replace: bool,
 ) -> None:
     """Refuse outputs that cannot be, before any work is done.
@@ -36,13 +37,15 @@ def check_outputs(
         outputs: None where there is none.
         inputs: names of files that are read.
         sources: directories that are only read.
+        destination: a directory that is published whole.
         replace: whether a file that is there may be replaced.
 
     Raises:
         UsageError: EP001, a directory, a file that is read, or two things for one place.
-        OutputError: EP602, inside a source; EP601 or EP604, what is there is not to be replaced.
+        OutputError: EP602, inside one of these; EP601 or EP604, what is there is not to be replaced.
     """
     read, taken = {Path(name).resolve() for name in inputs}, set()
+    directories = [(source, "only read") for source in sources] + [(destination, "published whole")]
     for path in filter(None, outputs):
         if path != STDOUT and path.is_dir():
             raise UsageError("EP001", f"{path} is a directory", "name a file in it")
@@ -52,10 +55,10 @@ def check_outputs(
         taken.add(place)
         if path == STDOUT:
             continue
-        for source in filter(None, sources):
-            if _is_inside(place, source):
-                hint = "name another place"
-                raise OutputError("EP602", f"{path} is inside {source}, which is only read", hint)
+        for directory, what in directories:
+            if directory is not None and _is_inside(place, directory):
+                problem = f"{path} is inside {directory}, which is {what}"
+                raise OutputError("EP602", problem, "name another place")
         files.require_replaceable(path, replace=replace)
     if STDOUT in taken and output_format is Format.json:
         raise UsageError("EP001", "both --format json and - are for stdout", "name a file, or leave one out")

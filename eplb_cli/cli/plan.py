@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,12 +23,15 @@ from eplb_cli.cli.options import (
     NumRedundant,
     OldFromOption,
     OldNumRanks,
+    OutNewOption,
     RankScalarsOption,
     RanksPerNode,
+    RelabelOption,
     SendersOption,
     named_model,
 )
 from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
+from eplb_cli.cli.relabelled import require_out_new, write_new
 from eplb_cli.cli.show import print_report, print_warnings, progress_bar
 from eplb_cli.errors import UsageError
 from eplb_cli.report.sizes import parse_rates, parse_size
@@ -80,11 +84,13 @@ def command(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Changes nothing: a plan never writes, but for --out and --html."),
+        typer.Option("--dry-run", help="Changes nothing: a plan writes only --out, --html and --out-new."),
     ] = False,
     senders: SendersOption = "balanced",
     ranks_per_node: RanksPerNode = None,
     rank_scalars: RankScalarsOption = None,
+    relabel: RelabelOption = "none",
+    out_new: OutNewOption = None,
     num_ranks: NumRanks = None,
     old_num_ranks: OldNumRanks = None,
     num_logical_experts: NumExperts = None,
@@ -106,7 +112,9 @@ def command(
 
         require_plotly()
     inputs = [old, new, layout, *([] if load is None else [load])]
-    check_outputs([out, html], output_format, inputs=inputs, sources=[checkpoint], replace=True)
+    outputs = [out, html, out_new]
+    check_outputs(outputs, output_format, inputs=inputs, sources=[checkpoint], replace=True)
+    require_out_new(relabel, out_new, is_made=out is not None)
     if rank_scalars is not None and checkpoint is None and out is None:
         raise UsageError("EP001", "--rank-scalars is of shards, and there is no --checkpoint", "add it")
     rates = None if bandwidth is None else parse_rates(bandwidth)
@@ -129,12 +137,14 @@ def command(
         senders=senders,
         ranks_per_node=ranks_per_node,
         rank_scalars=rank_scalars,
+        relabel=relabel,
         full=full,
         load=load,
         progress=progress_bar,
     )
     if rates is not None:
         answer = answer.with_estimate(rates)
+    answer = replace(answer, report=write_new(answer.report, out_new))
     if out is not None:
         from eplb_cli.inputs.old_and_new import refuse_guess
         from eplb_cli.inputs.saved_plan import saved_plan
@@ -143,7 +153,7 @@ def command(
             refuse_guess(answer.warnings)
 
         shards = answer.prepared.checkpoint.shards if answer.prepared else None
-        names = {"old": old, "new": new, "layout": layout}
+        names = {"old": old, "new": str(out_new or new), "layout": layout}
         said = answer.said or (answer.plan.old, answer.plan.new)
         saved = saved_plan(answer.plan, said, answer.report, shards, names, rank_scalars)
         write_output(out, saved.to_bytes().decode(), replace=True)
@@ -153,7 +163,7 @@ def command(
         write_output(
             html, html_page(answer.plan, answer.report, (old, new), ("eplb", *sys.argv[1:])), replace=True
         )
-    if STDOUT in (out, html):
+    if STDOUT in outputs:
         print_warnings(answer.report)
     else:
         print_report(answer.report, output_format, full=full)

@@ -24,14 +24,19 @@ from eplb_cli.cli.options import (
     NumRedundant,
     OldFromOption,
     OldNumRanks,
+    OutNewOption,
     RankScalarsOption,
     RanksPerNode,
+    RelabelOption,
     ResumeOption,
     chosen_backend,
+    rank_numbers,
     seconds,
     whole_number,
 )
-from eplb_cli.cli.show import print_report, progress_bar
+from eplb_cli.cli.outputs import STDOUT, check_outputs
+from eplb_cli.cli.relabelled import require_out_new, write_new
+from eplb_cli.cli.show import print_report, print_warnings, progress_bar
 from eplb_cli.errors import UsageError
 from eplb_cli.machine import has_package
 from eplb_cli.plan.choice import Senders
@@ -104,6 +109,24 @@ def command(
     ] = None,
     ranks_per_node: RanksPerNode = None,
     rank_scalars: RankScalarsOption = None,
+    lost_ranks: Annotated[
+        str | None,
+        typer.Option(
+            "--lost-ranks",
+            metavar="RANK,...",
+            help="Ranks of OLD whose files are gone: those that are left close up, in their order.",
+        ),
+    ] = None,
+    missing_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--missing-from",
+            metavar="PATCH",
+            help="What `shard --only` wrote: the experts that only the lost ranks had.",
+        ),
+    ] = None,
+    relabel: RelabelOption = "none",
+    out_new: OutNewOption = None,
     buffer_size: Annotated[
         str | None,
         typer.Option(
@@ -163,6 +186,10 @@ def command(
         senders,
         ranks_per_node,
         rank_scalars,
+        lost_ranks,
+        missing_from,
+        None if relabel == "none" else relabel,
+        out_new,
         num_ranks,
         old_num_ranks,
         num_logical_experts,
@@ -173,10 +200,15 @@ def command(
     if plan_file is not None and any(option is not None for option in said):
         problem = "--plan FILE has the placements, --senders and --ranks-per-node"
         raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
+    require_out_new(relabel, out_new, is_made=True)
     chosen = chosen_backend(backend)
     from eplb_cli.run import judge
 
     judge.go_on_judged(timeout, "" if dry_run else KEPT)
+    if out_new is not None:
+        inputs = [*filter(None, (old, new, layout)), str(dst)]  # which is no file yet
+        sources = [src, missing_from]
+        check_outputs([out_new], output_format, inputs=inputs, sources=sources, destination=dst, replace=True)
     from eplb_cli.inputs.options import PlacementOptions
     from eplb_cli.run.request import AnyRequest, PlanRequest, Request
 
@@ -214,6 +246,9 @@ def command(
             senders=senders or "balanced",
             ranks_per_node=ranks_per_node,
             rank_scalars=rank_scalars,
+            relabel=relabel,
+            lost_ranks=rank_numbers("--lost-ranks", lost_ranks),
+            missing_from=missing_from,
             placements=placements,
             **common,
         )
@@ -228,5 +263,8 @@ def command(
 
         if chosen is Backend.auto:
             render.print_note(NO_WORKERS_NEEDED if has_package("torch") else NO_TORCH)
-        report = run(request, progress_bar, full=full)
-    print_report(report, output_format, full=full)
+        report = write_new(run(request, progress_bar, full=full), out_new)
+    if out_new == STDOUT and not dry_run:
+        print_warnings(report)
+    else:
+        print_report(report, output_format, full=full)

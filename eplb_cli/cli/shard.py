@@ -19,6 +19,7 @@ from eplb_cli.cli.options import (
     NumRanks,
     NumRedundant,
     ResumeOption,
+    rank_numbers,
 )
 from eplb_cli.cli.show import print_written, progress_bar
 from eplb_cli.huggingface.choice import Mtp
@@ -54,6 +55,15 @@ def command(
         ),
     ] = "linear",
     layout: KeysOption = "auto",
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only",
+            metavar="RANK,...",
+            help="Write nothing but the experts that were lost with these ranks of FILE, since no other has "
+            "them: as one rank, for `reshard --missing-from`.",
+        ),
+    ] = None,
     num_ranks: NumRanks = None,
     num_redundant_experts: NumRedundant = None,
     dialect: FromOption = None,
@@ -79,6 +89,7 @@ def command(
         options,
         mtp=mtp,
         layout=layout,
+        only=rank_numbers("--only", only),
         durable=not no_fsync,
         resume=resume,
         keep=not no_keep,

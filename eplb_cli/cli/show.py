@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 NOTHING_TO_DO = "nothing to do: OLD and NEW are the same (`reshard --copy` copies SRC all the same)\n"
 
+NOTHING_BUT_NAMES = (
+    "nothing to do: NEW is OLD by other names, so OLD will do (`reshard --copy` copies SRC all the same)\n"
+)
+
 
 def print_written(what: str, done: Written, output_format: Format) -> None:
     """What `shard`, `merge` or `bake` has made."""
@@ -40,7 +44,7 @@ def print_report(report: Report, output_format: Format, *, full: bool) -> None:
 
         render.print_json(report_json(report))
     elif report.nothing_to_do:
-        sys.stdout.write(NOTHING_TO_DO)
+        sys.stdout.write(NOTHING_TO_DO if report.relabelled is None else NOTHING_BUT_NAMES)
         if report.load:
             render.print_balances(report.load)
     else:

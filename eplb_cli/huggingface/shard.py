@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -28,6 +28,7 @@ from eplb_cli.huggingface.choice import Mtp, require_mtp
 from eplb_cli.huggingface.engine import Names, find_names
 from eplb_cli.huggingface.joined import Joined, join, parts_of_output, tensor_places
 from eplb_cli.huggingface.one_rank import as_one_rank, layout_of_keys
+from eplb_cli.huggingface.only import NOTE, only_lost
 from eplb_cli.huggingface.parts import begin_parts, left_nbytes, move_parts, placement_for, plan_moves
 from eplb_cli.huggingface.record import origin_bytes
 from eplb_cli.huggingface.source import (
@@ -43,7 +44,7 @@ from eplb_cli.output.commit import carry_files, check_carried, fill_unlinked, wr
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.prove import prove
-from eplb_cli.output.serving import Served
+from eplb_cli.output.serving import Served, Serving
 from eplb_cli.output.staging import Staging, staging
 from eplb_cli.output.tree import plan_output
 from eplb_cli.placements.findings import Finding, check_pair, raise_first
@@ -68,6 +69,7 @@ class _Plan:
     tensors: Prepared
     tensor_places: NDArray[np.int64]
     warnings: list[Finding]
+    is_whole: bool
 
 
 def shard(  # noqa: PLR0913 - all that the command line says
@@ -79,6 +81,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
     *,
     mtp: Mtp = "linear",
     layout: str = "auto",
+    only: Sequence[int] = (),
     durable: bool = True,
     resume: bool = False,
     keep: bool = True,
@@ -97,6 +100,8 @@ def shard(  # noqa: PLR0913 - all that the command line says
             order, as engines do, "skip" leaves all tensors of MTP out.
         layout: how its tensors are named: "auto" finds experts by the shape of names; or the name of a
             layout, or a TOML file that describes one.
+        only: of the ranks of `placement` those that are lost: write one rank, with nothing but the experts
+            that no other rank has, for `Request.missing_from`.
         durable: wait until the disk has every byte.
         resume: go on with what a run that was ended has left.
         keep: leave what is done for `resume` where a run is interrupted, or ends with an error that may pass.
@@ -104,7 +109,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
         progress: what shows the bytes done.
 
     Raises:
-        UsageError: EP001, there is no such `mtp`.
+        UsageError: EP001, there is no such `mtp`; no rank of `only`, or every expert is on another one too.
         CheckpointError: the checkpoint cannot be read, or the engine has no names for it (EP224).
         PlacementError: the placement cannot be read, or is of other experts or layers.
         OutputError: `destination` exists, or cannot be written.
@@ -119,7 +124,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
     started = time.perf_counter()
     require_mtp(mtp)
     check_destination(source, destination)
-    plan = _plan(source, os.fspath(placement), engine, options, mtp, layout)
+    plan = _plan(source, os.fspath(placement), engine, options, mtp, layout, only)
     check_carried(plan.tree.carried)
     if dry_run:
         try_destination(plan.parts, destination, resume=resume)
@@ -138,9 +143,10 @@ def shard(  # noqa: PLR0913 - all that the command line says
             if by_tensor[place].tobytes() != digest:
                 raise BytesError("EP504", f"{plan.tensors.place_name(place)} is not what was written")
         proof = prove(plan.parts, old_digests, by_part)
-        record = origin_bytes(plan.tree, plan.names, plan.beside.skipped, old_digests)
-        stage.write(ORIGIN_NAME, record)
-        carried[ORIGIN_NAME] = file_entry(record)
+        if plan.is_whole:
+            record = origin_bytes(plan.tree, plan.names, plan.beside.skipped, old_digests)
+            stage.write(ORIGIN_NAME, record)
+            carried[ORIGIN_NAME] = file_entry(record)
         served = _served(plan.parts.plan.new, plan)
         write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, served=served)
     written = _written(plan, destination, engine, time.perf_counter() - started)
@@ -150,7 +156,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
 def _written(plan: _Plan, destination: Path, engine: str, seconds: float) -> Written:
     """What is made, before anything of it is proved."""
     new = plan.parts.plan.new
-    served = _served(new, plan)
+    serving = _served(new, plan).serving if plan.is_whole else Serving((NOTE,))
     return Written(
         destination,
         engine,
@@ -160,15 +166,21 @@ def _written(plan: _Plan, destination: Path, engine: str, seconds: float) -> Wri
         None,
         plan.tensors.output.own_nbytes,
         seconds,
-        list(served.serving.notes),
-        [*(finding.message for finding in plan.warnings), *served.serving.misread],
+        list(serving.notes),
+        [*(finding.message for finding in plan.warnings), *serving.misread],
         plan.beside.notes,
-        list(served.serving.misread),
+        list(serving.misread),
     )
 
 
 def _plan(
-    source: Path, placement: str, engine_name: str, options: PlacementOptions, mtp: Mtp, layout: str
+    source: Path,
+    placement: str,
+    engine_name: str,
+    options: PlacementOptions,
+    mtp: Mtp,
+    layout: str,
+    only: Sequence[int],
 ) -> _Plan:
     tree = open_huggingface(source)
     refuse_own_names(tree)
@@ -177,20 +189,22 @@ def _plan(
     checkpoint, skipped = without_mtp(checkpoint) if mtp == "skip" else (checkpoint, ())
     names = find_names(engine_name, config.model_type, checkpoint)
     joined = join(checkpoint, names)
-    old = joined.engine.placement
-    main, warnings = placement_for(checkpoint, old.num_logical_experts, placement, options)
+    num_experts = joined.engine.placement.num_logical_experts
+    main, warnings = placement_for(checkpoint, num_experts, placement, options)
     new, linear = with_beside(main, checkpoint.layers, source)
-    raise_first(check_pair(old, new))
+    raise_first(check_pair(joined.engine.placement, new))
+    if only:
+        joined, new = only_lost(joined, new, only)
     beside = Beside(linear, skipped)
     engine = replace(joined.engine, decisions=beside.decisions)
-    plan = plan_moves(old, new)
+    plan = plan_moves(engine.placement, new)
     in_tensors = plan_output(engine, new, frozenset(engine.others[0]))
     in_parts, other_tensors = parts_of_output(joined, in_tensors)
     tensors = Prepared(engine, plan, in_tensors)
     num_rows = engine.row_nbytes.size * new.num_slots
     places = tensor_places(joined, new.num_slots, num_rows, other_tensors)
     parts = Prepared(joined.parts, plan, in_parts)
-    return _Plan(tree, names, beside, joined, parts, tensors, places, warnings)
+    return _Plan(tree, names, beside, joined, parts, tensors, places, warnings, not only)
 
 
 def _write_constants(plan: _Plan, stage: Staging) -> dict[int, bytes]:

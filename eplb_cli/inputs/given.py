@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from eplb_cli.inputs.options import PlacementOptions, model_of
 from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import Placement
-from eplb_cli.plan.choice import RankScalars, Senders
+from eplb_cli.plan.choice import RankScalars, Relabel, Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.values import dataclass
 
@@ -27,6 +28,7 @@ class Given:
         warnings: what is odd about OLD or NEW.
         rank_scalars: what to do with numbers that ranks computed from their own experts; None to refuse them.
         saved: the plan that has to come of it, and its file; None where any will do.
+        relabelled: what of NEW has changed places, and what NEW was before that; None where nothing has.
     """
 
     shards: Shards
@@ -37,11 +39,23 @@ class Given:
     warnings: tuple[Finding, ...] = ()
     rank_scalars: RankScalars | None = None
     saved: tuple[SavedPlan, Path] | None = None
+    relabelled: tuple[Relabel, Placement] | None = None
 
     @property
     def num_ranks(self) -> int:
         """max(R, R')."""
         return max(self.old.num_ranks, self.new.num_ranks)
+
+    def with_relabelled(self, how: Relabel) -> Given:
+        """The same with NEW by other names. Raises EplbError where OLD and NEW are no pair."""
+        if how == "none":
+            return self
+        from eplb_cli.balance.relabel import relabel
+        from eplb_cli.checkpoint.sharded import with_layers
+
+        asked = with_layers(self.new, self.shards)
+        new = relabel(with_layers(self.old, self.shards), asked, how, self.ranks_per_node)
+        return replace(self, new=new, relabelled=(how, asked))
 
     def require_plan(self, plan: ReshardPlan) -> None:
         """EP304 unless a plan is the one that was saved, if one was."""

@@ -13,6 +13,7 @@ from eplb_cli.errors import EplbError, UsageError
 from eplb_cli.models.model import Model
 from eplb_cli.placements.choice import NAMED_MAPS
 from eplb_cli.placements.hints import Hints
+from eplb_cli.report.sizes import MAX_SIZE_NBYTES
 from eplb_cli.values import dataclass
 
 if TYPE_CHECKING:
@@ -115,6 +116,18 @@ class PlacementOptions:
 
 
 NO_OPTIONS = PlacementOptions()
+
+
+def expert_size(said: int | None, model: Model | None) -> int | None:
+    """Bytes of an expert, from --expert-bytes or the model; None where neither says them. Raises EP001."""
+    if said is not None and not 1 <= said <= MAX_SIZE_NBYTES:
+        problem = f"--expert-bytes is {said:,}, not from 1 to {MAX_SIZE_NBYTES:,}"
+        raise UsageError("EP001", problem, "leave it out where sizes are not known")
+    known = None if model is None else model.expert_nbytes
+    if None not in (said, known) and said != known:
+        problem = f"--expert-bytes is {said:,}, and an expert of the model has {known:,} bytes"
+        raise UsageError("EP001", problem, "leave one of the two out")
+    return said or known
 
 
 def model_of(shards: Shards) -> Model:

@@ -291,6 +291,7 @@ def _model(
         intermediate_size=width,
         experts=family.key,
         tensors=_tensors(config, family, (size, width), layers),
+        num_groups=config.num_expert_groups,
     )
 
 

@@ -39,6 +39,7 @@ class Model:
         moe_layers: the model's own numbers of its MoE layers, ascending; MTP layers apart.
         mtp_layers: the numbers of MTP layers with experts.
         num_logical_experts: E.
+        num_groups: of experts, that the router chooses first: 1 where it has none.
         hidden_size, intermediate_size: of an expert.
         experts: the key of an expert tensor, with {layer}, {tensor} and, unless stacked, {expert}.
         tensors: what one expert consists of, by the value of {tensor}; empty where it is not known.
@@ -56,6 +57,7 @@ class Model:
     tensors: Mapping[str, ModelTensor] = field(default_factory=dict)
     description: str = ""
     source: str = ""
+    num_groups: int | None = None
 
     @property
     def expert_nbytes(self) -> int | None:

@@ -25,7 +25,15 @@ from eplb_cli.models.presets import PRESETS
 
 FORMAT = "eplb-model/1"
 _REQUIRED = {"format", "name", "num_hidden_layers", "moe_layers", "num_experts", "experts"}
-_OPTIONAL = {"tensors", "description", "source", "mtp_layers", "hidden_size", "moe_intermediate_size"}
+_OPTIONAL = {
+    "tensors",
+    "description",
+    "source",
+    "mtp_layers",
+    "hidden_size",
+    "moe_intermediate_size",
+    "num_groups",
+}
 
 
 def find_model(name: str, read: Callable[[Path, int], bytes] = read_small_file) -> Model:
@@ -85,6 +93,7 @@ def read_preset(path: Path) -> Model:
         tensors=_tensors(path, raw["tensors"]) if "tensors" in raw else {},
         description=raw.get("description", ""),
         source=raw.get("source", ""),
+        num_groups=number(path, raw, "num_groups", MAX_EXPERTS) if "num_groups" in raw else None,
     )
 
 

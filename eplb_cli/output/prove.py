@@ -127,7 +127,8 @@ def alike_warnings(checkpoint: ShardedCheckpoint, row_digests: Digests) -> list[
         experts, slots = np.unique(placement.physical_to_logical[layer], return_index=True)
         slots = slots[experts != EMPTY]
         experts = experts[experts != EMPTY]
-        content = row_digests[layer][:, slots].swapaxes(0, 1).reshape(len(slots), -1)
+        num_tensors, _, digest_nbytes = row_digests[layer].shape
+        content = row_digests[layer][:, slots].swapaxes(0, 1).reshape(-1, num_tensors * digest_nbytes)
         _, first, which = np.unique(content, axis=0, return_index=True, return_inverse=True)
         twin = first[which.ravel()]
         found += [

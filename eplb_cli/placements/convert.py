@@ -58,15 +58,34 @@ def convert_text(
     Raises:
         UsageError, PlacementError: as `convert`.
     """
-    dialect = dialect_called(to)
-    suffix = dialect.suffixes[0] if output is None else output.suffix.lower()
-    if output is not None and suffix not in dialect.suffixes:
-        problem = f"{to} is written to {' or '.join(dialect.suffixes)}, and OUT is {output.name!r}"
-        raise UsageError("EP001", problem, "rename OUT")
+    _suffix(output, dialect_called(to))
     placement, warnings = read_placement(source, hints)
     raise_first(check_placement(placement))
+    placement, left_out, text = text_in_dialect(placement, output, to, hints)
+    return placement, warnings + left_out, text
+
+
+def text_in_dialect(
+    placement: Placement, output: Path | None, to: str, hints: Hints
+) -> tuple[Placement, list[Finding], str]:
+    """A placement in a dialect: what that has of it, a warning where that is not all, and the text.
+
+    Raises:
+        UsageError, PlacementError: as `convert`.
+    """
+    dialect = dialect_called(to)
+    suffix = _suffix(output, dialect)
     placement, left_out = _sayable(placement, dialect, hints)
-    return placement, warnings + left_out, dialect.write(placement, hints, suffix)
+    return placement, left_out, dialect.write(placement, hints, suffix)
+
+
+def _suffix(output: Path | None, dialect: Dialect) -> str:
+    """The suffix of OUT, or the usual one. Raises EP001."""
+    suffix = dialect.suffixes[0] if output is None else output.suffix.lower()
+    if output is not None and suffix not in dialect.suffixes:
+        problem = f"{dialect.name} is written to {' or '.join(dialect.suffixes)}, and OUT is {output.name!r}"
+        raise UsageError("EP001", problem, "rename OUT")
+    return suffix
 
 
 def _sayable(placement: Placement, dialect: Dialect, hints: Hints) -> tuple[Placement, list[Finding]]:

@@ -7,6 +7,8 @@ from typing import Literal, TypeGuard, get_args
 Senders = Literal["balanced", "vllm"]
 """The busiest sends least; or as vLLM's rearrangement chooses."""
 
+Relabel = Literal["none", "rows", "ranks"]
+"""What of NEW may change places before it is planned: nothing; rows of a rank; ranks as well."""
 
 RankScalars = Literal["max"]
 """What can be done with numbers that ranks computed from their own experts: all get the largest."""

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from eplb_cli.report.identification import Identification
     from eplb_cli.report.inspection import Inspection
     from eplb_cli.report.load import LoadSummary
+    from eplb_cli.report.rebalance import Rebalance
+    from eplb_cli.report.repair import Repair
     from eplb_cli.report.report import Report
     from eplb_cli.report.verification import Verification
     from eplb_cli.report.written import Written
@@ -61,6 +63,8 @@ __all__ = [
     "print_load",
     "print_models",
     "print_note",
+    "print_rebalance",
+    "print_repair",
     "print_report",
     "print_verification",
     "print_warning",
@@ -84,6 +88,24 @@ def print_balances(found: Balances, stream: TextIO | None = None) -> None:
 
     with page(stream or sys.stdout) as console:
         show_balances(console, found)
+
+
+def print_repair(found: Repair, stream: TextIO | None = None) -> None:
+    """Print what `balance --repair` has made."""
+    from eplb_cli.render.page import page
+    from eplb_cli.render.repair_page import show_repair
+
+    with page(stream or sys.stdout) as console:
+        show_repair(console, found)
+
+
+def print_rebalance(found: Rebalance, stream: TextIO | None = None, *, picture: bool = False) -> None:
+    """Print what `balance` has made; `picture` adds balance against bytes as one."""
+    from eplb_cli.render.page import page
+    from eplb_cli.render.rebalance_page import show_rebalance
+
+    with page(stream or sys.stdout) as console:
+        show_rebalance(console, found, picture=picture)
 
 
 def print_inspection(inspection: Inspection, stream: TextIO | None = None) -> None:

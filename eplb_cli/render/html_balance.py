@@ -29,8 +29,8 @@ def draw_balance(found: Balances) -> Figure:
     """Max / mean of each layer before and after, each above a dotted line for its bound."""
     from plotly.graph_objects import Scatter
 
-    traces = []
-    for balance, when, colour in zip(found.placements, _WHEN, COLOURS, strict=True):
+    traces, which = [], slice(-len(found.placements), None)  # the only one is what will be
+    for balance, when, colour in zip(found.placements, _WHEN[which], COLOURS[which], strict=True):
         for name, ratios, line in (
             (when, balance.imbalance.max_over_mean, {"color": colour, "width": 2}),
             (f"bound {when}", balance.imbalance.bound, {"color": colour, "width": 1, "dash": "dot"}),

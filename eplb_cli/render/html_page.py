@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
@@ -44,8 +44,6 @@ def html_page(
         names: what OLD and NEW are called.
         command: the words of the command line that it is made by.
     """
-    from plotly.offline import get_plotlyjs
-
     figures = {
         "traffic": draw_traffic(report),
         "ranks": draw_ranks(report),
@@ -54,15 +52,38 @@ def html_page(
     }
     if report.load:
         figures |= {"balance": draw_balance(report.load), "loads": draw_loads(report.load)}
-    drawn = ",\n".join(f"{json.dumps(name)}: {figure.to_json()}" for name, figure in figures.items())
     ranks = f"{plan.old.num_ranks:,} → {plural(plan.new.num_ranks, 'rank')}"
+    tables = {
+        "summary": html_table(summary(report), "words"),
+        "totals": html_table(kinds(report.totals), "numbers"),
+        "estimate": html_table(_estimate(report), "numbers"),
+    }
+    title = f"eplb plan: {names[0]} → {names[1]}, {ranks}"
+    return fill_page(title, tables, figures, report.warnings, command)
+
+
+def fill_page(
+    title: str,
+    tables: Mapping[str, str],
+    figures: Mapping[str, Figure],
+    warnings: Iterable[str],
+    command: Sequence[str],
+) -> str:
+    """The frame with its parts.
+
+    Args:
+        tables: as `html_table` makes them: "summary", "totals" and "estimate".
+        figures: one below the other; their titles are their headings.
+        command: the words of the command line that it is made by.
+    """
+    from plotly.offline import get_plotlyjs
+
+    drawn = ",\n".join(f"{json.dumps(name)}: {figure.to_json()}" for name, figure in figures.items())
     parts = {
-        "title": f"eplb plan: {escape(names[0])} → {escape(names[1])}, {ranks}",
+        **tables,
+        "title": escape(title),
         "plotly": get_plotlyjs(),
-        "summary": _table(summary(report), "words"),
-        "totals": _table(kinds(report.totals), "numbers"),
-        "estimate": _table(_estimate(report), "numbers"),
-        "warnings": "".join(f"<li>{escape(warning)}</li>" for warning in report.warnings),
+        "warnings": "".join(f"<li>{escape(warning)}</li>" for warning in warnings),
         "sections": "".join(_section(name, figure) for name, figure in figures.items()),
         "figures": drawn.replace("</", "<\\/"),
         "theme": THEME,
@@ -89,7 +110,8 @@ def _estimate(report: Report) -> list[tuple[str, ...]]:
     return lines
 
 
-def _table(lines: Iterable[tuple[str, ...]], name: str) -> str:
+def html_table(lines: Iterable[tuple[str, ...]], name: str) -> str:
+    """A table of words or numbers; a first line that begins with nothing is its head."""
     rows = []
     for number, line in enumerate(lines):
         tag = "td" if number or line[0] else "th"

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eplb_cli.render.text import format_bytes, format_ratio, format_seconds, format_share, plural
-from eplb_cli.report.report import Estimate, Report, Totals
+from eplb_cli.render.text import (
+    format_bytes,
+    format_ratio,
+    format_seconds,
+    format_share,
+    plural,
+    printable,
+)
+from eplb_cli.report.report import Estimate, Relabelled, Report, Totals
 
 NO_NODES = "unknown, no --ranks-per-node"
 """What stands for what goes between nodes where nobody says which ranks are on one."""
@@ -35,6 +42,8 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
         yield "between ranks", f"{format_bytes(totals.remote_bytes)}, {rows}"
     yield "busiest sender", _against_bound(totals, "busiest_sender")
     yield "between nodes", NO_NODES if report.ranks_per_node is None else _against_bound(totals, "cross_node")
+    if report.relabelled:
+        yield "relabelled", _relabelled(report.relabelled, totals)
     if totals.remote_bytes is None:
         yield "bytes", "unknown: give `--checkpoint`, `--model` or `--expert-bytes`"
     if report.load:
@@ -64,6 +73,20 @@ def stages(estimate: Estimate) -> Iterator[tuple[str, str]]:
     """How long each stage of a run takes at given rates."""
     for stage, seconds in estimate.seconds.items():
         yield stage, "no rate given" if seconds is None else format_seconds(seconds)
+
+
+def _relabelled(done: Relabelled, totals: Totals) -> str:
+    """`ranks and rows; 20% less between ranks than 17.0 GB; unchanged 5,728 rows instead of 87; ...`."""
+    in_bytes = totals.remote_bytes is not None
+    before, after = (getattr(of, f"remote_{'bytes' if in_bytes else 'rows'}") for of in (done.before, totals))
+    said = ["ranks and rows" if done.how == "ranks" else "rows"]
+    if after < before:
+        amount = format_bytes(before) if in_bytes else plural(before, "row")
+        said.append(f"{format_share(before - after, before)} less between ranks than {amount}")
+    said.append(f"unchanged {totals.unchanged_rows:,} rows instead of {done.before.unchanged_rows:,}")
+    if done.output is not None:
+        said.append(f"shards go with {printable(done.output)}, and not with NEW as it was")
+    return "; ".join(said)
 
 
 def _against_bound(totals: Totals, name: str) -> str:

@@ -22,6 +22,7 @@ def _model_json(model: Model) -> dict[str, Any]:
         "moe_layers": list(model.moe_layers),
         "mtp_layers": list(model.mtp_layers),
         "num_logical_experts": model.num_logical_experts,
+        "num_groups": model.num_groups,
         "hidden_size": model.hidden_size,
         "moe_intermediate_size": model.intermediate_size,
         "expert_bytes": model.expert_nbytes,

@@ -10,6 +10,9 @@ from eplb_cli.values import dataclass
 if TYPE_CHECKING:
     from eplb_cli.report.balance import Balances
 
+from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.choice import Relabel
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -127,6 +130,23 @@ class RunReport:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, eq=False)
+class Relabelled:
+    """What another name for its ranks and rows has done to NEW.
+
+    Attributes:
+        how: "rows", or "ranks" and rows.
+        new: NEW as it is planned; an engine that loads DST needs this one.
+        before: the totals of a plan for NEW as it was given.
+        output: the file that has `new`; None where it was not written.
+    """
+
+    how: Relabel
+    new: Placement
+    before: Totals
+    output: str | None = None
+
+
 @dataclass(frozen=True)
 class Report:
     """What a plan moves, or a run has moved.
@@ -142,6 +162,7 @@ class Report:
         block: ranks of each entry of `traffic`: 1, or those of a node.
         ranks_per_node: G, None where there is one node.
         nothing_to_do: OLD and NEW are the same, and SRC is not to be copied all the same.
+        relabelled: what came of it where NEW was to be relabelled; None where it was not.
         load: OLD and NEW under a load, where one is given.
     """
 
@@ -155,6 +176,7 @@ class Report:
     block: int = 1
     ranks_per_node: int | None = None
     nothing_to_do: bool = False
+    relabelled: Relabelled | None = None
     load: Balances | None = None
 
     @property
@@ -165,6 +187,9 @@ class Report:
 
 _NOT_SHOWN = ("cross_node_rows", "busiest_sender_rows", "busiest_sender_bound_rows", "cross_node_bound_rows")
 """Totals for people who gave no sizes; the keys of the JSON are those of bytes."""
+
+_BEFORE_KEYS = ("remote_bytes", "cross_node_bytes", "remote_rows", "unchanged_rows")
+"""Totals that relabelling changes, which are shown as they were before it."""
 
 _RANK_KEYS = (
     "rank",
@@ -201,7 +226,7 @@ def report_json(report: Report) -> dict[str, Any]:
 
     A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys. "traffic_by" is there only
     where it is "node", "estimate" and "load" only where rates or a load are given, "nothing_to_do" only where
-    it is true.
+    it is true, "relabelled" only where NEW was to be.
     """
     result: dict[str, Any] = {
         "format": "eplb-report/1",
@@ -213,6 +238,13 @@ def report_json(report: Report) -> dict[str, Any]:
         result["traffic_by"] = report.traffic_by
     if report.nothing_to_do:
         result["nothing_to_do"] = True
+    if report.relabelled:
+        before = asdict(report.relabelled.before)
+        result["relabelled"] = {
+            "how": report.relabelled.how,
+            "output": report.relabelled.output,
+            **{f"{key}_before": before[key] for key in _BEFORE_KEYS},
+        }
     if report.estimate:
         result["estimate"] = asdict(report.estimate)
     if report.load:

@@ -11,19 +11,36 @@ MAX_SIZE_NBYTES = 1 << 40
 """The largest size an option takes: a sum over all rows of a placement still fits 64 bits."""
 
 
+_UNITS = {"": 1, **{letter: 1000**power for power, letter in enumerate("kmgt", 1)}}
+_UNITS |= {f"{letter}i": 1 << 10 * power for power, letter in enumerate("kmgt", 1)}
+
+
 def parse_size(text: str) -> int:
     """Bytes in "256MiB", "1GB" or "65536".
 
     Raises:
         UsageError: EP001, it is no size, or larger than `MAX_SIZE_NBYTES`.
     """
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([kmg]i?)?b?", text.strip().lower())
-    nbytes = int(float(match[1]) * units[match[2] or ""]) if match else 0
-    if not 1 <= nbytes <= MAX_SIZE_NBYTES:
+    nbytes = _nbytes(text)
+    if nbytes is None or not 1 <= nbytes <= MAX_SIZE_NBYTES:
         hint = "sizes look like 65536, 256MiB or 1GB, and go up to 1024GiB"
         raise UsageError("EP001", f"{text!r} is not a size", hint)
     return nbytes
+
+
+def parse_limit(text: str) -> int:
+    """Bytes that are not to be exceeded, 0 or as many as one likes. Raises EP001."""
+    nbytes = _nbytes(text)
+    if nbytes is None:
+        raise UsageError(
+            "EP001", f"{text!r} is no number of bytes", "limits look like 0, 500MiB, 40GB or 1.5TB"
+        )
+    return nbytes
+
+
+def _nbytes(text: str) -> int | None:
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([kmgt]i?)?b?", text.strip().lower())
+    return int(float(match[1]) * _UNITS[match[2] or ""]) if match else None
 
 
 @dataclass(frozen=True)

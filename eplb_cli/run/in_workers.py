@@ -38,12 +38,13 @@ def move_in_workers(
 
 def _job(planned: Planned, stage: Staging, options: TransferOptions, progress: str) -> Job:
     request, prepared = planned.request, planned.prepared
+    shards = prepared.checkpoint.shards
     return Job(
         source=str(request.source.absolute()),
         staging=str(stage.path),
         old=placement_to_json(prepared.plan.old),
         new=placement_to_json(prepared.plan.new),
-        layout=prepared.checkpoint.shards.layout.as_json(),
+        layout=shards.layout.as_json(),
         senders=prepared.plan.senders,
         ranks_per_node=prepared.plan.ranks_per_node,
         rank_scalars=planned.rank_scalars,
@@ -52,6 +53,8 @@ def _job(planned: Planned, stage: Staging, options: TransferOptions, progress: s
         digest=prepared.digest,
         transfer=options,
         progress=progress,
+        lost=list(shards.lost),
+        missing_from=None if shards.missing_from is None else str(shards.missing_from.absolute()),
     )
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from eplb_cli import __version__, files
 from eplb_cli.checkpoint.layout_file import layout_from_json
+from eplb_cli.checkpoint.left import open_left
 from eplb_cli.checkpoint.manifest import npy_bytes
-from eplb_cli.checkpoint.shards import open_shards
 from eplb_cli.checkpoint.staged import WORK
 from eplb_cli.errors import WorkerError
 from eplb_cli.output.prepared import Prepared, prepare
@@ -57,6 +57,8 @@ class Job:
     digest: str
     transfer: TransferOptions
     progress: str
+    lost: list[int] = field(default_factory=list)
+    missing_from: str | None = None
     tool: str = __version__
 
     @property
@@ -73,7 +75,9 @@ class Job:
         """
         if self.tool != __version__:
             raise WorkerError("EP404", f"a worker runs eplb {__version__}, and the launcher eplb {self.tool}")
-        shards = open_shards(Path(self.source), layout_from_json(self.layout, JOB))
+        layout = layout_from_json(self.layout, JOB)
+        missing_from = None if self.missing_from is None else Path(self.missing_from)
+        shards = open_left(Path(self.source), layout, self.lost, missing_from)
         old = placement_from_json(dict(self.old), "OLD")
         new = placement_from_json(dict(self.new), "NEW")
         shared = frozenset(self.shared)

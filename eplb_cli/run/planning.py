@@ -12,13 +12,13 @@ import numpy as np
 
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs.old_and_new import read_pair
-from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
-from eplb_cli.plan.choice import RankScalars, Senders
+from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions, expert_size
+from eplb_cli.plan.choice import RankScalars, Relabel, Senders
 from eplb_cli.plan.moves import ReshardPlan
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report
-from eplb_cli.report.sizes import MAX_SIZE_NBYTES, Rates
+from eplb_cli.report.sizes import Rates
 from eplb_cli.report.tally import plan_report
 from eplb_cli.values import dataclass
 
@@ -68,6 +68,7 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
     senders: Senders = "balanced",
     ranks_per_node: int | None = None,
     rank_scalars: RankScalars | None = None,
+    relabel: Relabel = "none",
     full: bool = False,
     load: str | PathLike[str] | None = None,
     progress: ProgressBar = silent,
@@ -83,6 +84,7 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
         expert_nbytes: bytes of an expert, without shards; None where the model says it, or nothing does.
         senders: "balanced" evens out bytes sent, "vllm" gives the senders of vLLM's rearrangement.
         rank_scalars: "max" for what `Request.rank_scalars` says.
+        relabel: what of NEW changes places first, so that less moves; see `Request.relabel`.
         ranks_per_node: G; with it "balanced" prefers a sender on the receiver's node.
         full: list traffic by rank however many ranks there are.
         load: a load dump, to say how evenly OLD and NEW spread it over their ranks.
@@ -108,14 +110,14 @@ def plan_files(  # noqa: PLR0913 - each of them is an option of its own
     if checkpoint is None:
         if layout != "auto":
             raise UsageError("EP001", "--layout is of shards, and there is no --checkpoint", "add it")
-        answer = _plan_placements(names, options, senders, ranks_per_node, expert_nbytes, full=full)
+        answer = _plan_placements(names, options, senders, ranks_per_node, expert_nbytes, relabel, full=full)
         return _under_load(answer, given)
     if expert_nbytes is not None:
         raise UsageError("EP001", "--checkpoint and --expert-bytes both say sizes", "leave one out")
     from eplb_cli.inputs.given import read_given
 
     beside = read_given(Path(checkpoint), layout, names, options, senders, ranks_per_node, rank_scalars)
-    return _under_load(_plan_checkpoint(beside, progress, full=full), given)
+    return _under_load(_plan_checkpoint(beside.with_relabelled(relabel), progress, full=full), given)
 
 
 def _under_load(answer: Answer, given: GivenLoad | None) -> Answer:
@@ -134,23 +136,26 @@ def _plan_placements(
     senders: Senders,
     ranks_per_node: int | None,
     expert_nbytes: int | None,
+    relabel: Relabel,
     *,
     full: bool,
 ) -> Answer:
     """Plan from two placements alone."""
-    if expert_nbytes is not None and not 1 <= expert_nbytes <= MAX_SIZE_NBYTES:
-        problem = f"--expert-bytes is {expert_nbytes:,}, not from 1 to {MAX_SIZE_NBYTES:,}"
-        raise UsageError("EP001", problem, "leave it out where sizes are not known")
-    known = None if options.model is None else options.model.expert_nbytes
-    if None not in (expert_nbytes, known) and expert_nbytes != known:
-        problem = f"--expert-bytes is {expert_nbytes:,}, and an expert of the model has {known:,} bytes"
-        raise UsageError("EP001", problem, "leave one of the two out")
+    expert_nbytes = expert_size(expert_nbytes, options.model)
     old, new, warnings = read_pair(*names, options)
-    expert_nbytes = expert_nbytes or known
     sizes = None if expert_nbytes is None else np.full(old.num_layers, expert_nbytes, np.int64)
+    asked = new
+    if relabel != "none":
+        from eplb_cli.balance.relabel import relabel as by_other_names
+
+        new = by_other_names(old, asked, relabel, ranks_per_node)
     plan = plan_reshard(old, new, senders, expert_nbytes=sizes, ranks_per_node=ranks_per_node)
     messages = [finding.message for finding in warnings]
     report = plan_report(plan, sizes, full=full, warnings=messages)
+    if relabel != "none":
+        from eplb_cli.report.relabelling import relabelling
+
+        report = replace(report, relabelled=relabelling(plan, asked, new, relabel))
     return Answer(plan, report, warnings=tuple(warnings))
 
 

@@ -62,13 +62,16 @@ def plan_request(
     require_usable(request)
     check_destination(request.source, request.destination)
     given = request.read()
+    if given.shards.missing_from is not None:
+        check_destination(given.shards.missing_from, request.destination)
     backend, num_workers = choose_backend(request, given.num_ranks)
     threads = request.threads or default_threads(1)
-    prepared, alike = prepare_given(given, threads, progress, clock, compare=compare, copy=request.copy)
+    copy = request.copy or bool(given.shards.lost)  # files of ranks that close up get other names
+    prepared, alike = prepare_given(given, threads, progress, clock, compare=compare, copy=copy)
     if request.digests:
         require_digests(prepared.checkpoint)
     report = prepared_report(given, prepared, full=full)
-    if request.copy:
+    if copy:
         report = replace(report, nothing_to_do=False)
     clock.lap("plan")
     return Planned(request, prepared, alike, report, backend, num_workers, clock.seconds, given.rank_scalars)
@@ -122,7 +125,7 @@ def prepared_report(given: Given, prepared: Prepared, *, full: bool) -> Report:
     sharded = checkpoint.sharded_others
     count = f"{len(sharded):,} other tensors look" if len(sharded) > 1 else "an other tensor looks"
     notes = [f"{count} sharded over the ranks: {sharded[0]!r}"] if sharded else []
-    return plan_report(
+    report = plan_report(
         prepared.plan,
         checkpoint.expert_nbytes,
         other_nbytes=output.other_nbytes,
@@ -130,6 +133,12 @@ def prepared_report(given: Given, prepared: Prepared, *, full: bool) -> Report:
         full=full,
         warnings=[*(finding.message for finding in given.warnings), *checkpoint.warnings, *notes],
     )
+    if given.relabelled is None:
+        return report
+    from eplb_cli.report.relabelling import relabelling
+
+    how, asked = given.relabelled
+    return replace(report, relabelled=relabelling(prepared.plan, asked, given.new, how))
 
 
 def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs.given import Given, follow_plan, read_given
 from eplb_cli.inputs.options import PlacementOptions
-from eplb_cli.plan.choice import RankScalars, Senders
+from eplb_cli.plan.choice import RankScalars, Relabel, Senders
 from eplb_cli.values import dataclass
 
 Backend = Literal["auto", "nccl", "gloo", "file"]
@@ -67,6 +67,11 @@ class Request(AnyRequest):
         rank_scalars: what to do with one number a rank that a rank computed from its own experts: "max", so
             that every rank gets the largest, which is right for a maximum; None to refuse it where experts
             of its layer change rank.
+        relabel: what of NEW changes places before, so that less moves: "none", "rows" of a rank, or whole
+            "ranks" as well, layer by layer. DST is under the NEW that is in the report then, in
+            `relabelled.new`, and an engine needs that one.
+        lost_ranks: the ranks of OLD whose files are gone from `source`; those that are left close up.
+        missing_from: the directory that `shard` wrote with `only`: the experts that lost ranks alone had.
         placements: what OLD and NEW leave out.
         layout: how tensors are named: the name of a layout, the name of a TOML file that describes one, or
             "auto", which is that of `eplb.json` or else found from the names.
@@ -98,14 +103,38 @@ class Request(AnyRequest):
     senders: Senders = "balanced"
     ranks_per_node: int | None = None
     rank_scalars: RankScalars | None = None
+    relabel: Relabel = "none"
+    lost_ranks: tuple[int, ...] = ()
+    missing_from: Path | None = None
     placements: PlacementOptions = field(default_factory=PlacementOptions)
 
     def read(self) -> Given:
         """Read the shards, OLD and NEW. Raises EplbError where they cannot be used."""
         names = (self.old, self.new)
         options = self.placements
-        return read_given(
+        if self.lost_ranks:
+            return self._read_left().with_relabelled(self.relabel)
+        if self.missing_from is not None:
+            raise UsageError("EP001", "--missing-from is of ranks that are lost", "name them: --lost-ranks")
+        given = read_given(
             self.source, self.layout, names, options, self.senders, self.ranks_per_node, self.rank_scalars
+        )
+        return given.with_relabelled(self.relabel)
+
+    def _read_left(self) -> Given:
+        if self.rank_scalars is not None:
+            problem = "--rank-scalars needs the numbers of all ranks, and some are lost"
+            raise UsageError("EP001", problem, "shard the Hugging Face checkpoint anew")
+        from eplb_cli.inputs.left import read_left
+
+        return read_left(
+            self.source,
+            self.layout,
+            (self.old, self.new),
+            self.placements,
+            self.lost_ranks,
+            self.missing_from,
+            (self.senders, self.ranks_per_node),
         )
 
 

@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from scripts.benchmarks.balance import balanced_pair
+from scripts.benchmarks.pairs import balanced_pair
 from scripts.benchmarks.timing import EPLB, BenchError
 from scripts.benchmarks.trees import SEED, write_placement
 

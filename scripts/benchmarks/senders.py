@@ -15,7 +15,7 @@ from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import Senders
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.report.tally import plan_report
-from scripts.benchmarks.balance import balanced_pair
+from scripts.benchmarks.pairs import balanced_pair
 from scripts.benchmarks.trees import SEED
 
 NUM_LAYERS = 58

@@ -79,6 +79,32 @@ def test_it_is_laid_out_in_order_where_they_change(beside, new):
     assert layers_of(beside.dst) == [0, 1, 2]
 
 
+def test_relabelling_leaves_it_alone(beside):
+    """An engine places MTP's experts in order: only layers that NEW names are relabelled."""
+    beside.new({key: value for key, value in NEW_3.items() if key != "layer_ids"})
+    file = beside.home / "relabelled.json"
+    options = ("--relabel", "ranks", "--out-new", file, "--format", "json")
+    result = beside.reshard(*options)
+    new = json.loads(file.read_text())
+    assert new["layer_ids"] == [0, 1]
+    assert new["physical_to_logical_map"] != NEW_3["physical_to_logical_map"]
+    for held, expected in zip(ranks_of(beside.dst), both(new), strict=True):
+        assert {key: at for key, at in held.items() if "experts.w" in key} == {
+            key: at for key, at in expected.items() if "experts.w" in key
+        }
+    # OLD names the MTP layer by now and NEW does not.
+    again = beside.reshard(
+        *options,
+        "--dry-run",
+        src=beside.dst,
+        dst=beside.home / "again",
+        old=None,
+        new=beside.home / "new.json",
+    )
+    assert again.json["nothing_to_do"]
+    assert result.json["relabelled"]["remote_rows_before"] > result.json["totals"]["remote_rows"]
+
+
 def test_behind_the_layers_of_config_json(beside):
     """Dense layers count."""
     (beside.src / "config.json").write_text(json.dumps({"num_hidden_layers": 9}))

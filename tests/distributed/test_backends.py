@@ -20,6 +20,7 @@ from tests.support.checkpoints import (
     read_tree,
     write_tree,
 )
+from tests.support.huggingface import deepseek_v3, write_checkpoint
 from tests.support.plans import holders, slots
 from tests.support.runs import TINY_BUFFERS, contents, run
 
@@ -192,3 +193,21 @@ def other_tensors(model: Model, source: Path) -> list[Tensor]:
     """The other tensors of one rank of SRC."""
     keys = {other.key for other in model.others}
     return [tensor for key, tensor in read_tree(source)[0].items() if key in keys]
+
+
+def test_workers_open_what_is_left_of_shards(tmp_path):
+    """Each of them finds ranks that close up, and the experts that were lost, by itself."""
+    write_checkpoint(tmp_path / "hf", deepseek_v3(), "deepseek_v3")
+    linear = ("--placement", "linear", "--num-ranks", 4, "--engine", "sglang")
+    for options in ((tmp_path / "src",), (tmp_path / "patch", "--only", 1)):
+        done = run("shard", tmp_path / "hf", *options, *linear)
+        assert done.returncode == 0, done.stderr
+    for file in (tmp_path / "src").glob("*rank-1-part*"):
+        file.unlink()
+    new = ("--new", "linear", "--num-ranks", 2, "--lost-ranks", 1, "--missing-from", tmp_path / "patch")
+    found = []
+    for backend, workers in (("file", ()), ("gloo", ("--nproc-per-node", 2))):
+        done = run("reshard", tmp_path / "src", tmp_path / backend, *new, "--backend", backend, *workers)
+        assert done.returncode == 0, done.stderr
+        found.append(contents(tmp_path / backend))
+    assert found[0] == found[1]
