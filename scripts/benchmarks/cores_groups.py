@@ -214,6 +214,28 @@ def _huggingface(bench: Bench) -> list[Line]:
     ]
 
 
+_WITH_BLOCKS = (
+    "from eplb_cli.transfer import reading, staying; from eplb_cli.cli import main; "
+    "reading.READ_NBYTES = {nbytes}; staying.BLOCK_NBYTES = {nbytes}; main()"
+)
+
+
+def _blocks(bench: Bench) -> list[Line]:
+    """Stages of a reshard by the size of a block; one round, for the shape of the curve."""
+    for name, flags in (("no digest", ["--no-digest"]), ("proof", [])):
+        rates: dict[str, dict[str, float]] = {"transfer": {}, "verify": {}}
+        for size in (1 << 19, 1 << 20, 2 << 20, 4 << 20, 8 << 20):
+            words = [*map(str, bench.reshard("--no-fsync", *flags)), "--format", "json"]
+            with bench.fresh():
+                done = run([PYTHON, "-c", _WITH_BLOCKS.format(nbytes=size), *words])
+            seconds = json.loads(done.stdout)["seconds"]
+            for stage, by_block in rates.items():
+                by_block[f"{size >> 10} KiB"] = bench.shape.gigabytes / max(seconds[stage], LEAST_S)
+        for stage in ("transfer",) if flags else rates:
+            _say(f"{name}, stage {stage}, GB/s by block", rates[stage])
+    return []
+
+
 def _limits(bench: Bench) -> list[Line]:
     """What bounds writing: how many files, whether they are allocated, how large a block is."""
     total = int(bench.shape.gigabytes * 1e9 / PART)
@@ -261,6 +283,7 @@ GROUPS: dict[str, Callable[[Bench], list[Line]]] = {
     "whole": _whole,
     "threads": _threads,
     "huggingface": _huggingface,
+    "blocks": _blocks,
     "profile": _profile,
     "limits": _limits,
 }
