@@ -239,20 +239,22 @@ def digest_both(
     by_whole = DigestTable.empty(num_wholes, tree.meter)
     wanted = in_order(parts, np.flatnonzero(parts.nbytes))
     begins = np.diff(whole[wanted], prepend=-1) != 0
-    is_first, is_last = begins.tolist(), np.r_[begins[1:], True].tolist()
-    numbers, wholes, sizes = (
-        column[wanted].tolist() for column in (np.arange(len(whole)), whole, parts.nbytes)
-    )
+    ends = np.r_[begins[1:], True]
+    is_first, is_last, is_alone = begins.tolist(), ends.tolist(), (begins & ends).tolist()
+    numbers, wholes, sizes = wanted.tolist(), whole[wanted].tolist(), parts.nbytes[wanted].tolist()
 
     def take(index: int, begin: int, view: memoryview) -> None:
         first, last = begin == 0, begin + len(view) == sizes[index]
         by_part.feed(numbers[index], view, first=first, last=last)
-        by_whole.feed(wholes[index], view, first=first and is_first[index], last=last and is_last[index])
+        if not is_alone[index]:
+            by_whole.feed(wholes[index], view, first=first and is_first[index], last=last and is_last[index])
         if last:
             advance(sizes[index])
 
     with Threads(reading_threads(1)) as pool:
         start_reading(Wanted(parts, wanted, READ_NBYTES, begins), tree, pool.share, take).wait()
+    alone = wanted[begins & ends]
+    by_whole.values[whole[alone]] = by_part.values[alone]
     return by_part.values, by_whole.values
 
 
