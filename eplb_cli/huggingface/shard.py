@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
@@ -47,7 +48,7 @@ from eplb_cli.output.serving import Served
 from eplb_cli.output.staging import Staging, staging
 from eplb_cli.output.tree import plan_output
 from eplb_cli.placements.findings import Finding, check_pair, raise_first
-from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.placements.placement import EMPTY
 from eplb_cli.progress import ProgressBar, silent, telling
 from eplb_cli.report.written import Written
 from eplb_cli.transfer.digest_table import DigestTable
@@ -70,6 +71,17 @@ class _Plan:
     tensors: Prepared
     tensor_places: NDArray[np.int64]
     warnings: list[Finding]
+
+    @cached_property
+    def served(self) -> Served:
+        """The shards as the engine gets them: they are for no other."""
+        names, checkpoint, new = self.names, self.joined.checkpoint, self.parts.plan.new
+        config = checkpoint.config
+        has_mtp = any(is_of_mtp(checkpoint, key) for key in checkpoint.keys)
+        num_groups = None if config is None else config.num_expert_groups
+        return Served(
+            new, names.layout.name, names.engine, names.family, num_groups, is_whole=True, has_mtp=has_mtp
+        )
 
 
 def shard(  # noqa: PLR0913 - all that the command line says
@@ -142,8 +154,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
         record = origin_bytes(plan.tree, plan.names, plan.beside.skipped, old_digests)
         stage.write(ORIGIN_NAME, record)
         carried[ORIGIN_NAME] = file_entry(record)
-        served = _served(plan.parts.plan.new, plan)
-        write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, served=served)
+        write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, served=plan.served)
     written = _written(plan, destination, engine, time.perf_counter() - started)
     return written.proved(proof.rows_proved, proof.warnings, taken_over(plan.parts, stage, known))
 
@@ -151,7 +162,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
 def _written(plan: _Plan, destination: Path, engine: str, seconds: float) -> Written:
     """What is made, before anything of it is proved."""
     new = plan.parts.plan.new
-    served = _served(new, plan)
+    served = plan.served
     return Written(
         destination,
         engine,
@@ -256,14 +267,3 @@ def digest_both(
     alone = wanted[begins & ends]
     by_whole.values[whole[alone]] = by_part.values[alone]
     return by_part.values, by_whole.values
-
-
-def _served(new: Placement, plan: _Plan) -> Served:
-    """The shards as the engine gets them: they are for no other."""
-    names, checkpoint = plan.names, plan.joined.checkpoint
-    config = checkpoint.config
-    has_mtp = any(is_of_mtp(checkpoint, key) for key in checkpoint.keys)
-    num_groups = None if config is None else config.num_expert_groups
-    return Served(
-        new, names.layout.name, names.engine, names.family, num_groups, is_whole=True, has_mtp=has_mtp
-    )
