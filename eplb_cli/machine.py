@@ -20,8 +20,8 @@ MAX_BUFFER_NBYTES = 1 << 30
 
 MAX_WRITERS = 16
 """Threads of all workers beyond which files are not written faster, however many they are."""
-WRITERS_A_FILE = 3
-"""Threads for each file: the kernel lets one at a time write to it, while the others read and hash."""
+WRITERS_A_FILE = 2
+"""Threads for each file: the kernel lets one at a time write to it, while the other reads and hashes."""
 MAX_READERS = 16
 """Threads of all workers beyond which files that are in memory are not read and hashed faster."""
 

@@ -21,12 +21,15 @@ from eplb_cli.transfer.threads import Tasks, Threads, cut_in_turn
 from eplb_cli.transfer.trees import Tree
 from eplb_cli.values import dataclass
 
-BLOCK_NBYTES = 1 << 20
-"""What a thread reads, hashes and writes at a time: it stays in its core's cache."""
+COPY_NBYTES = 2 << 20
+"""What a thread reads and writes at a time: it stays in its core's cache."""
 
-READ_NBYTES = 4 << 20
-"""What a thread only reads and hashes at a time. That is so much faster than writing that with small blocks
-threads would mostly wait for the interpreter's lock."""
+HASHED_COPY_NBYTES = 4 << 20
+"""What a thread reads, hashes and writes at a time. Each of the three takes the interpreter's lock once, and
+with smaller blocks many threads mostly wait for it, which costs more than what leaves the cache."""
+
+READ_NBYTES = 8 << 20
+"""What a thread only reads and hashes at a time, which is several times faster than writing it."""
 
 Take = Callable[[int, int, memoryview], None]
 """Is given the bytes of places, those of one place in order and by one thread: where the place stands in the

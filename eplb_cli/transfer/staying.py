@@ -10,9 +10,12 @@ from eplb_cli.arrays import Int, without
 from eplb_cli.checkpoint.places import Places
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT
 from eplb_cli.transfer.file_ends import FileEnds
-from eplb_cli.transfer.reading import BLOCK_NBYTES, Wanted, start_reading
+from eplb_cli.transfer.reading import COPY_NBYTES, HASHED_COPY_NBYTES, Wanted, start_reading
 from eplb_cli.transfer.threads import Tasks
 from eplb_cli.values import dataclass
+
+SMALL_NBYTES = 1 << 18
+"""A smaller place is read together with its neighbours, wherever they go."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +147,8 @@ class StayingRows:
                         ends.advance(nbytes)
                         ends.wrote(goals[number], nbytes)
 
-        wanted = Wanted(old, source[first], BLOCK_NBYTES, lane=lane[order][first])
+        block_nbytes = COPY_NBYTES if ends.digests is None else HASHED_COPY_NBYTES
+        wanted = Wanted(old, source[first], block_nbytes, lane=lane[order][first])
         return start_reading(wanted, ends.source, ends.share, take)
 
     def _lanes(self, source: Int, destination: Int) -> Int:
@@ -156,7 +160,7 @@ class StayingRows:
         new, old = self._ends.new, self._ends.old
         file = np.where(destination >= 0, new.file[destination], -1)
         first = np.full(len(old.rank), -1)
-        first[source[::-1]] = np.where(old.nbytes[source] < BLOCK_NBYTES, -1, file)[::-1]
+        first[source[::-1]] = np.where(old.nbytes[source] < SMALL_NBYTES, -1, file)[::-1]
         return 1 + first[source]
 
 

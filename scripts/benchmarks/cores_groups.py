@@ -216,7 +216,7 @@ def _huggingface(bench: Bench) -> list[Line]:
 
 _WITH_BLOCKS = (
     "from eplb_cli.transfer import reading, staying; from eplb_cli.cli import main; "
-    "reading.READ_NBYTES = {nbytes}; staying.BLOCK_NBYTES = {nbytes}; main()"
+    "reading.READ_NBYTES = staying.COPY_NBYTES = staying.HASHED_COPY_NBYTES = {nbytes}; main()"
 )
 
 

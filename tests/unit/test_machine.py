@@ -46,9 +46,9 @@ def test_buffers(monkeypatch, chunk, workers, available, expected):
     [
         (1, 1, 4, 2, 2),  # one waits for the disk while the other computes
         (4, 1, 4, 4, 4),
-        (32, 1, 4, 12, 16),  # more do not pay
+        (32, 1, 4, 8, 16),  # more do not pay
         (192, 1, 64, 16, 16),
-        (32, 1, 1, 3, 16),  # a file is written by one at a time
+        (32, 1, 1, 2, 16),  # a file is written by one at a time
         (32, 1, 0, 2, 16),
         (32, 4, 8, 4, 4),  # what pays is shared by all workers
         (192, 64, 64, 2, 2),
