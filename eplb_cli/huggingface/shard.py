@@ -52,7 +52,7 @@ from eplb_cli.placements.placement import EMPTY
 from eplb_cli.progress import ProgressBar, silent, telling
 from eplb_cli.report.written import Written
 from eplb_cli.transfer.digest_table import DigestTable
-from eplb_cli.transfer.reading import READ_NBYTES, Wanted, digest_places, in_order, start_reading
+from eplb_cli.transfer.reading import Wanted, block_nbytes, digest_places, in_order, start_reading
 from eplb_cli.transfer.resume import taken_over, try_destination
 from eplb_cli.transfer.threads import Threads
 from eplb_cli.transfer.trees import Tree
@@ -263,7 +263,8 @@ def digest_both(
             advance(sizes[index])
 
     with Threads(reading_threads(1)) as pool:
-        start_reading(Wanted(parts, wanted, READ_NBYTES, begins), tree, pool.share, take).wait()
+        order = Wanted(parts, wanted, block_nbytes(pool.count), begins)
+        start_reading(order, tree, pool.share, take).wait()
     alone = wanted[begins & ends]
     by_whole.values[whole[alone]] = by_part.values[alone]
     return by_part.values, by_whole.values

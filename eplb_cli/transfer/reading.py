@@ -21,15 +21,11 @@ from eplb_cli.transfer.threads import Tasks, Threads, cut_in_turn
 from eplb_cli.transfer.trees import Tree
 from eplb_cli.values import dataclass
 
-COPY_NBYTES = 2 << 20
-"""What a thread reads and writes at a time: it stays in its core's cache."""
-
-HASHED_COPY_NBYTES = 4 << 20
-"""What a thread reads, hashes and writes at a time. Each of the three takes the interpreter's lock once, and
-with smaller blocks many threads mostly wait for it, which costs more than what leaves the cache."""
-
-READ_NBYTES = 8 << 20
-"""What a thread only reads and hashes at a time, which is several times faster than writing it."""
+LEAST_BLOCK_NBYTES = 2 << 20
+MOST_BLOCK_NBYTES = 8 << 20
+_MORE_A_THREAD_NBYTES = 1 << 19
+"""What is read at a time stays in a core's cache where that is small. But each call that reads, hashes or
+writes takes the interpreter's lock again: many threads with small blocks mostly wait for it."""
 
 Take = Callable[[int, int, memoryview], None]
 """Is given the bytes of places, those of one place in order and by one thread: where the place stands in the
@@ -37,6 +33,11 @@ order of reading, the first byte within the place, and what follows there. One o
 
 Share = Callable[[Callable[[slice], None], Iterable[slice]], Tasks]
 """`Threads.share`, or what stands for it."""
+
+
+def block_nbytes(threads: int) -> int:
+    """Bytes that each of so many threads reads at a time."""
+    return min(max(threads * _MORE_A_THREAD_NBYTES, LEAST_BLOCK_NBYTES), MOST_BLOCK_NBYTES)
 
 
 def in_order(places: Places, wanted: Int) -> Int:
@@ -64,16 +65,15 @@ class Wanted:
 
 def start_reading(wanted: Wanted, tree: Tree, share: Share, take: Take) -> Tasks:
     """Read places of a tree."""
-    places, number, block_nbytes = wanted.places, wanted.number, wanted.block_nbytes
-    boundary = wanted.boundary
+    places, number, block, boundary = wanted.places, wanted.number, wanted.block_nbytes, wanted.boundary
     lane = np.zeros(len(number), np.int64) if wanted.lane is None else wanted.lane
     file, offset, nbytes = places.file[number], places.offset[number], places.nbytes[number]
-    begins = _begins_read(file, offset, nbytes, block_nbytes) | (np.diff(lane, prepend=-1) != 0)
+    begins = _begins_read(file, offset, nbytes, block) | (np.diff(lane, prepend=-1) != 0)
     first = np.flatnonzero(begins)
     last = np.r_[first[1:], len(number)]
     total = np.add.reduceat(nbytes, first) if len(first) else first
     reads = (first, last, file[first], offset[first], total)
-    buffers = ThreadBuffers(block_nbytes)
+    buffers = ThreadBuffers(block)
 
     def read(task: slice) -> None:
         buffer = buffers.view
@@ -91,11 +91,11 @@ def start_reading(wanted: Wanted, tree: Tree, share: Share, take: Take) -> Tasks
     return share(read, cut_in_turn(total, lane[first], None if boundary is None else boundary[first]))
 
 
-def _begins_read(file: Int, offset: Int, nbytes: Int, block_nbytes: int) -> NDArray[np.bool_]:
+def _begins_read(file: Int, offset: Int, nbytes: Int, most: int) -> NDArray[np.bool_]:
     """Which places do not belong to the read of the one before: there is a gap, or a block is full."""
     end = np.cumsum(nbytes)
-    block = (end - nbytes) // block_nbytes
-    fits = ((end - 1) // block_nbytes == block) & (nbytes > 0)
+    block = (end - nbytes) // most
+    fits = ((end - 1) // most == block) & (nbytes > 0)
     follows = (np.diff(file) == 0) & (np.diff(offset) == nbytes[:-1]) & (np.diff(block) == 0)
     begins = np.ones(len(nbytes), np.bool_)
     begins[1:] = ~(follows & fits[1:] & fits[:-1])
@@ -144,7 +144,9 @@ def start_digests(
         if is_last:
             advance(nbytes)
 
-    return digests.values, start_reading(Wanted(places, wanted, READ_NBYTES), tree, pool.share, take)
+    return digests.values, start_reading(
+        Wanted(places, wanted, block_nbytes(pool.count)), tree, pool.share, take
+    )
 
 
 def digest_distinct(

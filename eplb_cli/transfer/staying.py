@@ -10,7 +10,7 @@ from eplb_cli.arrays import Int, without
 from eplb_cli.checkpoint.places import Places
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT
 from eplb_cli.transfer.file_ends import FileEnds
-from eplb_cli.transfer.reading import COPY_NBYTES, HASHED_COPY_NBYTES, Wanted, start_reading
+from eplb_cli.transfer.reading import Wanted, block_nbytes, start_reading
 from eplb_cli.transfer.threads import Tasks
 from eplb_cli.values import dataclass
 
@@ -147,8 +147,8 @@ class StayingRows:
                         ends.advance(nbytes)
                         ends.wrote(goals[number], nbytes)
 
-        block_nbytes = COPY_NBYTES if ends.digests is None else HASHED_COPY_NBYTES
-        wanted = Wanted(old, source[first], block_nbytes, lane=lane[order][first])
+        size = block_nbytes(1 if ends.digests is None else ends.pool.count)
+        wanted = Wanted(old, source[first], size, lane=lane[order][first])
         return start_reading(wanted, ends.source, ends.share, take)
 
     def _lanes(self, source: Int, destination: Int) -> Int:

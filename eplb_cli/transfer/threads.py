@@ -39,7 +39,7 @@ class Threads(ThreadPoolExecutor):
     """
 
     def __init__(self, count: int) -> None:
-        self._count, self._stopped = count, list[bool]()
+        self.count, self._stopped = count, list[bool]()
         super().__init__(count, initializer=self._begin)
 
     def _begin(self) -> None:
@@ -66,7 +66,7 @@ class Threads(ThreadPoolExecutor):
                     raise
 
         try:
-            return Tasks([self.submit(work) for _ in range(min(self._count, len(todo)))])
+            return Tasks([self.submit(work) for _ in range(min(self.count, len(todo)))])
         except BaseException:
             failed.set()
             raise

@@ -215,8 +215,8 @@ def _huggingface(bench: Bench) -> list[Line]:
 
 
 _WITH_BLOCKS = (
-    "from eplb_cli.transfer import reading, staying; from eplb_cli.cli import main; "
-    "reading.READ_NBYTES = staying.COPY_NBYTES = staying.HASHED_COPY_NBYTES = {nbytes}; main()"
+    "from eplb_cli.transfer import reading; from eplb_cli.cli import main; "
+    "reading.LEAST_BLOCK_NBYTES = reading.MOST_BLOCK_NBYTES = {nbytes}; main()"
 )
 
 

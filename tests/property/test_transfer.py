@@ -144,13 +144,8 @@ def adversary(way: Way) -> Iterator[Counter[tuple[int, int]]]:
         return share(ends, call, list(tasks)[::-1])
 
     with (
-        mock.patch.object(reading, "READ_NBYTES", way.block_nbytes),
-        mock.patch.multiple(
-            staying,
-            COPY_NBYTES=way.block_nbytes,
-            HASHED_COPY_NBYTES=way.block_nbytes,
-            SMALL_NBYTES=way.block_nbytes // 2,
-        ),
+        mock.patch.multiple(reading, LEAST_BLOCK_NBYTES=way.block_nbytes, MOST_BLOCK_NBYTES=way.block_nbytes),
+        mock.patch.object(staying, "SMALL_NBYTES", way.block_nbytes // 2),
         mock.patch.object(threads, "TASK_NBYTES", way.task_nbytes),
         mock.patch.object(DigestTable, "feed", counting_feed),
         mock.patch.object(file_ends.FileEnds, "share", backwards if way.backwards else share),

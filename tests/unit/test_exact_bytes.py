@@ -30,7 +30,7 @@ DIVISIONS = {
     "live/plan.py: buffer_nbytes // CHUNKS_PER_BUFFER",
     "live/room.py: buffer_nbytes // CHUNKS_PER_BUFFER",
     "transfer/traffic.py: options.buffer_nbytes // CHUNKS_PER_BUFFER",
-    "transfer/reading.py: (end - nbytes) // block_nbytes",
+    "transfer/reading.py: (end - nbytes) // most",
     "transfer/threads.py: (np.cumsum(nbytes) - 1) // TASK_NBYTES",
     "run/shared_others.py: (nbytes - size) // 2",  # about the middle
 }

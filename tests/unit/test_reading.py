@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from eplb_cli import files
 from eplb_cli.checkpoint.places import Places
-from eplb_cli.transfer.reading import Wanted, digest_places, in_order, start_reading
+from eplb_cli.transfer.reading import Wanted, block_nbytes, digest_places, in_order, start_reading
 from eplb_cli.transfer.threads import Threads, cut_in_turn
 from eplb_cli.transfer.trees import Tree
 from tests.support.runs import wait_until
@@ -35,7 +35,7 @@ def places_of(extents):
     return Places(zero, zero, offset, nbytes)
 
 
-def read(path, places, block_nbytes, monkeypatch=None, **how):
+def read(path, places, size):
     """What every place was given, by its number, and the (offset, bytes) of all reads in one thread."""
     given_to: dict[int, list[tuple[int, bytes]]] = {}
     reads = []
@@ -51,7 +51,7 @@ def read(path, places, block_nbytes, monkeypatch=None, **how):
         given_to.setdefault(int(order[index]), []).append((begin, bytes(view)))
 
     with Noted([path]) as tree, Threads(1) as pool:
-        start_reading(Wanted(places, order, block_nbytes, **how), tree, pool.share, take).wait()
+        start_reading(Wanted(places, order, size), tree, pool.share, take).wait()
     return given_to, reads
 
 
@@ -59,21 +59,26 @@ def read(path, places, block_nbytes, monkeypatch=None, **how):
     st.lists(st.tuples(st.integers(0, 60), st.integers(0, 90)), min_size=1, max_size=40),
     st.sampled_from([1, 16, 50, 1000]),
 )
-def test_every_byte_of_every_place(path, steps, block_nbytes):
+def test_every_byte_of_every_place(path, steps, size):
     """Whatever gaps and sizes there are: all of a place, in order, from its first byte on."""
     extents, end = [], 0
     for gap, nbytes in steps:
         extents.append((end + gap, nbytes))
         end += gap + nbytes
-    given_to, reads = read(path, places_of(extents), block_nbytes)
+    given_to, reads = read(path, places_of(extents), size)
     for number, (offset, nbytes) in enumerate(extents):
         parts = given_to.get(number, [])
         assert b"".join(part for _, part in parts) == CONTENT[offset : offset + nbytes]
         assert [begin for begin, _ in parts] == np.cumsum([0, *(len(part) for _, part in parts)])[
             :-1
         ].tolist()
-    assert max(nbytes for _, nbytes in [*reads, (0, 0)]) <= block_nbytes
+    assert max(nbytes for _, nbytes in [*reads, (0, 0)]) <= size
     assert sum(nbytes for _, nbytes in reads) == sum(nbytes for _, nbytes in extents)
+
+
+def test_the_more_threads_the_larger_a_block():
+    """They share one lock."""
+    assert [block_nbytes(threads) >> 20 for threads in (1, 2, 4, 8, 16, 64)] == [2, 2, 2, 4, 8, 8]
 
 
 def test_neighbours_are_one_read(path):
