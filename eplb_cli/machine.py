@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import re
 import threading
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,19 +18,51 @@ MIN_BUFFER_NBYTES = 64 << 20
 MAX_BUFFER_NBYTES = 1 << 30
 """Bounds of the default `--buffer-size`; the lower one is that of gloo's best messages."""
 
+MAX_WRITERS = 16
+"""Threads of all workers beyond which files are not written faster, however many they are."""
+WRITERS_A_FILE = 2
+"""Threads for each file: the kernel lets one at a time write to it, while the other reads and hashes."""
+MAX_READERS = 16
+"""Threads of all workers beyond which files that are in memory are not read and hashed faster."""
+
 _INSTALLED_AS = {"plotly": "'.[html]'", "yaml": "pyyaml"}
 """What pip calls a package, where that is not its name; eplb itself is on no index, but in its directory."""
 
 _SAMPLE_S = 0.02
 _MOUNTS = Path("/proc/self/mountinfo")
-_MOUNT_POINT = 4
-"""Which word of a line of `_MOUNTS` is the directory; blanks in it are octal numbers."""
+_DEVICE, _MOUNT_POINT = 2, 4
+"""Which words of a line of `_MOUNTS` are the device and the directory; blanks in it are octal numbers."""
+_IN_MEMORY = {b"tmpfs", b"ramfs"}
+"""The file systems that fill with zeros what they allocate, a page after the other."""
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use: where it may run, and no more than its control groups have."""
+    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, _shares_of_cores())]))
+
+
+def _shares_of_cores() -> Iterator[float]:
+    """The limits of all control groups that this process is in, in both versions of control groups."""
+    for group in _control_groups():
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (group / "cpu.max").read_text().split()
+            yield int(quota) / int(period)  # a quota of "max" is no number
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if int(quota) > 0:
+                yield int(quota) / int(period)
+
+
+def _control_groups() -> Iterator[Path]:
+    """The directories of the control groups that this process is in, and of those that these are in."""
+    with contextlib.suppress(OSError):
+        for line in _OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            root = _CGROUP / controllers
+            own = root / path.lstrip("/")
+            yield from (own, *itertools.takewhile(root.__ne__, own.parents), root)
 
 
 def host_identity() -> str:
@@ -47,7 +80,7 @@ def count_devices() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         named = [device.strip() for device in visible.split(",")]
-        return len(list(takewhile(lambda device: device and not device.startswith("-"), named)))
+        return len(list(itertools.takewhile(lambda device: device and not device.startswith("-"), named)))
     return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
 
 
@@ -89,9 +122,22 @@ def needed(name: str, needed_for: str, hint: str = "") -> Iterator[None]:
         raise not_imported(error, name, needed_for, hint) from error
 
 
-def default_threads(num_workers: int) -> int:
-    """Threads for the files of one worker: its share of the cores, two at least."""
-    return max(2, count_cores() // num_workers)
+def writing_threads(num_workers: int, num_files: int) -> int:
+    """Threads of one worker that copy to files: its share of as many as pay, two at least.
+
+    Args:
+        num_files: that all workers write.
+    """
+    return _share_of(min(MAX_WRITERS, WRITERS_A_FILE * num_files), num_workers)
+
+
+def reading_threads(num_workers: int) -> int:
+    """Threads of one worker that only read files and hash them: its share of as many as pay, two at least."""
+    return _share_of(MAX_READERS, num_workers)
+
+
+def _share_of(most: int, num_workers: int) -> int:
+    return max(2, min(count_cores(), most) // num_workers)
 
 
 def default_buffer_nbytes(largest_chunk_nbytes: int, num_workers: int) -> int:
@@ -163,6 +209,18 @@ class PeakMemory:
             self.nbytes = max(self.nbytes, _kilobytes(Path("/proc/self/status"), "RssAnon"))
             if self._ended.wait(_SAMPLE_S):
                 return
+
+
+def is_in_memory(path: Path) -> bool:
+    """Whether a file system keeps its files in memory and nowhere else; False where that cannot be told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        number = path.stat().st_dev
+        device = f"{os.major(number)}:{os.minor(number)}".encode()
+        for line in _MOUNTS.read_bytes().splitlines():
+            before, _, after = line.partition(b" - ")
+            if before.split()[_DEVICE] == device:
+                return after.split()[0] in _IN_MEMORY
+    return False
 
 
 def is_mount_point(path: Path) -> bool:

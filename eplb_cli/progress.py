@@ -11,6 +11,9 @@ from contextvars import ContextVar
 ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 """Given a number of bytes and a description: a context that yields what shows the bytes done."""
 
+TELL_S = 0.1
+"""Seconds between two calls of what shows the bytes done."""
+
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 NOTHING_WRITTEN = "nothing was written"
@@ -34,18 +37,55 @@ def silent(nbytes: int, description: str) -> Iterator[Callable[[int], None]]:
     yield lambda _: None
 
 
-def accumulate(show: Callable[[int], None]) -> Callable[[int], None]:
-    """Turns bytes done since the last call, from any thread, into the sum that `show` takes."""
-    done_nbytes, lock = 0, threading.Lock()
+class Count:
+    """A sum that any thread adds to without waiting for another, and one thread at a time looks at."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._added: list[int] = []
+        self.add = self._added.append
+        """Adds a number; one step of the interpreter, which no thread can be in the middle of."""
+
+    @property
+    def total(self) -> int:
+        """The sum of all that was added."""
+        num = len(self._added)  # more may come meanwhile, behind these
+        self._total += sum(self._added[:num])
+        del self._added[:num]
+        return self._total
+
+
+@contextlib.contextmanager
+def telling(show: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """For a block, what takes bytes done since its last call, from any thread.
+
+    Their sum is shown now and then, and at the end, whatever ends the block. What `show` raises meanwhile is
+    raised by the next call.
+    """
+    count, ended, failed = Count(), threading.Event(), list[Exception]()
+
+    def tell() -> None:
+        try:
+            while not ended.wait(TELL_S):
+                show(count.total)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is not lost
+            failed.append(error)
 
     def advance(nbytes: int) -> None:
-        nonlocal done_nbytes
-        with lock:
-            done_nbytes += nbytes
-            now_nbytes = done_nbytes
-        show(now_nbytes)
+        if failed:
+            raise failed[0]
+        count.add(nbytes)
 
-    return advance
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        thread.join()
+        if not failed:
+            show(count.total)
+    advance(0)
 
 
 def bytes_in_words(nbytes: float) -> str:

@@ -33,12 +33,14 @@ from eplb_cli.huggingface.engines import AS_THEY_ARE
 from eplb_cli.huggingface.joined import find_parts
 from eplb_cli.huggingface.one_rank import as_one_rank, by_expert
 from eplb_cli.huggingface.source import config_of, open_huggingface
-from eplb_cli.machine import default_threads
+from eplb_cli.machine import reading_threads
 from eplb_cli.placements.own_format import format_placement
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.identification import Identification
-from eplb_cli.transfer.trees import Known, Threads, digest_places, source_tree
+from eplb_cli.transfer.reading import digest_places
+from eplb_cli.transfer.threads import Threads
+from eplb_cli.transfer.trees import Known, source_tree
 
 _JOINED = {"w13_": (("gate_proj.", "up_proj."), ("w1.", "w3.")), "w2_": (("down_proj.",), ("w2.",))}
 """What the tensors of stacked shards are joined of, by how their names begin; the ends are the same."""
@@ -246,7 +248,7 @@ def _by_layer(digests: Digests, cells: Sequence[_Cell], checkpoint: ShardedCheck
 
 def _digest(places: Places, sources: Sequence[Known], advance: Callable[[int], None]) -> Digests:
     files.allow_open_files(len(sources))
-    with source_tree(sources) as tree, Threads(default_threads(1)) as pool:
+    with source_tree(sources) as tree, Threads(reading_threads(1)) as pool:
         return digest_places(places, np.flatnonzero(places.nbytes), tree, pool, advance)
 
 

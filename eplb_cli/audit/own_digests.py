@@ -20,10 +20,12 @@ from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.digests import zero_digests
 from eplb_cli.errors import BytesError, CheckpointError, Where
 from eplb_cli.formats.safetensors_header import MAX_HEADER_NBYTES
-from eplb_cli.machine import default_threads
+from eplb_cli.machine import reading_threads
 from eplb_cli.output.prove import differing_replicas, replica_warnings
 from eplb_cli.placements.placement import EMPTY
-from eplb_cli.transfer.trees import Threads, digest_distinct, source_tree
+from eplb_cli.transfer.reading import digest_distinct
+from eplb_cli.transfer.threads import Threads
+from eplb_cli.transfer.trees import source_tree
 from eplb_cli.values import dataclass
 
 DAMAGED = "the output was changed or damaged after it was written: make it again"
@@ -107,7 +109,7 @@ def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -
     files.allow_open_files(len(checkpoint.shards.files))
     one_file = file_identities(checkpoint.shards, places)
     wanted = np.flatnonzero(places.nbytes)
-    with source_tree(checkpoint.shards.files) as tree, Threads(default_threads(1)) as pool:
+    with source_tree(checkpoint.shards.files) as tree, Threads(reading_threads(1)) as pool:
         return digest_distinct(places, wanted, one_file, tree, pool, advance)
 
 

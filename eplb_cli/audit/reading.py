@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.progress import ProgressBar, telling
 
 
 @contextlib.contextmanager
@@ -14,7 +14,8 @@ def reading(progress: ProgressBar, description: str, *trees: Path) -> Iterator[C
     """What is told of the bytes read from some trees; at the end all are, headers included."""
     total_nbytes = sum(map(_shard_nbytes, trees))
     with progress(total_nbytes, description) as show:
-        yield accumulate(show)
+        with telling(show) as advance:
+            yield advance
         show(total_nbytes)
 
 

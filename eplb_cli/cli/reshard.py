@@ -142,7 +142,7 @@ def command(
             "--threads",
             parser=whole_number(1, 1024),
             metavar="THREADS",
-            help="Threads of a worker for its files; without it its share of the cores, two at least.",
+            help="Threads of a worker for its files; without it as many as pay, two at least.",
         ),
     ] = None,
     dry_run: DryRunOption = False,

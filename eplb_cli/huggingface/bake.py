@@ -52,10 +52,12 @@ from eplb_cli.output.prove import Proof, prove
 from eplb_cli.output.staging import Staging, staging
 from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
-from eplb_cli.progress import ProgressBar, accumulate, silent
+from eplb_cli.progress import ProgressBar, silent, telling
 from eplb_cli.report.written import Written
+from eplb_cli.transfer.reading import digest_places
 from eplb_cli.transfer.resume import taken_over, try_destination
-from eplb_cli.transfer.trees import Threads, digest_places, source_tree
+from eplb_cli.transfer.threads import Threads
+from eplb_cli.transfer.trees import source_tree
 
 
 def bake(  # noqa: PLR0913 - all that the command line says
@@ -268,6 +270,6 @@ def _move(
     prepared: Prepared, stage: Staging, known: Known, progress: ProgressBar
 ) -> tuple[Proof, NDArray[np.uint8]]:
     """Move what was not shared, and prove all of it; the digests of new places too."""
-    with progress(2 * left_nbytes(prepared, known), "bake") as show:
-        old_digests, new_digests = move_parts(prepared, stage, known, accumulate(show), verify=True)
+    with progress(2 * left_nbytes(prepared, known), "bake") as show, telling(show) as advance:
+        old_digests, new_digests = move_parts(prepared, stage, known, advance, verify=True)
     return prove(prepared, old_digests, new_digests), new_digests

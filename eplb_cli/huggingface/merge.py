@@ -23,7 +23,7 @@ from eplb_cli.output.prove import prove
 from eplb_cli.output.staging import staging
 from eplb_cli.output.tree import OtherCopy, OutputFile, OutputTree
 from eplb_cli.placements.findings import check_pair, raise_first
-from eplb_cli.progress import ProgressBar, accumulate, silent
+from eplb_cli.progress import ProgressBar, silent, telling
 from eplb_cli.report.written import Written
 from eplb_cli.transfer.resume import taken_over, try_destination
 
@@ -69,8 +69,8 @@ def merge(
     with staging(destination, durable=durable, resume=resume, keep=keep) as stage:
         known = begin_parts(prepared, stage, progress)
         carry_files(origin.tree.carried, stage)
-        with progress(2 * left_nbytes(prepared, known), "merge") as show:
-            old_digests, new_digests = move_parts(prepared, stage, known, accumulate(show), verify=True)
+        with progress(2 * left_nbytes(prepared, known), "merge") as show, telling(show) as advance:
+            old_digests, new_digests = move_parts(prepared, stage, known, advance, verify=True)
         proof = prove(prepared, old_digests, new_digests)
         _compare(prepared, origin, new_digests)
         if origin.tree.index_name is not None:

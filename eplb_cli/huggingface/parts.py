@@ -13,7 +13,7 @@ from eplb_cli.errors import CheckpointError, PlacementError
 from eplb_cli.huggingface.one_rank import OneRank
 from eplb_cli.inputs.old_and_new import read_new
 from eplb_cli.inputs.options import PlacementOptions
-from eplb_cli.machine import available_memory_nbytes, default_threads
+from eplb_cli.machine import available_memory_nbytes, reading_threads, writing_threads
 from eplb_cli.models.model import Model
 from eplb_cli.output.journal import Known, write_written
 from eplb_cli.output.prepared import Prepared
@@ -110,7 +110,8 @@ def move_parts(
     options = TransferOptions(
         1,
         0,
-        default_threads(1),
+        writing_threads(1, output.num_own),
+        reading_threads(1),
         verify=verify,
         durable=stage.durable,
         keep_cache=nbytes < available_memory_nbytes() // 2,

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from eplb_cli.huggingface.source import (
     refuse_own_names,
 )
 from eplb_cli.inputs.options import NO_OPTIONS, PlacementOptions
-from eplb_cli.machine import default_threads
+from eplb_cli.machine import reading_threads
 from eplb_cli.output.commit import carry_files, check_carried, fill_unlinked, write_manifest
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared
@@ -48,12 +49,14 @@ from eplb_cli.output.serving import Served, Serving
 from eplb_cli.output.staging import Staging, staging
 from eplb_cli.output.tree import plan_output
 from eplb_cli.placements.findings import Finding, check_pair, raise_first
-from eplb_cli.placements.placement import EMPTY, Placement
-from eplb_cli.progress import ProgressBar, accumulate, silent
+from eplb_cli.placements.placement import EMPTY
+from eplb_cli.progress import ProgressBar, silent, telling
 from eplb_cli.report.written import Written
-from eplb_cli.transfer.digest_table import DigestTable, ThreadBuffers
+from eplb_cli.transfer.digest_table import DigestTable
+from eplb_cli.transfer.reading import Wanted, block_nbytes, digest_places, in_order, start_reading
 from eplb_cli.transfer.resume import taken_over, try_destination
-from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, Threads, Tree, cut_tasks, digest_places
+from eplb_cli.transfer.threads import Threads
+from eplb_cli.transfer.trees import Tree
 from eplb_cli.values import dataclass
 
 
@@ -70,6 +73,17 @@ class _Plan:
     tensor_places: NDArray[np.int64]
     warnings: list[Finding]
     is_whole: bool
+
+    @cached_property
+    def served(self) -> Served:
+        """The shards as the engine gets them: they are for no other."""
+        names, checkpoint, new = self.names, self.joined.checkpoint, self.parts.plan.new
+        config = checkpoint.config
+        has_mtp = any(is_of_mtp(checkpoint, key) for key in checkpoint.keys)
+        num_groups = None if config is None else config.num_expert_groups
+        return Served(
+            new, names.layout.name, names.engine, names.family, num_groups, is_whole=True, has_mtp=has_mtp
+        )
 
 
 def shard(  # noqa: PLR0913 - all that the command line says
@@ -134,8 +148,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
         carried = carry_files(plan.tree.carried, stage)
         nbytes = left_nbytes(plan.parts, known) + int(plan.parts.new_places.nbytes.sum())
         constants = _write_constants(plan, stage)
-        with progress(nbytes, "shard") as show:
-            advance = accumulate(show)
+        with progress(nbytes, "shard") as show, telling(show) as advance:
             old_digests = move_parts(plan.parts, stage, known, advance, verify=False)[0]
             fill_unlinked(stage)
             by_part, by_tensor = _read_back(plan, stage, advance)
@@ -147,8 +160,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
             record = origin_bytes(plan.tree, plan.names, plan.beside.skipped, old_digests)
             stage.write(ORIGIN_NAME, record)
             carried[ORIGIN_NAME] = file_entry(record)
-        served = _served(plan.parts.plan.new, plan)
-        write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, served=served)
+        write_manifest(plan.tensors, stage, by_tensor, carried, verified=True, served=plan.served)
     written = _written(plan, destination, engine, time.perf_counter() - started)
     return written.proved(proof.rows_proved, proof.warnings, taken_over(plan.parts, stage, known))
 
@@ -156,7 +168,7 @@ def shard(  # noqa: PLR0913 - all that the command line says
 def _written(plan: _Plan, destination: Path, engine: str, seconds: float) -> Written:
     """What is made, before anything of it is proved."""
     new = plan.parts.plan.new
-    serving = _served(new, plan).serving if plan.is_whole else Serving((NOTE,))
+    serving = plan.served.serving if plan.is_whole else Serving((NOTE,))
     return Written(
         destination,
         engine,
@@ -250,37 +262,23 @@ def digest_both(
     """
     by_part = DigestTable.empty(len(parts.rank), tree.meter)
     by_whole = DigestTable.empty(num_wholes, tree.meter)
-    wanted = np.flatnonzero(parts.nbytes)
-    wanted = wanted[np.lexsort((parts.offset[wanted], parts.file[wanted]))]
+    wanted = in_order(parts, np.flatnonzero(parts.nbytes))
     begins = np.diff(whole[wanted], prepend=-1) != 0
     ends = np.r_[begins[1:], True]
-    buffers = ThreadBuffers(BLOCK_NBYTES)
+    is_first, is_last, is_alone = begins.tolist(), ends.tolist(), (begins & ends).tolist()
+    numbers, wholes, sizes = wanted.tolist(), whole[wanted].tolist(), parts.nbytes[wanted].tolist()
 
-    def digest(task: slice) -> None:
-        places = wanted[task]
-        columns = (places, whole[places], parts.file[places], parts.offset[places], parts.nbytes[places])
-        for place, number, file, offset, nbytes, is_first, is_last in zip(
-            *(column.tolist() for column in (*columns, begins[task], ends[task])), strict=True
-        ):
-            for begin in range(0, nbytes, BLOCK_NBYTES):
-                view = buffers.view[: min(BLOCK_NBYTES, nbytes - begin)]
-                tree.read(file, view, offset + begin)
-                first, last = begin == 0, begin + len(view) == nbytes
-                by_part.feed(place, view, first=first, last=last)
-                by_whole.feed(number, view, first=first and is_first, last=last and is_last)
-            advance(nbytes)
+    def take(index: int, begin: int, view: memoryview) -> None:
+        first, last = begin == 0, begin + len(view) == sizes[index]
+        by_part.feed(numbers[index], view, first=first, last=last)
+        if not is_alone[index]:
+            by_whole.feed(wholes[index], view, first=first and is_first[index], last=last and is_last[index])
+        if last:
+            advance(sizes[index])
 
-    with Threads(default_threads(1)) as pool:
-        Tasks([pool.submit(digest, task) for task in cut_tasks(parts.nbytes[wanted], begins)]).wait()
+    with Threads(reading_threads(1)) as pool:
+        order = Wanted(parts, wanted, block_nbytes(pool.count), begins)
+        start_reading(order, tree, pool.share, take).wait()
+    alone = wanted[begins & ends]
+    by_whole.values[whole[alone]] = by_part.values[alone]
     return by_part.values, by_whole.values
-
-
-def _served(new: Placement, plan: _Plan) -> Served:
-    """The shards as the engine gets them: they are for no other."""
-    names, checkpoint = plan.names, plan.joined.checkpoint
-    config = checkpoint.config
-    has_mtp = any(is_of_mtp(checkpoint, key) for key in checkpoint.keys)
-    num_groups = None if config is None else config.num_expert_groups
-    return Served(
-        new, names.layout.name, names.engine, names.family, num_groups, is_whole=True, has_mtp=has_mtp
-    )

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from eplb_cli import files
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.shards import ShardFile, Shards
-from eplb_cli.machine import default_threads
+from eplb_cli.machine import reading_threads
 
 BLOCK_NBYTES = 4096
 MAX_BLOCKS = 4096
@@ -31,7 +31,7 @@ def sample_digests(shards: Shards) -> dict[str, str]:
     def digest(file: ShardFile) -> str:
         return _digest(file, sample_offsets(file, shards.layout, count))
 
-    with ThreadPoolExecutor(default_threads(1)) as pool:
+    with ThreadPoolExecutor(reading_threads(1)) as pool:
         digests = pool.map(digest, shards.files)
         return {file.path.name: digest for file, digest in zip(shards.files, digests, strict=True)}
 

@@ -6,11 +6,13 @@ import contextlib
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from eplb_cli import files
 from eplb_cli.errors import BytesError, OutputError
+from eplb_cli.machine import is_in_memory, writing_threads
 from eplb_cli.output.tree import Made, OutputFile, OutputTree
 
 
@@ -48,6 +50,9 @@ def _is_whole(path: Path, file: OutputFile) -> bool:
 def create_files(directory: Path, output: OutputTree, there: Collection[Path] = ()) -> list[int]:
     """Create every shard with its header, what is made for it and all its space, or link it.
 
+    A file system in memory fills what it allocates with zeros, and takes as long for that as for the rows
+    afterwards: there a file only gets its size, and `check_space` has seen that there is room.
+
     Args:
         there: those that need not be created again, as `whole_files` gives them.
 
@@ -57,22 +62,40 @@ def create_files(directory: Path, output: OutputTree, there: Collection[Path] = 
     Raises:
         OutputError: EP603 or EP604.
     """
-    unlinked = []
     made: dict[int, list[Made]] = defaultdict(list)
     for tensor in output.made:
         made[tensor.dst_file].append(tensor)
-    for number, file in enumerate(output.files):
+    allocate = not is_in_memory(directory)
+
+    def create(number: int) -> None:
+        file = output.files[number]
         path = directory / file.name
-        if file.same_as is not None:
-            if files.link(directory / output.files[file.same_as].name, path):
-                continue
-            unlinked.append(number)
-        opened = files.open_output(path) if path in there else files.create(path, file.nbytes)
+        is_there = path in there
+        opened = files.open_output(path) if is_there else files.create(path, file.nbytes, allocate=allocate)
         with files.closing(opened) as descriptor:
             files.write_from(descriptor, memoryview(file.header), 0, path)
             for tensor in made[number]:
                 files.write_from(descriptor, memoryview(tensor.content), tensor.dst_offset, path)
+
+    _at_once(create, [number for number, file in enumerate(output.files) if file.same_as is None])
+    unlinked = [
+        number
+        for number, file in enumerate(output.files)
+        if file.same_as is not None
+        and not files.link(directory / output.files[file.same_as].name, directory / file.name)
+    ]
+    _at_once(create, unlinked)
     return unlinked
+
+
+def _at_once(create: Callable[[int], None], numbers: Sequence[int]) -> None:
+    """Create several files at a time. The first error is raised, and then no other is begun."""
+    with ThreadPoolExecutor(writing_threads(1, len(numbers))) as pool:
+        try:
+            for done in [pool.submit(create, number) for number in numbers]:
+                done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def require_made(directory: Path, output: OutputTree) -> None:

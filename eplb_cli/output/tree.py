@@ -104,6 +104,11 @@ class OutputTree:
     made: tuple[Made, ...] = ()
 
     @property
+    def num_own(self) -> int:
+        """Files that are not the same as another."""
+        return sum(file.same_as is None for file in self.files)
+
+    @property
     def nbytes(self) -> int:
         """Apparent bytes of all shard files."""
         return sum(file.nbytes for file in self.files)

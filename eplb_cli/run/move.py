@@ -8,10 +8,10 @@ from itertools import pairwise
 import numpy as np
 
 from eplb_cli.arrays import Digests
-from eplb_cli.machine import available_memory_nbytes, default_buffer_nbytes, default_threads
+from eplb_cli.machine import available_memory_nbytes, default_buffer_nbytes, reading_threads, writing_threads
 from eplb_cli.output.journal import Known, write_written
 from eplb_cli.output.staging import Staging
-from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.progress import ProgressBar, telling
 from eplb_cli.run.preparing import Planned
 from eplb_cli.transfer.meter import Summary, summarize
 from eplb_cli.transfer.traffic import TransferOptions, largest_chunk_nbytes
@@ -49,8 +49,8 @@ def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) 
         total_nbytes += int(new.nbytes[~known.written].sum())
     with progress(total_nbytes, planned.backend) as show:
         if planned.backend == "file":
-            advance = accumulate(show)
-            results = [transfer_here(planned.prepared, stage, options, advance, known)]
+            with telling(show) as advance:
+                results = [transfer_here(planned.prepared, stage, options, advance, known)]
         else:
             from eplb_cli.run.in_workers import move_in_workers
 
@@ -65,7 +65,8 @@ def _options(planned: Planned) -> TransferOptions:
     return TransferOptions(
         workers,
         request.buffer_nbytes or default_buffer_nbytes(needed, workers),
-        request.threads or default_threads(workers),
+        request.threads or writing_threads(workers, prepared.output.num_own),
+        request.threads or reading_threads(workers),
         digests=request.digests,
         verify=request.verify and request.digests,
         durable=request.durable,

@@ -163,11 +163,11 @@ def _plan_checkpoint(given: Given, progress: ProgressBar, *, full: bool) -> Answ
     """Plan for a checkpoint, and refuse what a reshard of it would."""
     from eplb_cli.checkpoint.recorded import require_digests
     from eplb_cli.checkpoint.sharded import with_layers
-    from eplb_cli.machine import default_threads
+    from eplb_cli.machine import reading_threads
     from eplb_cli.run.clock import Clock
     from eplb_cli.run.preparing import prepare_given, prepared_report
 
-    prepared, _ = prepare_given(given, default_threads(1), progress, Clock(), compare=False)
+    prepared, _ = prepare_given(given, reading_threads(1), progress, Clock(), compare=False)
     require_digests(prepared.checkpoint)
     report = prepared_report(given, prepared, full=full)
     said = with_layers(given.old, given.shards), with_layers(given.new, given.shards)

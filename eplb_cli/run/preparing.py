@@ -9,7 +9,7 @@ from eplb_cli.checkpoint.recorded import require_digests
 from eplb_cli.checkpoint.slices import require_replicas
 from eplb_cli.errors import UsageError
 from eplb_cli.inputs.given import Given
-from eplb_cli.machine import count_cores, count_devices, default_threads, has_package, missing_package
+from eplb_cli.machine import count_cores, count_devices, has_package, missing_package, reading_threads
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared, bind_and_plan
 from eplb_cli.output.tree import check_output, plan_output
@@ -65,7 +65,7 @@ def plan_request(
     if given.shards.missing_from is not None:
         check_destination(given.shards.missing_from, request.destination)
     backend, num_workers = choose_backend(request, given.num_ranks)
-    threads = request.threads or default_threads(1)
+    threads = request.threads or reading_threads(1)
     copy = request.copy or bool(given.shards.lost)  # files of ranks that close up get other names
     prepared, alike = prepare_given(given, threads, progress, clock, compare=compare, copy=copy)
     if request.digests:

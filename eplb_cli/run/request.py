@@ -82,8 +82,8 @@ class Request(AnyRequest):
             one per rank, but no more than cores.
         buffer_nbytes: bytes of all send and receive buffers of one worker, 1 MiB at least; None for what the
             machine's memory and the rows suggest, 64 MiB to 1 GiB.
-        threads: threads of one worker for its files, 1,024 at most; None for its share of the cores, two at
-            least.
+        threads: threads of one worker for its files, 1,024 at most; None for its share of as many as pay, by
+            cores and files, for writing and for reading back; two at least.
         resume: go on with what a run that was ended has left.
         copy: write DST also where OLD and NEW are the same, and nothing is to be done.
         keep: leave what is done for `resume` where a run is interrupted, or ends with an error that may pass.

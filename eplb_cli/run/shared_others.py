@@ -18,7 +18,7 @@ from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.output.tree import sharded_error
 from eplb_cli.placements.placement import Placement
-from eplb_cli.progress import ProgressBar, accumulate
+from eplb_cli.progress import ProgressBar, telling
 from eplb_cli.values import dataclass
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
         return Alike(frozenset(), digests)
     # A plan that has nothing to compare starts without what reads and hashes.
 
-    from eplb_cli.transfer.trees import Threads, digest_distinct, source_tree
+    from eplb_cli.transfer.reading import digest_distinct
+    from eplb_cli.transfer.threads import Threads
+    from eplb_cli.transfer.trees import source_tree
 
     one_file = file_identities(checkpoint.shards, places)
     known = checkpoint.known_digests
@@ -79,8 +81,8 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
         with (
             progress(int(places.nbytes[wanted].sum()), "compare") as show,
             Threads(threads) as pool,
+            telling(show) as advance,
         ):
-            advance = accumulate(show)
             digests[wanted] = digest_distinct(places, wanted, one_file, tree, pool, advance)[wanted]
     alike |= {key for key, of_key in unsure.items() if _all_equal(digests[of_key])}
     _refuse_sharded(checkpoint, new, alike)

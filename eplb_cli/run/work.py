@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange.wire import Schedule
 from eplb_cli.output.journal import LAUNCHER, Journal, Known, WrittenLog, journals, read_written
 from eplb_cli.output.prepared import Prepared
+from eplb_cli.progress import Count
 from eplb_cli.run.job import (
     ASKED,
     ENDING,
@@ -103,12 +105,6 @@ def run(job: Job, worker: int) -> TransferResult:
     if prepared is None:
         raise WorkerError("EP401", "no plan, and no error")
 
-    def advance(nbytes: int) -> None:
-        progress[0] += nbytes
-
-    def watch(mask: int) -> None:
-        progress[1] = mask
-
     def connect(schedule: Schedule) -> Link:
         return HostLink(schedule, group) if device.type == "cpu" else DeviceLink(schedule, group, device)
 
@@ -117,8 +113,9 @@ def run(job: Job, worker: int) -> TransferResult:
     log = WrittenLog(prepared.new_places.nbytes, journal)
     progress[KEEPS] = 1
     threading.Thread(target=_end_when_asked, args=(progress, log), daemon=True).start()
-    staging, meter = Path(job.staging), Meter(watch)
-    result = transfer(prepared, staging, job.transfer, worker, connect, advance, known, log, meter)
+    staging, meter, done = Path(job.staging), Meter(), Count()
+    with _published(progress, meter, done):
+        result = transfer(prepared, staging, job.transfer, worker, connect, done.add, known, log, meter)
     progress[KEEPS] = 0
     progress[1] = ENDING
     leave_digests(job.work, "old", worker, result.old_digests)
@@ -126,6 +123,26 @@ def run(job: Job, worker: int) -> TransferResult:
     dist.barrier(group=group)
     dist.destroy_process_group()
     return result
+
+
+@contextlib.contextmanager
+def _published(progress: NDArray[np.int64], meter: Meter, done: Count) -> Iterator[None]:
+    """Let the launcher see, while the block runs, how many bytes are done and what is going on."""
+    ended = threading.Event()
+
+    def publish() -> None:
+        while not ended.wait(POLL_S):
+            progress[0], progress[1] = done.total, meter.doing
+
+    thread = threading.Thread(target=publish, daemon=True)
+    progress[1] = 0
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        progress[0] = done.total
 
 
 def _end_when_asked(progress: NDArray[np.int64], log: WrittenLog) -> None:

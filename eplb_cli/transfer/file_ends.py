@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,8 @@ from eplb_cli.exchange.units import Units
 from eplb_cli.exchange.wire import Parcels, of_chunk
 from eplb_cli.plan.pieces import Pieces
 from eplb_cli.transfer.digest_table import DigestTable
-from eplb_cli.transfer.trees import Tasks, Tree, cut_tasks
+from eplb_cli.transfer.threads import Tasks, Threads, cut_tasks
+from eplb_cli.transfer.trees import Tree
 from eplb_cli.values import dataclass
 
 
@@ -35,15 +35,15 @@ class FileEnds:
     new: Places
     source: Tree
     destination: Tree
-    pool: ThreadPoolExecutor
+    pool: Threads
     digests: DigestTable | None
     advance: Callable[[int], None]
     wrote: Callable[[int, int], None]
     known: NDArray[np.uint8] | None = None
 
-    def submit(self, call: Callable[[slice], None], tasks: Iterator[slice]) -> Tasks:
+    def share(self, call: Callable[[slice], None], tasks: Iterable[slice]) -> Tasks:
         """Run `call` on every slice in the pool."""
-        return Tasks([self.pool.submit(call, task) for task in tasks])
+        return self.pool.share(call, tasks)
 
 
 class FileSource:
@@ -85,7 +85,7 @@ class FileSource:
         new_place = np.diff(self._place[part], prepend=-1) != 0
         tasks = cut_tasks(self._nbytes[part], new_place, start=part.start)
         buffer = self._buffers[chunk % 2]
-        return self._ends.submit(lambda task: self._read(task, buffer), tasks)
+        return self._ends.share(lambda task: self._read(task, buffer), tasks)
 
     def _read(self, task: slice, buffer: memoryview) -> None:
         ends = self._ends
@@ -132,7 +132,7 @@ class FileSink:
         part = of_chunk(self._chunk, chunk)
         tasks = cut_tasks(self._nbytes[part], start=part.start)
         buffer = self._buffers[chunk % 2]
-        return self._ends.submit(lambda task: self._write(task, buffer), tasks)
+        return self._ends.share(lambda task: self._write(task, buffer), tasks)
 
     def _write(self, task: slice, buffer: memoryview) -> None:
         ends = self._ends

@@ -12,14 +12,16 @@ from eplb_cli import files
 from eplb_cli.arrays import distinct
 from eplb_cli.checkpoint.staged import WORK
 from eplb_cli.errors import CheckpointError, OutputError, PlanError
-from eplb_cli.machine import default_threads
+from eplb_cli.machine import reading_threads
 from eplb_cli.output.destination import real_path, staging_path
 from eplb_cli.output.journal import Known, journals, read_written, write_written
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.shard_files import check_space
 from eplb_cli.output.staging import Staging, proved_before
-from eplb_cli.progress import ProgressBar, accumulate, bytes_in_words
-from eplb_cli.transfer.trees import Threads, Tree, source_tree, start_digests
+from eplb_cli.progress import ProgressBar, bytes_in_words, telling
+from eplb_cli.transfer.reading import start_digests
+from eplb_cli.transfer.threads import Threads
+from eplb_cli.transfer.trees import Tree, source_tree
 
 
 def written_before(prepared: Prepared, path: Path, *, was_proved: bool) -> NDArray[np.bool_]:
@@ -100,10 +102,10 @@ def _read_both(
     with (
         source_tree(shards) as source_files,
         Tree(staged) as staged_files,
-        Threads(default_threads(1)) as pool,
+        Threads(reading_threads(1)) as pool,
         progress(total_nbytes, "check what is there") as show,
+        telling(show) as advance,
     ):
-        advance = accumulate(show)
         old_digests, reading = start_digests(old, source, source_files, pool, advance)
         new_digests, reading_staged = start_digests(new, destination, staged_files, pool, advance)
         reading.wait()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,10 +9,13 @@ from eplb_cli import files
 from eplb_cli.arrays import Int, without
 from eplb_cli.checkpoint.places import Places
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT
-from eplb_cli.transfer.digest_table import ThreadBuffers
 from eplb_cli.transfer.file_ends import FileEnds
-from eplb_cli.transfer.trees import BLOCK_NBYTES, Tasks, cut_tasks
+from eplb_cli.transfer.reading import Wanted, block_nbytes, start_reading
+from eplb_cli.transfer.threads import Tasks
 from eplb_cli.values import dataclass
+
+SMALL_NBYTES = 1 << 18
+"""A smaller place is read together with its neighbours, wherever they go."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,6 @@ class StayingRows:
 
     def __init__(self, ends: FileEnds, staying: NDArray[np.bool_], only_digest: Int) -> None:
         self._ends = ends
-        self._buffers = ThreadBuffers(BLOCK_NBYTES)
         self._only_digest = only_digest if ends.digests is not None else only_digest[:0]
         source, destination = ends.pieces.source[staying], ends.pieces.destination[staying]
         order = np.lexsort((ends.new.offset[destination], ends.new.file[destination]))
@@ -123,34 +123,45 @@ class StayingRows:
 
     def _start_copies(self, source: Int, destination: Int) -> Tasks:
         """Read every place once; hash it if wanted, and write it to its destinations (-1 for none)."""
-        old = self._ends.old
-        order = np.lexsort((old.offset[source], old.file[source]))
+        ends, old = self._ends, self._ends.old
+        lane = self._lanes(source, destination)
+        order = np.lexsort((old.offset[source], old.file[source], lane))
         source, destination = source[order], destination[order]
-        new_place = np.diff(source, prepend=-1) != 0
+        first = np.flatnonzero(np.diff(source, prepend=-1))
+        bounds = np.r_[first, len(source)].tolist()
+        places, sizes = source[first].tolist(), old.nbytes[source[first]].tolist()
+        goals, files, offsets = (
+            column.tolist()
+            for column in (destination, ends.new.file[destination], ends.new.offset[destination])
+        )
 
-        def copy(task: slice) -> None:
-            part = source[task]
-            bounds = np.r_[np.flatnonzero(np.diff(part, prepend=-1)), len(part)].tolist()
-            goals = destination[task].tolist()
-            for begin, end in itertools.pairwise(bounds):
-                self._copy_place(int(part[begin]), [place for place in goals[begin:end] if place >= 0])
+        def take(index: int, begin: int, view: memoryview) -> None:
+            nbytes = sizes[index]
+            is_last = begin + len(view) == nbytes
+            if ends.digests is not None:
+                ends.digests.feed(places[index], view, first=begin == 0, last=is_last)
+            for number in range(bounds[index], bounds[index + 1]):
+                if goals[number] >= 0:
+                    ends.destination.write(files[number], view, offsets[number] + begin)
+                    if is_last:
+                        ends.advance(nbytes)
+                        ends.wrote(goals[number], nbytes)
 
-        return self._ends.submit(copy, cut_tasks(old.nbytes[source], new_place))
+        size = block_nbytes(1 if ends.digests is None else ends.pool.count)
+        wanted = Wanted(old, source[first], size, lane=lane[order][first])
+        return start_reading(wanted, ends.source, ends.share, take)
 
-    def _copy_place(self, place: int, destinations: list[int]) -> None:
-        ends, old, new, digests = self._ends, self._ends.old, self._ends.new, self._ends.digests
-        nbytes, offset, file = int(old.nbytes[place]), int(old.offset[place]), int(old.file[place])
-        goals = [(goal, int(new.file[goal]), int(new.offset[goal])) for goal in destinations]
-        for begin in range(0, nbytes, BLOCK_NBYTES):
-            view = self._buffers.view[: min(BLOCK_NBYTES, nbytes - begin)]
-            ends.source.read(file, view, offset + begin)
-            if digests is not None:
-                digests.feed(place, view, first=begin == 0, last=begin + len(view) == nbytes)
-            for goal, number, start in goals:
-                ends.destination.write(number, view, start + begin)
-                ends.advance(len(view))
-                ends.wrote(goal, len(view))
-        ends.source.forget(file, offset, nbytes)
+    def _lanes(self, source: Int, destination: Int) -> Int:
+        """For each pair the file that its place is first written to, so that threads write to different ones.
+
+        A file system lets one thread at a time write to a file. Small places are in a lane of their own,
+        where neighbours are read together, and so are those that are not written.
+        """
+        new, old = self._ends.new, self._ends.old
+        file = np.where(destination >= 0, new.file[destination], -1)
+        first = np.full(len(old.rank), -1)
+        first[source[::-1]] = np.where(old.nbytes[source] < SMALL_NBYTES, -1, file)[::-1]
+        return 1 + first[source]
 
 
 def _rows_of(runs: Runs) -> list[tuple[int, int, int, int, int]]:

@@ -29,7 +29,8 @@ class TransferOptions:
 
     Attributes:
         buffer_nbytes: all send and receive buffers of one worker.
-        threads: of one worker, for files that stay, and as many for those of the exchange.
+        threads: of one worker, that write what stays, and as many for what travels.
+        readers: of one worker, that read back.
         digests: take digests of what is read. verify: read back what was written.
         durable: fsync. keep_cache: leave SRC and the output in the page cache.
     """
@@ -37,6 +38,7 @@ class TransferOptions:
     num_workers: int
     buffer_nbytes: int
     threads: int
+    readers: int
     digests: bool = True
     verify: bool = True
     durable: bool = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +23,11 @@ from eplb_cli.output.staging import Staging
 from eplb_cli.transfer.digest_table import DigestTable
 from eplb_cli.transfer.file_ends import FileEnds, FileSink, FileSource
 from eplb_cli.transfer.meter import Activity, Meter
+from eplb_cli.transfer.reading import digest_places
 from eplb_cli.transfer.staying import StayingRows
+from eplb_cli.transfer.threads import Threads
 from eplb_cli.transfer.traffic import TransferOptions, plan_traffic, worker_of
-from eplb_cli.transfer.trees import Threads, Tree, digest_places, source_tree
+from eplb_cli.transfer.trees import Tree, source_tree
 from eplb_cli.values import dataclass
 
 
@@ -168,7 +169,7 @@ class _Share:
         self._shared = rows.shared
         self.ended["transfer"] = time.perf_counter()
 
-    def _ends(self, pool: ThreadPoolExecutor, log: WrittenLog) -> FileEnds:
+    def _ends(self, pool: Threads, log: WrittenLog) -> FileEnds:
         prepared, digests = self._prepared, self._options.digests
         return FileEnds(
             prepared.pieces,
@@ -218,7 +219,7 @@ class _Share:
     def settle(self) -> None:
         """Read everything back, unless it shares its blocks with SRC, while the disk takes it in."""
         options, new = self._options, self._prepared.new_places
-        with Threads(options.threads) as pool, Threads(1) as syncer:
+        with Threads(options.readers) as pool, Threads(1) as syncer:
             synced = syncer.submit(self._sync)
             if options.digests and options.verify:
                 pieces = self._prepared.pieces

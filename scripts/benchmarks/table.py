@@ -24,7 +24,7 @@ class Line:
 
     Attributes:
         values, others: what was measured and what it is held against, in pairs; `others` may be empty.
-        limit: the most that the median ratio may be; None where there is no bar.
+        limit: the most that the median ratio may be, or the least; None where there is no bar.
         digits: behind the point.
         note: why there is nothing to show.
     """
@@ -37,6 +37,7 @@ class Line:
     limit: float | None = None
     digits: int = 2
     note: str = ""
+    at_least: bool = False
 
     @property
     def ratios(self) -> list[float]:
@@ -50,7 +51,8 @@ class Line:
             return self.note
         if self.limit is None or not self.ratios:
             return ""
-        return "reached" if median(self.ratios) <= self.limit else "MISSED"
+        found = median(self.ratios)
+        return "reached" if (found >= self.limit if self.at_least else found <= self.limit) else "MISSED"
 
     def cells(self) -> tuple[str, ...]:
         """One string for each column of `HEAD`."""
@@ -61,7 +63,7 @@ class Line:
             spread(self.values, self.digits),
             spread(self.others, self.digits),
             spread(self.ratios, 3),
-            "" if self.limit is None else f"≤ {self.limit:g}",
+            "" if self.limit is None else f"{'≥' if self.at_least else '≤'} {self.limit:g}",
             self.verdict,
         )
 

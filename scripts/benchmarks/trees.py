@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -137,9 +138,13 @@ def write_tree(path: Path, shape: Shape) -> None:
     path.mkdir(parents=True)
     block = np.random.default_rng(SEED).bytes(BLOCK_NBYTES)
     old = linear(shape)
-    for rank in range(shape.num_ranks):
+
+    def write(rank: int) -> None:
         slots = slice(int(old.first_slot[rank]), int(old.first_slot[rank + 1]))
         _write_shard(path / shard_name(rank), shape, old.physical_to_logical[:, slots], memoryview(block))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(shape.num_ranks)))
     (path / "config.json").write_text('{"model_type": "qwen3_moe"}\n', encoding="utf-8")
 
 

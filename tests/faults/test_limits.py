@@ -20,6 +20,7 @@ from eplb_cli.run import work
 from eplb_cli.run.job import read_outcomes
 from tests.cli.case import assert_error, forget_kept
 from tests.cli.tree import fingerprint, read_shard, tensor, write_shard
+from tests.support.faults import Recorder
 from tests.support.mounts import FILLER, ext4, fill, mounted, tmpfs
 
 DISKS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {"tmpfs": tmpfs, "ext4": ext4}
@@ -48,6 +49,18 @@ def test_a_disk_that_is_too_small(case, disk):
     result = case.eplb(*case.arguments(dst=disk / "dst", old="linear", new="linear"), "--copy")
     assert_error(result, "EP603", "bytes and its file system has", exit_code=6)
     assert_nothing_left(case, disk, before, result)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("tmpfs", "truncate"), ("ext4", "allocate")])
+def test_what_is_allocated(case, monkeypatch, kind, expected):
+    """Memory would be filled with zeros before the rows; elsewhere a full disk says so at once."""
+    calls: list[tuple[str, str]] = []
+    monkeypatch.setattr(files, "make_call", Recorder(calls))
+    with DISKS[kind](case.home / "disk") as home:
+        assert case.eplb(*case.arguments(dst=home / "dst")).code == 0
+        sized = {operation for operation, path in calls if path.endswith(".safetensors")}
+        assert sized & {"truncate", "allocate"} == {expected}
+        assert case.eplb("verify", home / "dst").code == 0
 
 
 @pytest.mark.parametrize("refused", [None, "allocate"], ids=["allocated", "not allocated"])

@@ -237,7 +237,7 @@ def _random_layer(generator: np.random.Generator, num_experts: int, num_slots: i
 def test_workers_decide_only_what_travels(plan, num_workers):
     """Of W workers, the REMOTE rows between two of them travel, in the order of the table; no others."""
     pieces = row_pieces(plan, np.full((plan.new.num_layers, 2), 3))
-    wire = plan_traffic(pieces, TransferOptions(num_workers, 100, 2))
+    wire = plan_traffic(pieces, TransferOptions(num_workers, 100, 2, 2))
     kinds = {(move.layer, move.dst_slot): move.kind for move in moves_of(plan)}
     expected = [
         piece

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -20,7 +20,7 @@ from eplb_cli.output.prove import prove, row_view
 from eplb_cli.output.shard_files import create_files
 from eplb_cli.plan.choice import Senders
 from eplb_cli.plan.moves import REMOTE
-from eplb_cli.transfer import file_ends, trees
+from eplb_cli.transfer import file_ends, reading, staying, threads
 from eplb_cli.transfer.digest_table import DigestTable
 from eplb_cli.transfer.traffic import TransferOptions
 from eplb_cli.transfer.transfer import TransferResult, transfer
@@ -104,7 +104,9 @@ def moved(prepared: Prepared, staging: Path, way: Way) -> list[TransferResult]:
     """Carry a plan out in one of the ways, and check what the workers say they did."""
     staging.mkdir()
     create_files(staging, prepared.output)
-    options = TransferOptions(way.num_workers, way.buffer_nbytes, 2, way.digests, way.verify, durable=False)
+    options = TransferOptions(
+        way.num_workers, way.buffer_nbytes, 2, 3, way.digests, way.verify, durable=False
+    )
     loopback = Loopback(way.num_workers, lazy=way.lazy)
     advances: list[int] = []
     with adversary(way) as fed:
@@ -128,7 +130,7 @@ def adversary(way: Way) -> Iterator[Counter[tuple[int, int]]]:
     """
     begun: Counter[tuple[int, int]] = Counter()
     tables: list[DigestTable] = []  # kept, so that no two of them have one id
-    feed, submit = DigestTable.feed, file_ends.FileEnds.submit
+    feed, share = DigestTable.feed, file_ends.FileEnds.share
 
     def counting_feed(table: DigestTable, place: int, view: memoryview, *, first: bool, last: bool) -> None:
         if first:
@@ -137,14 +139,16 @@ def adversary(way: Way) -> Iterator[Counter[tuple[int, int]]]:
         feed(table, place, view, first=first, last=last)
 
     def backwards(
-        ends: file_ends.FileEnds, call: Callable[[slice], None], tasks: Iterator[slice]
-    ) -> trees.Tasks:
-        return submit(ends, call, iter(list(tasks)[::-1]))
+        ends: file_ends.FileEnds, call: Callable[[slice], None], tasks: Iterable[slice]
+    ) -> threads.Tasks:
+        return share(ends, call, list(tasks)[::-1])
 
     with (
-        mock.patch.multiple(trees, BLOCK_NBYTES=way.block_nbytes, TASK_NBYTES=way.task_nbytes),
+        mock.patch.multiple(reading, LEAST_BLOCK_NBYTES=way.block_nbytes, MOST_BLOCK_NBYTES=way.block_nbytes),
+        mock.patch.object(staying, "SMALL_NBYTES", way.block_nbytes // 2),
+        mock.patch.object(threads, "TASK_NBYTES", way.task_nbytes),
         mock.patch.object(DigestTable, "feed", counting_feed),
-        mock.patch.object(file_ends.FileEnds, "submit", backwards if way.backwards else submit),
+        mock.patch.object(file_ends.FileEnds, "share", backwards if way.backwards else share),
     ):
         yield begun
 

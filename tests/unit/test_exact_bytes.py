@@ -30,7 +30,8 @@ DIVISIONS = {
     "live/plan.py: buffer_nbytes // CHUNKS_PER_BUFFER",
     "live/room.py: buffer_nbytes // CHUNKS_PER_BUFFER",
     "transfer/traffic.py: options.buffer_nbytes // CHUNKS_PER_BUFFER",
-    "transfer/trees.py: (np.cumsum(nbytes) - 1) // TASK_NBYTES",
+    "transfer/reading.py: (end - nbytes) // most",
+    "transfer/threads.py: (np.cumsum(nbytes) - 1) // TASK_NBYTES",
     "run/shared_others.py: (nbytes - size) // 2",  # about the middle
 }
 """Where such a number is divided and rounded down, and why no row is cut there."""
@@ -57,6 +58,9 @@ OPENINGS = {
     "machine.py: _MOUNTS.read_bytes",
     "machine.py: (_CGROUP / 'memory.max').read_text",
     "machine.py: (_CGROUP / 'memory.current').read_text",
+    "machine.py: _OWN_CGROUPS.read_text",
+    "machine.py: (group / 'cpu.max').read_text",
+    "machine.py: (group / f'cpu.cfs_{name}_us').read_text",
     "machine.py: Path(f'/proc/{pid}/stat').read_bytes",
 }
 """Where a file is opened otherwise than by `files.opened_source`: none of them is of SRC."""

@@ -12,7 +12,7 @@ from eplb_cli.transfer.traffic import TransferOptions
 
 def test_another_version_of_the_launcher_is_refused():
     """EP404 with both versions, before SRC is opened."""
-    options = TransferOptions(1, 64, 1)
+    options = TransferOptions(1, 64, 1, 1)
     job = Job(
         source="/nowhere",
         staging="/nowhere",

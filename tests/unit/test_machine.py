@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eplb_cli import machine
-from eplb_cli.machine import PeakMemory, default_buffer_nbytes, default_threads, has_package
+from eplb_cli.machine import (
+    PeakMemory,
+    default_buffer_nbytes,
+    has_package,
+    is_in_memory,
+    reading_threads,
+    writing_threads,
+)
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.pieces import row_pieces
 from eplb_cli.plan.plan import plan_reshard
@@ -33,10 +41,64 @@ def test_buffers(monkeypatch, chunk, workers, available, expected):
     assert default_buffer_nbytes(chunk, workers) == expected
 
 
-def test_threads(monkeypatch):
-    """A worker has its share of the cores."""
-    monkeypatch.setattr(machine, "count_cores", lambda: 32)
-    assert [default_threads(workers) for workers in (1, 4, 16, 64)] == [32, 8, 2, 2]
+@pytest.mark.parametrize(
+    ("cores", "workers", "files", "writing", "reading"),
+    [
+        (1, 1, 4, 2, 2),  # one waits for the disk while the other computes
+        (4, 1, 4, 4, 4),
+        (32, 1, 4, 8, 16),  # more do not pay
+        (192, 1, 64, 16, 16),
+        (32, 1, 1, 2, 16),  # a file is written by one at a time
+        (32, 1, 0, 2, 16),
+        (32, 4, 8, 4, 4),  # what pays is shared by all workers
+        (192, 64, 64, 2, 2),
+    ],
+)
+def test_threads(monkeypatch, cores, workers, files, writing, reading):
+    """A worker has its share of the threads that pay on a machine."""
+    monkeypatch.setattr(machine, "count_cores", lambda: cores)
+    assert (writing_threads(workers, files), reading_threads(workers)) == (writing, reading)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {}, 32),
+        ("0::/", {"cpu.max": "max 100000\n"}, 32),
+        ("0::/", {"cpu.max": "250000 100000\n"}, 3),  # a part of a core is one for a part of the time
+        ("0::/", {"cpu.max": "5000 100000\n"}, 1),
+        ("0::/", {"cpu.max": "6400000 100000\n"}, 32),  # more than the machine has
+        ("0::/a/b", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "400000 100000\n"}, 4),  # of a group above
+        ("0::/a/b", {"cpu.max": "400000 100000\n"}, 4),  # the path is that of another name space
+        ("4:cpu:/c", {"cpu/c/cpu.cfs_quota_us": "200000", "cpu/c/cpu.cfs_period_us": "100000"}, 2),
+        ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 32),
+        ("0::/", {"cpu.max": "nonsense"}, 32),
+    ],
+)  # fmt: skip
+def test_cores_are_those_of_the_control_group(monkeypatch, tmp_path, groups, files, expected):
+    """Whichever group of either version allows least, and the machine where none does."""
+    (tmp_path / "groups").write_text(f"{groups}\n")
+    for name, content in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    assert machine.count_cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("tmpfs", True), ("ramfs", True), ("ext4", False), ("", False)]
+)
+def test_file_systems_in_memory(monkeypatch, tmp_path, kind, expected):
+    """By the device of the directory, whatever else is mounted; unknown where it is not in the list."""
+    mounts, number = tmp_path / "mountinfo", tmp_path.stat().st_dev
+    other = "20 1 0:999999 / /elsewhere rw shared:1 - tmpfs tmpfs rw\n"
+    own = f"21 1 {os.major(number)}:{os.minor(number)} / /here rw - {kind} device rw\n" if kind else "21 1\n"
+    mounts.write_text(other + own)
+    monkeypatch.setattr(machine, "_MOUNTS", mounts)
+    assert is_in_memory(tmp_path) == expected
 
 
 def test_memory_is_that_of_the_control_group(monkeypatch, tmp_path):
@@ -81,9 +143,9 @@ def test_chunks_of_the_default_size_hold_whole_stripes():
     for row_nbytes in (1000, 3 * MIB):
         pieces = row_pieces(plan, np.full((1, 2), row_nbytes))
         size = 4 * largest_chunk_nbytes(pieces, 2)
-        stripes = np.bincount(plan_traffic(pieces, TransferOptions(2, size, 1)).units.cell)
+        stripes = np.bincount(plan_traffic(pieces, TransferOptions(2, size, 1, 1)).units.cell)
         assert stripes.tolist() == [-(-row_nbytes // LEAST_STRIPE_NBYTES)] * 2
-        less = np.bincount(plan_traffic(pieces, TransferOptions(2, size * 9 // 10, 1)).units.cell)
+        less = np.bincount(plan_traffic(pieces, TransferOptions(2, size * 9 // 10, 1, 1)).units.cell)
         assert (less > stripes).all()
 
 

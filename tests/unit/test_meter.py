@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
-from eplb_cli.transfer.meter import Activity, Meter, summarize
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eplb_cli.transfer import meter
+from eplb_cli.transfer.meter import Activity, Meter, Union, summarize
 
 
 class Clock:
@@ -83,6 +90,64 @@ def test_a_call_that_fails_counts(clock):
         found.timed("read", 3, fail)
     clock.turn(1)
     assert found.finish([], 0).seconds["wait"] == 1
+
+
+def test_threads_add_up(clock, monkeypatch):
+    """Bytes are the sum over all threads, however often what they count is put together meanwhile."""
+    monkeypatch.setattr(meter, "MOST_KEPT", 7)
+    found = Meter()
+
+    def work(nbytes: int) -> None:
+        for _ in range(500):
+            found.timed("read", nbytes, int)
+            found.timed("write", 1, int)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    clock.turn(3)
+    activity = found.finish([], 0)
+    assert activity.nbytes == {"read": 500 * sum(range(8)), "digest": 0, "write": 4000, "exchange": 0}
+    assert activity.seconds["wait"] == 3
+    assert found.doing == 0
+    assert found.finish([], 0) == activity
+
+
+def test_what_is_going_on():
+    """A bit for each stage that a thread is in, as another thread sees it."""
+    found, entered, seen = Meter(), threading.Barrier(3), threading.Event()
+
+    def stay() -> None:
+        entered.wait()
+        seen.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        for stage in ("digest", "write"):
+            pool.submit(found.timed, stage, 1, stay)
+        entered.wait()
+        assert found.doing == 0b110
+        seen.set()
+    assert found.doing == 0
+
+
+spans = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), max_size=25)
+
+
+@given(st.lists(spans, min_size=1, max_size=5), st.randoms())
+def test_a_union_is_what_is_covered(parts, random):
+    """Seconds and gaps, whatever order spans come in and wherever they are put together meanwhile."""
+    every = sorted((begin, begin + length) for part in parts for begin, length in part)
+    found, left = Union(0.0), list(every)
+    while left:
+        settled = random.randint(0, 75)
+        now = [span for span in left if span[0] < settled or random.random() < 0.5]
+        left = [span for span in left if span not in now]
+        random.shuffle(now)
+        settled = min([settled, *(begin for begin, _ in left)])
+        found.add(np.array(now, np.float64).reshape(-1, 2), settled)
+    covered = {second for begin, end in every for second in range(begin, end)}
+    assert found.seconds == len(covered)
+    free = [second for begin, end in found.gaps(80.0) for second in range(int(begin), int(end))]
+    assert free == [second for second in range(80) if second not in covered]
 
 
 def activity(clock_s, exposed_s=0.0, **seconds):
