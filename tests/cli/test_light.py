@@ -138,6 +138,7 @@ LINES = [
     "inspect dst --deep",
     "inspect --models",
     "inspect load.json",
+    "balance load.json --num-ranks 2 --out balanced.json",
     "shard hf shards --placement replicas.json --engine sglang",
     "reshard shards three --new three.json --backend file",
     "inspect three --identify hf --out found.json",
