@@ -16,7 +16,7 @@ body { margin: 2rem auto; max-width: 70rem; padding: 0 1rem; background: var(--p
  font: 16px/1.45 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 2rem 0 0; }
-.tables { display: flex; flex-wrap: wrap; gap: 3rem; }
+.tables { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 3rem; }
 table { border-collapse: collapse; }
 th, td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); text-align: right;
  font-variant-numeric: tabular-nums; font-weight: normal; }
