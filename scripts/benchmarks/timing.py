@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -41,10 +42,15 @@ class Finished:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
-    """Run a command and take its time. Raises BenchError where it fails."""
+    """Run a command and take its time. Raises BenchError where it fails.
+
+    Python keeps its byte code, as that of an installed package is kept, whatever the environment says.
+    """
+    wanted = {**(os.environ if environment is None else environment)}
+    wanted.pop("PYTHONDONTWRITEBYTECODE", None)
     cpu_before, started = _children_cpu_s(), time.perf_counter()
     done = subprocess.run(  # noqa: S603 - a list of arguments, all of them from this package
-        command, capture_output=True, text=True, check=False, env=environment
+        command, capture_output=True, text=True, check=False, env=wanted
     )
     seconds, cpu_s = time.perf_counter() - started, _children_cpu_s() - cpu_before
     if done.returncode:
