@@ -25,6 +25,9 @@ WORTH_ANOTHER = 1 + 1e-3
 MAX_STARTS = 8
 """Further starts: so many parts of the redundant experts are replicas of the lightest ones."""
 
+MAX_SLOTS = 1 << 10
+"""Slots of a problem that is searched from several starts."""
+
 
 @dataclass(frozen=True, eq=False)
 class Anew:
@@ -73,7 +76,8 @@ def _solved(load: Float, num_slots: int, num_ranks: int, num_nodes: int) -> Anew
     goal = np.repeat(bound(State(load, experts)).reshape(-1, num_nodes).max(axis=1), num_nodes)
     experts = improved(load, experts, goal)
     worst = State(load, experts).worst
-    for num_light in sorted({-(-num_more * part // MAX_STARTS) for part in range(1, MAX_STARTS + 1)} - {0}):
+    parts = range(1, MAX_STARTS + 1) if num_slots <= MAX_SLOTS else ()
+    for num_light in sorted({-(-num_more * part // MAX_STARTS) for part in parts} - {0}):
         left = np.flatnonzero(worst > goal * WORTH_ANOTHER)
         if not len(left):
             break

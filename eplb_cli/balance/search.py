@@ -31,6 +31,9 @@ NEAREST = 1 + 1e-6
 MAX_CHOICES = 1 << 22
 """Steps that are looked at together."""
 
+MAX_WORK = 1 << 29
+"""Steps looked at in all, and experts on ranks beside them: the search ends then, wherever it is."""
+
 MAX_DOUBLES = 1 << 17
 """Double swaps of a problem that are all tried."""
 
@@ -92,7 +95,8 @@ def rounds(
         tried.append((doubles, enough if is_quick else enough_for_doubles))
     at_once = MAX_CHOICES // max(num_swaps, num_doubles)
     active = np.arange(len(enough))
-    while True:
+    a_round = len(active) * num_ranks * (room**2 + state.load.shape[1] // 16)
+    for _ in range(MAX_WORK // a_round):
         parts = np.split(active, range(at_once, len(active), at_once))
         taken = [step for part in parts for step in _taken(state, part, tried)]
         if not taken:

@@ -102,13 +102,10 @@ class Choices:
         expert = self._experts[row, rank, slot]
         share, more = self._share[row, expert], np.where(is_spare, self._more(row, expert), np.inf)
         thin = self._load[row, self._mine] / (self._counts[row, self._mine] + 1)  # (A, S)
-        held = np.where(self._has[row, :, expert], self._rank_load[:, None], 0.0)  # (A, K, R)
-        held[self._row, :, self._busiest] = 0.0
-        np.put_along_axis(held, rank[..., None], 0.0, 2)
         too = np.where(self._has[row, self._busiest[:, None], expert], more, 0.0)
         here = (self._top[:, None] - self._of_mine(self._share) + thin)[..., None] + too[:, None]
         there = (self._rank_load[row, rank] - share)[:, None] + thin[..., None]
-        worst = np.maximum(np.maximum(here, there), (held.max(axis=2) + more)[:, None])  # (A, S, K)
+        worst = np.maximum(np.maximum(here, there), (self._others(rank, expert) + more)[:, None])  # (A, S, K)
         of_rank = self._row[:, None, None], np.arange(thin.shape[1])[:, None], rank[:, None]
         worst[self._closed[of_rank]] = np.inf
         cost = None
@@ -157,6 +154,21 @@ class Choices:
         order = np.argsort(~several, axis=1, kind="stable")[:, : max(int(several.sum(axis=1).max()), 1)]
         rank, slot = np.divmod(order, self._experts.shape[2])
         return rank, slot, np.take_along_axis(several, order, 1)
+
+    def _others(self, rank: Int, expert: Int) -> Float:
+        """(A, K) the heaviest of the other ranks with the expert of each spare slot, but for the busiest."""
+        row = self._row[:, None]
+        load = np.where(rank == self._busiest[:, None], 0.0, self._rank_load[row, rank]).ravel()
+        key = (row * self._load.shape[1] + expert).ravel()
+        order = np.lexsort((-load, key))
+        key, load = key[order], load[order]
+        begins = np.flatnonzero(np.diff(key, prepend=-1))
+        others = np.repeat(load[begins], np.diff(begins, append=len(key)))
+        after = np.minimum(begins + 1, len(key) - 1)
+        others[begins] = np.where(key[after] == key[begins], load[after], 0.0)
+        found = np.empty_like(others)
+        found[order] = others
+        return found.reshape(expert.shape)
 
     def _more(self, row: Int, expert: Int) -> Float:
         """What each other replica of some experts bears more without one; infinite of the last one."""

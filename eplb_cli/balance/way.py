@@ -94,6 +94,10 @@ class Way:
         is_once = (np.sort(self._given, axis=2) == self._nearest).all(axis=(1, 2))
         worst[0, ~is_once] = np.inf
         worst[:-1, ~self._keeps_groups()] = np.inf
+        stays = (
+            worst[0] <= np.maximum(worst[-1], enough) * SAME
+        )  # OLD is as good as what is made from nothing
+        worst[1:, stays] = np.inf
         return np.asarray((worst <= np.maximum(worst.min(axis=0), enough) * SAME).argmax(axis=0))
 
     def _keeps_groups(self) -> Bool:
