@@ -238,3 +238,27 @@ class TestRefused:
         other = write_json(tmp_path / "other.json", [[1, 2, 3, 4]])
         run = eplb("balance", other, "--old", old, "--out", tmp_path / "new.json")
         assert_error(run, "EP119", "other.json counts 1 layers of 4 experts")
+
+
+def test_layers_that_the_load_does_not_count_stay(eplb, tmp_path):
+    """MTP layers of OLD are in NEW as they were; with other slots they are left out, and that is said."""
+    load = tmp_path / "load.npy"
+    np.save(load, np.random.default_rng(0).integers(0, 100, (58, 256)))
+    rows = [[*range(256), *range(16)]] * 59
+    content = {"format": "eplb-placement/1", "num_ranks": 16, "physical_to_logical_map": rows}
+    old, new = (
+        write_json(tmp_path / "old.json", {**content, "layer_ids": [*range(3, 62)]}),
+        tmp_path / "new.json",
+    )
+    options = ("--old", old, "--model", "deepseek-v3", "--format", "json")
+    found = eplb("balance", load, *options, "--max-moved-bytes", "1GB", "--out", new).json
+    made = json.loads(new.read_text())
+    assert made["layer_ids"] == list(range(3, 62))
+    assert made["physical_to_logical_map"][-1] == rows[-1] != made["physical_to_logical_map"][0]
+    assert found["warnings"] == []
+    planned = eplb("plan", old, new, "--model", "deepseek-v3", "--format", "json").json
+    assert planned["totals"]["remote_bytes"] == found["remote_bytes"] <= 10**9
+    other = tmp_path / "other.json"
+    found = eplb("balance", load, *options, "--num-redundant-experts", 0, "--out", other).json
+    assert "left out: layer 61, of which the load counts no expert" in found["warnings"]
+    assert json.loads(other.read_text())["layer_ids"] == list(range(3, 61))
