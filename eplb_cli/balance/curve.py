@@ -56,7 +56,8 @@ def within(way: Way, row_nbytes: Int, limit: int) -> Int:
     step = np.zeros(len(layers), np.int64)
     if (least := int(nbytes[0].sum())) > limit:
         problem = (
-            f"--max-moved-bytes is {limit:,}, and NEW has ranks or slots for which {least:,} have to move"
+            f"--max-moved-bytes is {limit:,}, and NEW has ranks or slots for which {least:,} bytes "
+            "have to move"
         )
         raise UsageError("EP001", problem, "raise it, or ask for the ranks and slots that OLD has")
     while True:
@@ -88,11 +89,12 @@ def curve(way: Way, row_nbytes: Int, mean: Float) -> list[Point]:
     last = point(0, way.best)
     least = point(0, np.zeros_like(way.best)).moved
     between = [_short(least + share * (last.moved - least)) for share in SHARES]
-    points = [replace(last, limit=last.moved)]
-    for limit in sorted({least, *(limit for limit in between if least < limit < last.moved)}, reverse=True):
-        if (found := point(limit, within(way, row_nbytes, limit))).moved < points[-1].moved:
+    points: list[Point] = []
+    for limit in sorted({limit for limit in (least, *between) if least <= limit < last.moved}):
+        found = point(limit, within(way, row_nbytes, limit))
+        if not points or found.moved > points[-1].moved:
             points.append(found)
-    points.reverse()
+    points.append(replace(last, limit=last.moved))
     marked = knee(points)
     return [replace(each, is_knee=number == marked) for number, each in enumerate(points)]
 

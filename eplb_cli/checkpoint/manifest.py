@@ -26,12 +26,12 @@ from eplb_cli.errors import CheckpointError
 from eplb_cli.files import read_small_file
 from eplb_cli.formats.reading import json_value, npy_value
 from eplb_cli.models.model import MAX_EXPERTS
+from eplb_cli.placements.keys import FORMAT_OF_SHARDS as FORMAT
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import RankScalars, Senders, is_rank_scalars, is_senders
 from eplb_cli.values import dataclass
 
-FORMAT = "eplb-checkpoint/1"
 MANIFEST_NAME = "eplb.json"
 BAKED_FORMAT = "eplb-baked/1"
 """What `bake` leaves under the same name in a Hugging Face checkpoint: a placement, and no digest."""

@@ -172,7 +172,7 @@ def command(
         raise UsageError("EP001", "there is no load to balance", "name LOAD; `eplb inspect LOAD` shows it")
     if old is None and checkpoint is None:
         _refuse(with_old, "is about OLD, and there is no --old")
-    limit = None if max_moved_bytes is None else parse_limit(max_moved_bytes)
+    limit = None if max_moved_bytes is None else parse_limit("--max-moved-bytes", max_moved_bytes)
     wanted = Wanted(num_ranks, num_redundant_experts, ranks_per_node, num_groups, limit, with_curve=curve)
     _check(load, old, checkpoint, out, html, output_format)
     placement, report = balanced(

@@ -92,6 +92,9 @@ def balanced(
         UsageError: EP001, the arguments contradict each other, or ask for what cannot be.
     """
     given = given_load(name, options.model, checkpoint)
+    if old in NAMED_MAPS:  # its experts are those of the load, and without shards its ranks those of NEW
+        ranks = options.old_num_ranks or (wanted.num_ranks if checkpoint is None else None)
+        options = replace(options, old_num_ranks=ranks, num_logical_experts=given.load.counts.shape[2])
     found = _read_old(given, options, old, checkpoint, expert_nbytes)
     load = given.load.total if found is None else fitted(given.load, found.counted, name, "OLD")
     shape = _shape(given, wanted, options, found)
@@ -102,7 +105,15 @@ def balanced(
     judged = given.together(given.judge("OLD", found.counted), given.judge("NEW", new))
     layers = _traffic(found, new)
     whole, warnings = _with_uncounted(found, new)
+    warnings += _too_little(wanted.max_moved_bytes, found.nbytes)
     return whole, Rebalance("", shape, judged, layers, wanted.max_moved_bytes, points, warnings)
+
+
+def _too_little(limit: int | None, nbytes: Int | None) -> tuple[str, ...]:
+    """What is said of a limit that no expert fits in: a unit is forgotten easily."""
+    if limit is None or nbytes is None or limit >= nbytes.min():
+        return ()
+    return (f"--max-moved-bytes is {limit:,} bytes, and an expert has {nbytes.min():,}: none can come",)
 
 
 def _towards(load: Counts, shape: Shape, old: _Old, wanted: Wanted) -> tuple[Placement, list[Point]]:
@@ -154,10 +165,7 @@ def _read_old(
         return None
     hints = replace(options.hints, num_ranks=options.old_num_ranks, dialect=options.old_dialect)
     if old in NAMED_MAPS:
-        _, num_layers, num_experts = load.counts.shape
-        hints = replace(
-            hints, num_layers=num_layers, num_logical_experts=num_experts, layer_ids=load.layer_ids
-        )
+        hints = replace(hints, num_layers=load.counts.shape[1], layer_ids=load.layer_ids)
     whole, findings = read_placement(old, hints)
     main = counted(load, whole, given.mtp_layers)
     nbytes = None if size is None else np.full(main.num_layers, size, np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +65,24 @@ def given_load(name: str, model: Model | None, checkpoint: Path | None) -> Given
         checkpoint: the directory that says it otherwise.
 
     Raises:
-        PlacementError: EP101 or EP119, the dump cannot be read or holds no load.
+        PlacementError: EP101 or EP119, the dump cannot be read or holds no load, or not a token.
         EplbError: `checkpoint` shows no model.
     """
     model = model or model_in(checkpoint)
-    return GivenLoad(name, read_load(name, model), () if model is None else model.mtp_layers)
+    load = _with_tokens(name, read_load(name, model))
+    return GivenLoad(name, load, () if model is None else model.mtp_layers)
+
+
+def _with_tokens(name: str, load: Load) -> Load:
+    """A load by which something can be judged, with a note on layers that have no tokens. Raises EP119."""
+    idle = np.flatnonzero(~load.counts.any(axis=(0, 2)))
+    if len(idle) == load.counts.shape[1]:
+        hint = "was it recorded while the engine served?"
+        raise PlacementError("EP119", f"{name}: no expert got a token", hint)
+    if not len(idle):
+        return load
+    numbers = ", ".join(map(str, idle if load.layer_ids is None else load.layer_ids[idle]))
+    return replace(load, notes=(*load.notes, f"no token in layer {numbers}, so any placement balances it"))
 
 
 class Judging:

@@ -18,6 +18,8 @@ from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.placement import MAX_RANKS
 
 FORMAT = "eplb-placement/1"
+FORMAT_OF_SHARDS = "eplb-checkpoint/1"
+"""What the eplb.json beside shards says it is, which has their placement under `placement`."""
 MAP = "physical_to_logical_map"
 KEYS = ("format", "num_ranks", "slots_per_rank", "num_logical_experts", "layer_ids", MAP)
 """All keys of eplb's own files."""

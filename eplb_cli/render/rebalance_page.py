@@ -28,7 +28,7 @@ from eplb_cli.report.rebalance import Rebalance
 
 _HEIGHT = 12
 _WIDTH = 60
-"""Characters of the picture; the labels are beside and below it."""
+"""Characters of the picture, where there is room for as many; the labels are beside and below it."""
 
 _MARKS = {"line": "·", "point": "●", "knee": "◆"}
 _ASCII_MARKS = {"line": ".", "point": "o", "knee": "*"}
@@ -99,26 +99,27 @@ def _show_curve(console: Console, found: Rebalance) -> None:
     amount = format_bytes if found.in_bytes else "{:,} rows".format
     top, bottom = (format_ratio(point.overall) for point in (points[0], points[-1]))
     margin = max(len(top), len(bottom))
+    first, last = amount(points[0].moved), amount(points[-1].moved)
+    width = max(min(_WIDTH, console.width - margin - 2), len(first) + len(last) + 1)
     heading(console, "max / mean against what comes from another rank")
-    for number, line in enumerate(_grid(points, marks)):
+    for number, line in enumerate(_grid(points, marks, width)):
         label = {0: top, _HEIGHT - 1: bottom}.get(number, "")
         console.print(Text(f"{label:>{margin}} {axes[0]}{line}"))
-    console.print(Text(f"{'':>{margin}} {axes[1]}{axes[2] * _WIDTH}"))
-    first, last = amount(points[0].moved), amount(points[-1].moved)
-    console.print(Text(f"{'':>{margin}}  {first}{last:>{_WIDTH - len(first)}}"))
+    console.print(Text(f"{'':>{margin}} {axes[1]}{axes[2] * width}"))
+    console.print(Text(f"{'':>{margin}}  {first}{last:>{width - len(first)}}"))
 
 
-def _grid(points: Sequence[Point], marks: dict[str, str]) -> list[str]:
+def _grid(points: Sequence[Point], marks: dict[str, str], width: int) -> list[str]:
     """Lines from the top of the picture to its bottom."""
-    cells = np.full((_HEIGHT, _WIDTH), " ")
+    cells = np.full((_HEIGHT, width), " ")
     moved, overall = (np.array([getattr(point, name) for point in points]) for name in ("moved", "overall"))
     wide, low, high = np.ptp(moved) or 1, overall.min(), np.ptp(overall) or 1.0
 
     def place(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        column = np.rint((x - moved[0]) / wide * (_WIDTH - 1)).astype(int)
+        column = np.rint((x - moved[0]) / wide * (width - 1)).astype(int)
         return np.rint((1 - (y - low) / high) * (_HEIGHT - 1)).astype(int), column
 
-    along = np.linspace(moved[0], moved[-1], _WIDTH)
+    along = np.linspace(moved[0], moved[-1], width)
     cells[place(along, np.interp(along, moved, overall))] = marks["line"]
     cells[place(moved, overall)] = marks["point"]
     knees = np.array([point.is_knee for point in points])

@@ -28,13 +28,12 @@ def parse_size(text: str) -> int:
     return nbytes
 
 
-def parse_limit(text: str) -> int:
-    """Bytes that are not to be exceeded, 0 or as many as one likes. Raises EP001."""
+def parse_limit(option: str, text: str) -> int:
+    """Bytes that are not to be exceeded, 0 or as many as one likes. Raises EP001, with the option."""
     nbytes = _nbytes(text)
     if nbytes is None:
-        raise UsageError(
-            "EP001", f"{text!r} is no number of bytes", "limits look like 0, 500MiB, 40GB or 1.5TB"
-        )
+        problem = f"{option}: {text!r} is no number of bytes"
+        raise UsageError("EP001", problem, "limits look like 0, 500MiB, 40GB or 1.5TB")
     return nbytes
 
 

@@ -1,4 +1,4 @@
-"""eplb-placement/1: says everything, in the model's own layer numbers."""
+"""eplb-placement/1: says everything, in the model's own layer numbers. The eplb.json of shards holds one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from eplb_cli.placements.dialects.dialect import Dialect, Note
 from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.keys import KEYS, MAP
+from eplb_cli.placements.keys import FORMAT_OF_SHARDS, KEYS, MAP
 from eplb_cli.placements.placement import Placement
 
 FORMAT_PREFIX = "eplb-"
@@ -24,7 +24,8 @@ def _fits(value: object) -> bool:
 
 def _read(value: Any, hints: Hints, note: Note) -> Any:  # noqa: ANN401 - the draft checks whatever it is
     del hints, note
-    return value
+    is_of_shards = isinstance(value, dict) and value.get("format") == FORMAT_OF_SHARDS
+    return value.get("placement") if is_of_shards else value
 
 
 def _write(placement: Placement, hints: Hints, suffix: str) -> str:
