@@ -39,8 +39,8 @@ _MAPS = (
     "expert_to_ep_rank",
 )
 _BY_SLOT = (
-    "is it of this model? counts by slot are no load without the map: vLLM's records eplb_load_stats have it, "
-    "as p2l_map"
+    "is it of this model? counts by slot are no load without the map: vLLM's records eplb_load_stats have "
+    "it, as p2l_map"
 )
 _TOLD = "--model says how many experts there are"
 

@@ -65,13 +65,15 @@ def read_draft(source: str, hints: Hints = NO_HINTS) -> Draft:
 
 
 def _content(source: str) -> bytes:
-    """The bytes of a placement file. Raises EP101; where there is no file, it asks which map was meant."""
+    """The bytes of a placement file. Raises EP101, with the map or the file that was meant where that shows."""
     try:
         return read_bytes(source)
     except PlacementError as error:
-        if os.path.lexists(source):
+        hint = "" if os.path.lexists(source) else did_you_mean(source, NAMED_MAPS)
+        if os.path.isdir(source):  # noqa: PTH112 - a name, as it is everywhere here
+            hint = "of a directory of shards, name the eplb.json in it"
+        if not hint:
             raise
-        hint = did_you_mean(source, NAMED_MAPS)
         raise PlacementError(error.code, error.message, hint, error.where) from error
 
 

@@ -163,6 +163,49 @@ class TestFromOld:
             error, "EP001", "--max-moved-bytes is 0, and NEW has ranks or slots for which", exit_code=2
         )
 
+    def test_a_limit_below_one_expert(self, eplb, load, old, tmp_path):
+        """Nothing can come, which is said: a unit was forgotten."""
+        options = ("--old", old, "--expert-bytes", "1kB", "--format", "json")
+        for limit, warnings in (
+            (40, ["--max-moved-bytes is 40 bytes, and an expert has 1,000: none can come"]),
+            (1000, []),
+        ):
+            new = tmp_path / f"{limit}.json"
+            run = eplb("balance", load, *options, "--max-moved-bytes", limit, "--out", new)
+            assert (run.json["warnings"], run.json["remote_rows"] == 0) == (warnings, limit == 40)
+
+    def test_old_has_a_name(self, eplb, load, tmp_path):
+        """It has the experts of the load, and the ranks of NEW unless --old-num-ranks says others."""
+        out = ("--out", tmp_path / "new.json", "--format", "json")
+        found = eplb("balance", load, "--old", "linear", "--num-ranks", 4, *out).json
+        planned = eplb("plan", "linear", tmp_path / "new.json", "--format", "json").json
+        assert found["remote_rows"] == planned["totals"]["remote_rows"]
+        error = eplb("balance", load, "--old", "linear", "--out", tmp_path / "x.json")
+        assert_error(error, "EP114", "the map linear needs --num-ranks")
+        other = eplb(
+            *("balance", load, "--old", "linear", "--old-num-ranks", 2, "--out", tmp_path / "x.json"),
+            *("--format", "json"),
+        )
+        assert other.json["num_ranks"] == 2
+
+    def test_another_old_than_the_shards_say(self, eplb, case, tmp_path):
+        """A map with a name is compared with eplb.json, without an option that `balance` does not have."""
+        load = write_json(tmp_path / "load.json", [[8, 4, 2, 6], [2, 2, 30, 16]])
+        assert case.reshard("--backend", "file").code == 0
+        options = ("--checkpoint", case.home / "dst", "--old", "linear", "--out", tmp_path / "x.json")
+        assert_error(eplb("balance", load, *options), "EP215", "linear is not the placement in")
+
+    def test_a_narrow_terminal(self, eplb, load, old, tmp_path, monkeypatch):
+        """The picture is as wide as there is room."""
+        options = ("--old", old, "--expert-bytes", "1MB", "--curve")
+        for columns in (60, 80, 200):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            page = eplb("balance", load, *options, "--out", tmp_path / f"{columns}.json").out
+            picture = page.partition("max / mean against")[2].splitlines()[1:15]
+            assert len(picture) == 14, page
+            assert len(picture[12]) == min(columns, 67)
+            assert all(len(line) <= columns for line in picture)
+
     def test_shards_say_sizes_and_old(self, case, tmp_path):
         """With --checkpoint; the layers are those of the shards."""
         load = write_json(tmp_path / "load.json", [[8, 4, 2, 6], [2, 2, 30, 16]])
@@ -215,7 +258,10 @@ class TestRefused:
         ("options", "says"),
         [
             (("--max-moved-bytes", "1GB"), "--max-moved-bytes needs the size of an expert"),
-            (("--max-moved-bytes", "much", "--expert-bytes", 1), "'much' is no number of bytes"),
+            (
+                ("--max-moved-bytes", "much", "--expert-bytes", 1),
+                "--max-moved-bytes: 'much' is no number of bytes",
+            ),
             (("--num-groups", 3), "16 experts are not 3 groups"),
         ],
     )
@@ -233,6 +279,25 @@ class TestRefused:
         run = eplb("balance", load, "--num-ranks", 4, "--out", old)
         assert_error(run, "EP601", "old.json", exit_code=6)
         assert old.read_bytes() == before
+
+    @pytest.mark.parametrize("command", ["balance", "validate", "plan"])
+    def test_a_load_without_a_token(self, eplb, old, tmp_path, command):
+        """Nothing is judged by it: all would be in balance."""
+        load = write_json(tmp_path / "load.json", [[0] * EXPERTS] * LAYERS)
+        arguments = {
+            "balance": (load, "--old", old, "--out", tmp_path / "new.json"),
+            "validate": (old, "--load", load, "--max-imbalance", "1.1"),
+            "plan": (old, old, "--load", load),
+        }
+        assert_error(eplb(command, *arguments[command]), "EP119", "load.json: no expert got a token")
+
+    def test_a_layer_without_a_token(self, eplb, old, tmp_path):
+        """It is said, and the others are balanced."""
+        load = write_json(tmp_path / "load.json", [[0] * EXPERTS, *some_load(0.5)[1:]])
+        new = tmp_path / "new.json"
+        found = eplb("balance", load, "--old", old, "--out", new, "--format", "json").json
+        assert "no token in layer 0, so any placement balances it" in found["load"]["notes"]
+        assert found["layers"][0]["remote_rows"] == 0 < found["remote_rows"]
 
     def test_a_load_of_another_model(self, eplb, old, tmp_path):
         other = write_json(tmp_path / "other.json", [[1, 2, 3, 4]])

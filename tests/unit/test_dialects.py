@@ -40,6 +40,32 @@ def written(dialect: str, result: Placement, hints: Hints, suffix: str = "") -> 
     return parse_document(f"x{suffix}", text.encode()).value
 
 
+def test_the_manifest_of_shards():
+    """Its placement is read; one without, or with what is none, is refused as any other file."""
+    own = {"format": "eplb-placement/1", "num_ranks": 2, "num_logical_experts": 4}
+    own["physical_to_logical_map"] = ROWS
+    manifest = {"carried": {}, "format": "eplb-checkpoint/1", "placement": own}
+    result, findings = read("eplb.json", manifest, Hints())
+    assert findings == []
+    assert result is not None
+    assert result.digest == placement(ROWS, 2).digest
+    for wrong in (None, "x", [[0, 1]], {"format": "eplb-checkpoint/1", "placement": own}):
+        result, findings = read("eplb.json", {**manifest, "placement": wrong}, Hints())
+        assert result is None
+        assert {code for code, _ in findings} == {"EP103"}
+    assert read("eplb.json", {"format": "eplb-checkpoint/1"}, Hints())[0] is None
+
+
+def test_a_directory_is_no_placement(tmp_path):
+    """Shards have theirs in a file."""
+    with pytest.raises(PlacementError) as caught:
+        read_placement(tmp_path)
+    assert (caught.value.code, caught.value.hint) == (
+        "EP101",
+        "of a directory of shards, name the eplb.json in it",
+    )
+
+
 EXAMPLES = [
     ("vllm.json", "vllm", TWO_RANKS, placement(ROWS, 2)),
     ("vllm.jsonl", "vllm", Hints(num_ranks=2), placement([[0, 1, 2, 0], [1, 2, 0, 1]], 2)),

@@ -181,7 +181,9 @@ class TestFromOld:
         old = placement([[0, 1, 2, 3, 4, 5, 0, 1]], 2, 6)
         way = Way(LOAD, shape, old)
         least = int(way.rows[0, 0])
-        with pytest.raises(UsageError, match=rf"is {10 * least - 1}, and NEW has ranks .* {10 * least} bytes have"):
+        with pytest.raises(
+            UsageError, match=rf"is {10 * least - 1}, and NEW has ranks .* {10 * least} bytes have"
+        ):
             within(way, np.array([10]), 10 * least - 1)
         found = way.at(within(way, np.array([10]), 10 * least))
         assert set(range(6)) <= set(found.physical_to_logical[0].tolist())
