@@ -65,7 +65,7 @@ def read_draft(source: str, hints: Hints = NO_HINTS) -> Draft:
 
 
 def _content(source: str) -> bytes:
-    """The bytes of a placement file. Raises EP101, with the map or the file that was meant where that shows."""
+    """The bytes of a placement file. Raises EP101, with what was meant where that shows."""
     try:
         return read_bytes(source)
     except PlacementError as error:
