@@ -11,6 +11,13 @@ from tests.cli.case import assert_error
 from tests.cli.tree import write_json
 
 LAYERS, EXPERTS, RANKS = 3, 16, 4
+MODEL = {
+    "model_type": "deepseek_v3",
+    "num_hidden_layers": 5,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 4,
+}
+"""Of the shards that `case` has."""
 
 
 def some_load(drift=0.0):
@@ -191,6 +198,7 @@ class TestFromOld:
     def test_another_old_than_the_shards_say(self, eplb, case, tmp_path):
         """A map with a name is compared with eplb.json, without an option that `balance` does not have."""
         load = write_json(tmp_path / "load.json", [[8, 4, 2, 6], [2, 2, 30, 16]])
+        write_json(case.src / "config.json", MODEL)
         assert case.reshard("--backend", "file").code == 0
         options = ("--checkpoint", case.home / "dst", "--old", "linear", "--out", tmp_path / "x.json")
         assert_error(eplb("balance", load, *options), "EP215", "linear is not the placement in")
