@@ -132,7 +132,7 @@ HINTS = {
     "EP117": "choose another dialect, or change the placement",
     "EP118": "`eplb inspect --models` lists the presets; eplb_cli/models/presets has them as files to copy",
     "EP119": "docs/dialects.md shows the forms that are read",
-    "EP120": "`eplb balance LOAD --num-ranks R --num-redundant-experts N --out NEW` spreads a load better",
+    "EP120": "`eplb balance LOAD --old FILE --out NEW` spreads the load better",
     "EP201": "is the path right, and may you read it?",
     "EP202": "copy the files of all ranks, and check that OLD is the placement they were written under",
     "EP203": "was it copied whole? compare its size with where it came from",
