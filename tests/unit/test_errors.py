@@ -129,7 +129,7 @@ def imported(tree: ast.AST) -> set[str]:
         ("torch", TENSOR_MODULES),
         ("triton", {"live/copy_kernel.py"}),
         ("vllm", {"engines/vllm/vllm_internals.py"}),
-        ("plotly", {f"render/html_{name}.py" for name in ("page", "figures", "balance")}),
+        ("plotly", {f"render/html_{name}.py" for name in ("page", "figures", "balance", "rebalance")}),
     ],
 )
 def test_who_may_import_what(package, allowed):
