@@ -59,7 +59,7 @@ def agree(
 def say_to_all(said: bytes, group: dist.ProcessGroup, device: torch.device) -> list[bytes]:
     """What each worker of a group says, in at most `WORD_NBYTES`; with zero bytes after it."""
     mine = torch.frombuffer(bytearray(said.ljust(WORD_NBYTES, b"\0")), dtype=torch.uint8).to(device)
-    gathered = torch.empty(group.size(), WORD_NBYTES, dtype=torch.uint8, device=device)
+    gathered = mine.repeat(group.size(), 1)
     dist.all_gather(list(gathered), mine, group=group)
     return [bytes(word) for word in gathered.cpu().numpy()]
 
