@@ -90,22 +90,23 @@ class Way:
         """(L,) the first step that is as good as can be had, of those that are what is wanted."""
         worst = self.worst.copy()
         if self._shape.is_crowded:
+            worst[0, ~self._keeps_groups(self._given)] = np.inf
             return np.asarray((worst <= worst.min(axis=0) * SAME).argmax(axis=0))
         is_once = (np.sort(self._given, axis=2) == self._nearest).all(axis=(1, 2))
         worst[0, ~is_once] = np.inf
-        worst[:-1, ~self._keeps_groups()] = np.inf
+        worst[:-1, ~self._keeps_groups(self._nearest)] = np.inf
         stays = (
             worst[0] <= np.maximum(worst[-1], enough) * SAME
         )  # OLD is as good as what is made from nothing
         worst[1:, stays] = np.inf
         return np.asarray((worst <= np.maximum(worst.min(axis=0), enough) * SAME).argmax(axis=0))
 
-    def _keeps_groups(self) -> Bool:
-        """(L,) whether the way has each group on one node, where that is wanted."""
+    def _keeps_groups(self, experts: Int) -> Bool:
+        """(L,) whether each group is on one node, where that is wanted."""
         shape = self._shape
         if not shape.keeps_groups:
-            return np.ones(len(self._nearest), bool)
-        has = held_by(self._nearest, shape.num_experts)
+            return np.ones(len(experts), bool)
+        has = held_by(experts, shape.num_experts)
         size = shape.num_experts // shape.num_groups
         has = has.reshape(len(has), shape.num_nodes, -1, shape.num_groups, size)
         return np.asarray((has.any(axis=(2, 4)).sum(axis=1) == 1).all(axis=1))

@@ -120,6 +120,13 @@ def test_a_limit_is_kept_as_a_plan_counts(drawn, data):
     assert everything.digest == way.at(way.best).digest
 
 
+def test_groups_come_onto_nodes_where_all_of_a_node_is_on_each_rank():
+    """OLD has them on two nodes, and is as balanced as can be."""
+    shape = Shape(4, 0, 2, 1, 2)
+    old = placement_of(np.array([[[0, 1], [2, 3]], [[0, 2], [1, 3]]]), 4, None)
+    assert_good(balance(np.zeros((2, 4)), shape, old=old), shape)
+
+
 @st.composite
 def odd_olds(draw, shape):
     """OLD of other ranks and slots: empty slots, experts twice on a rank, bare ranks."""
