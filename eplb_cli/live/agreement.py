@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eplb_cli.arrays import Int
 from eplb_cli.errors import CODES, CheckpointError, EplbError, WorkerError, error_of
 from eplb_cli.exchange.agree import agree
-from eplb_cli.live.connection import ON_HOST, Connection, connect, connection_of
+from eplb_cli.live.connection import ON_HOST, Connection, connect, connection_of, has_devices
 from eplb_cli.live.indices import over_group
 from eplb_cli.live.tensors import Layers, check_apart, check_buffers, check_rows, row_nbytes
 from eplb_cli.placements.placement import Placement
@@ -145,11 +145,6 @@ def _device_of(met: Sequence[torch.Tensor], group: dist.ProcessGroup) -> torch.d
         return torch.device("cpu")
     devices = (tensor.device for tensor in met if tensor.device.type == "cuda")
     return next(devices, torch.device("cuda", torch.cuda.current_device()))
-
-
-def has_devices(group: dist.ProcessGroup) -> bool:
-    """Whether nccl connects the group."""
-    return "nccl" in str(dist.get_backend(group))
 
 
 def plan_between(

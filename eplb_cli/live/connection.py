@@ -86,6 +86,11 @@ _LEFT: list[Neighbours] = []
 """Whose groups have ended: their memory is freed once no other process has it mapped."""
 
 
+def has_devices(group: dist.ProcessGroup) -> bool:
+    """Whether nccl connects the group."""
+    return "nccl" in str(dist.get_backend(group))
+
+
 def connection_of(group: dist.ProcessGroup) -> Connection | None:
     """What was kept for a group of devices, None where nothing is known of it."""
     return _KEPT.get(group)
@@ -103,7 +108,8 @@ def connect(group: dist.ProcessGroup, device: torch.device, turn_nbytes: int) ->
         turn_nbytes: the largest chunk; the same on all ranks.
     """
     disconnect(group, device)
-    words = tell_all({**_host(), "why": _hindrance()}, group, device)
+    salt = os.urandom(8).hex()  # what the ranks are is the same each time, and a token is not
+    words = tell_all({**_host(), "why": _hindrance(), "salt": salt}, group, device)
     why = _first_reason(words)
     mine = [rank for rank, word in enumerate(words) if word["host"] == words[group.rank()]["host"]]
     hosts = {word["host"] for word in words}
@@ -127,7 +133,7 @@ def release_buffers(ep_group: dist.ProcessGroup) -> None:
     Args:
         ep_group: a group that no rearrangement is running in.
     """
-    if "nccl" in str(dist.get_backend(ep_group)):
+    if has_devices(ep_group):
         disconnect(ep_group, torch.device("cuda", torch.cuda.current_device()))
 
 

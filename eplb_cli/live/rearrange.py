@@ -21,14 +21,13 @@ from eplb_cli.live.agreement import (
     Ready,
     check_device,
     connected,
-    has_devices,
     kinds_of,
     plan_between,
     reconnected,
     same_of,
 )
 from eplb_cli.live.buffers import MoveToBufferResult, OneLayer, layer_to_buffer
-from eplb_cli.live.connection import Connection, is_kept
+from eplb_cli.live.connection import Connection, has_devices, is_kept
 from eplb_cli.live.indices import Indices, as_array
 from eplb_cli.live.plan import CHUNKS_PER_BUFFER, LivePlan, plan_live
 from eplb_cli.live.room import chunk_room
