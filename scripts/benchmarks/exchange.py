@@ -28,6 +28,7 @@ from eplb_cli import live as rearrange
 from eplb_cli.live.agreement import plan_of
 from eplb_cli.live.connection import connection_of
 from eplb_cli.plan.moves import REMOTE
+from scripts.benchmarks.left_out import Steps, leave_out
 from scripts.benchmarks.peer import load_reference
 
 GIB = 1 << 30
@@ -82,6 +83,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--peer", type=Path, help="the reference's rebalance_execute.py")
     parser.add_argument("--buffer-mib", type=int, default=2048)
+    parser.add_argument("--bounds", action="store_true", help="also without scatters and local copies")
     parser.add_argument("--shrink", type=int, default=1, help="divide every row's first dimension")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory:
@@ -202,13 +204,20 @@ class Bench:
         )
         rates["eplb, planned before"] = self._measure("eplb, planned before", planned.run, work, raw)
         self.say(f"  transport: {planned.transport}")
+        left_out: list[list[Steps]] = [[], ["scatters"], ["copies", "scatters"]]
+        for steps in left_out if self.options.bounds else []:
+            leave_out(planned, steps)
+            way = f"without {' and '.join(steps) or 'nothing'}"
+            self._measure(way, planned.run, work, raw, is_right=not steps)
         del planned
         self._judge(case, rates, raw)
         del work
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _measure(self, way: str, call: Callable[[], None], work: Work, raw: float) -> float:
+    def _measure(
+        self, way: str, call: Callable[[], None], work: Work, raw: float, *, is_right: bool = True
+    ) -> float:
         seconds, messages = [], 0
         extra = 0
         for _ in range(self.options.runs + 1):
@@ -218,7 +227,8 @@ class Bench:
                 seconds.append(self.timed(call))
                 extra = max(extra, self._memory() - before)
             messages = counted[0]
-            work.check(work.new)
+            if is_right:
+                work.check(work.new)
         rate = work.moved / self.num_ranks / median(seconds[1:])
         spread = " ".join(f"{1e3 * one:.1f}" for one in sorted(seconds[1:]))
         self.say(
