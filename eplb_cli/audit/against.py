@@ -115,6 +115,7 @@ def _rows_by_layer(placement: Placement) -> dict[int, list[int]]:
 def _prepare(tree: Tree, shards: Shards, placement: Placement) -> Prepared:
     """The plan that would make the tree of SRC in one step."""
     path, manifest = tree.checkpoint.shards.path, tree.manifest
+    nodes = manifest.read_nodes(path)
     return prepare(
         shards,
         placement,
@@ -122,6 +123,7 @@ def _prepare(tree: Tree, shards: Shards, placement: Placement) -> Prepared:
         manifest.read_senders(path),
         manifest.ranks_per_node,
         rank_scalars=manifest.read_rank_scalars(path),
+        nodes=nodes if nodes is not None and len(nodes.of_old) == placement.num_ranks else None,
     )
 
 

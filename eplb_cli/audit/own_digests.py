@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from numpy.typing import NDArray
 
 from eplb_cli import files
 from eplb_cli.arrays import Digests, distinct
+from eplb_cli.checkpoint.layout_file import layout_from_json
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
+from eplb_cli.checkpoint.part import files_of, part_there
 from eplb_cli.checkpoint.places import file_identities, other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
-from eplb_cli.digests import zero_digests
+from eplb_cli.digests import DIGEST_NBYTES, zero_digests
 from eplb_cli.errors import BytesError, CheckpointError, Where
 from eplb_cli.formats.safetensors_header import MAX_HEADER_NBYTES
 from eplb_cli.machine import reading_threads
 from eplb_cli.output.prove import differing_replicas, replica_warnings
-from eplb_cli.placements.placement import EMPTY
+from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.transfer.reading import digest_distinct
 from eplb_cli.transfer.threads import Threads
 from eplb_cli.transfer.trees import source_tree
@@ -32,11 +35,16 @@ DAMAGED = "the output was changed or damaged after it was written: make it again
 
 
 def manifest_of(path: Path) -> Manifest:
-    """The manifest of a tree; one that was damaged is a difference in bytes like any other."""
+    """The manifest of a tree, finished or not; one that was damaged is a difference in bytes like any other.
+
+    Raises:
+        BytesError: EP505, it was damaged.
+        CheckpointError: EP201, there is no directory; EP214, it has no manifest.
+    """
     with files.reading(path):
         os.scandir(path).close()
     try:
-        manifest = read_manifest(path, exact=True)
+        manifest = read_manifest(path, exact=True, unfinished=True)
     except CheckpointError as error:
         if error.code == "EP214":
             raise BytesError("EP505", error.message) from error
@@ -48,15 +56,27 @@ def manifest_of(path: Path) -> Manifest:
     return manifest
 
 
-def shard_differences(path: Path, manifest: Manifest) -> Iterator[BytesError]:
-    """EP505 for each shard whose name, size or header is not what was written."""
+def shard_differences(
+    path: Path, manifest: Manifest, ranks: Container[int] | None = None
+) -> Iterator[BytesError]:
+    """EP505 for each shard whose name, size or header is not what was written.
+
+    Args:
+        ranks: do not look at the files of others; None for all.
+    """
     with files.reading(path):
         present = {file.name for file in path.iterdir() if file.name.endswith(".safetensors")}
-    for name in sorted(present - manifest.files.keys()):
+    layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
+    hint = part_there(path, present, layout, manifest) if ranks is None else ""
+    rank_of = files_of({*present, *manifest.files}, layout)
+    apart = {name for name, rank in rank_of.items() if ranks is not None and rank not in ranks}
+    for name in sorted(present - manifest.files.keys() - apart):
         yield _changed(path / name, " is not in the manifest")
     for name, file in manifest.files.items():
+        if name in apart:
+            continue
         if problem := _size_problem(path / name, file["nbytes"]):
-            yield _changed(path / name, problem)
+            yield _changed(path / name, problem, "" if name in present else hint)
         elif _header_digest(path / name, file["nbytes"]) != file["header_digest"]:
             yield _changed(path / name, ": its header is not the one that was written")
 
@@ -70,8 +90,8 @@ def file_differences(path: Path, known: Mapping[str, Mapping[str, Any]]) -> Iter
             yield _changed(path / name, " is not what was written")
 
 
-def _changed(path: Path, problem: str) -> BytesError:
-    return BytesError("EP505", f"{path}{problem}", where=Where(str(path)))
+def _changed(path: Path, problem: str, hint: str = "") -> BytesError:
+    return BytesError("EP505", f"{path}{problem}", hint, Where(str(path)))
 
 
 def _content_digest(path: Path, nbytes: int) -> str:
@@ -115,7 +135,7 @@ def digest_tree(checkpoint: ShardedCheckpoint, advance: Callable[[int], None]) -
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """A tree whose bytes were read.
+    """A tree whose bytes were read, or some ranks of one: those of its checkpoint, which have closed up.
 
     Attributes:
         digests: (X, 16) of its places: rows first, then the other tensors.
@@ -125,6 +145,17 @@ class Tree:
     checkpoint: ShardedCheckpoint
     digests: Digests
     manifest: Manifest
+
+    @cached_property
+    def whole(self) -> Placement:
+        """The placement of all ranks, read or not."""
+        shards = self.checkpoint.shards
+        return self.manifest.read_placement(shards.path) if shards.lost else self.checkpoint.placement
+
+    @cached_property
+    def ranks(self) -> list[int]:
+        """The numbers that its ranks have in the whole placement."""
+        return self.checkpoint.shards.recorded_ranks
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,7 +170,7 @@ class Tree:
     @property
     def rows(self) -> Digests:
         """(L, K, P, 16)."""
-        return self.digests[: self.num_rows].reshape(*self.shape, -1)
+        return self.digests[: self.num_rows].reshape(*self.shape, DIGEST_NBYTES)
 
     @property
     def templates(self) -> list[str]:
@@ -150,23 +181,24 @@ class Tree:
         """An error about a row, by the number of its place."""
         checkpoint, placement = self.checkpoint, self.checkpoint.placement
         layer, tensor, slot = (int(number) for number in np.unravel_index(place, self.shape))
+        rank, row = self.ranks[placement.rank_of_slot[slot]], int(placement.row_of_slot[slot])
         where = Where(
             file=str(checkpoint.shards.files[int(checkpoint.extents.file[layer, tensor, slot])].path),
             layer=placement.layer_number(layer),
-            slot=slot,
-            rank=int(placement.rank_of_slot[slot]),
+            slot=int(self.whole.first_slot[rank]) + row,
+            rank=rank,
             tensor=checkpoint.expert_tensors[tensor].template,
         )
         message = (
-            f"{where.file}: layer {where.layer}, slot {slot} (rank {where.rank}, "
-            f"row {placement.row_of_slot[slot]}) of {where.tensor!r} {problem}"
+            f"{where.file}: layer {where.layer}, slot {where.slot} (rank {where.rank}, "
+            f"row {row}) of {where.tensor!r} {problem}"
         )
         return BytesError(code, message, hint, where)
 
     def other_error(self, rank: int, key: str, problem: str, hint: str = DAMAGED) -> BytesError:
         """EP504 about another tensor."""
         path = self.checkpoint.shards.files[self.checkpoint.others[rank][key].file].path
-        where = Where(str(path), rank=rank, tensor=key)
+        where = Where(str(path), rank=self.ranks[rank], tensor=key)
         return BytesError("EP504", f"{path}: {key!r} {problem}", hint, where)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from eplb_cli import __version__
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest
-from eplb_cli.checkpoint.sharded import ShardedCheckpoint
+from eplb_cli.audit.own_digests import Tree
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME
 from eplb_cli.errors import BytesError, Where
 from eplb_cli.plan.plan import plan_reshard
 
 
-def plan_differences(checkpoint: ShardedCheckpoint, manifest: Manifest) -> Iterator[BytesError]:
+def plan_differences(tree: Tree) -> Iterator[BytesError]:
     """Plan anew from both placements, and compare; rows have the sizes here that they had in SRC.
 
-    A manifest of another version of eplb is believed, since that may choose other senders.
+    A manifest of another version of eplb is believed, since that may choose other senders. So is any where
+    the ranks that were read have no row of some layer: its sizes are not known then.
 
     Returns:
         EP505, if they make another plan.
@@ -22,15 +23,17 @@ def plan_differences(checkpoint: ShardedCheckpoint, manifest: Manifest) -> Itera
     Raises:
         PlacementError: they make none.
     """
-    if manifest.tool != f"eplb {__version__}":
+    checkpoint, manifest, whole = tree.checkpoint, tree.manifest, tree.whole
+    if manifest.tool != f"eplb {__version__}" or checkpoint.placement.num_layers != whole.num_layers:
         return
     path = checkpoint.shards.path
     plan = plan_reshard(
         manifest.read_source_placement(path),
-        checkpoint.placement,
-        manifest.read_senders(checkpoint.shards.path),
+        whole,
+        manifest.read_senders(path),
         expert_nbytes=checkpoint.expert_nbytes,
         ranks_per_node=manifest.ranks_per_node,
+        nodes=manifest.read_nodes(path),
     )
     if plan.digest != manifest.plan_digest:
         problem = f"{path / MANIFEST_NAME}: its placements do not make the plan that it names"

@@ -10,9 +10,15 @@ from eplb_cli.progress import ProgressBar, telling
 
 
 @contextlib.contextmanager
-def reading(progress: ProgressBar, description: str, *trees: Path) -> Iterator[Callable[[int], None]]:
-    """What is told of the bytes read from some trees; at the end all are, headers included."""
-    total_nbytes = sum(map(_shard_nbytes, trees))
+def reading(
+    progress: ProgressBar, description: str, *trees: Path, nbytes: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """What is told of the bytes read from some trees; at the end all are, headers included.
+
+    Args:
+        nbytes: of what is read besides.
+    """
+    total_nbytes = nbytes + sum(map(_shard_nbytes, trees))
     with progress(total_nbytes, description) as show:
         with telling(show) as advance:
             yield advance

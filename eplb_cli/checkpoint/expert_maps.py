@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.checkpoint.shards import Shards, TensorAt
+from eplb_cli.checkpoint.small_reads import MAP_DTYPES, MAX_MAP_NBYTES
 from eplb_cli.errors import CheckpointError
 from eplb_cli.models.names import split_expert_key
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import EMPTY, Placement
 
-_DTYPES = {"I32": "<i4", "I64": "<i8"}
-_MAX_NBYTES = 1 << 23
 _HINT = "are the files of all ranks there, and from one run?"
 
 
@@ -134,8 +133,8 @@ def _read(shards: Shards, key: str) -> Iterator[tuple[int, NDArray[np.int64]]]:
 
 def _content(shards: Shards, key: str, rank: int, at: TensorAt) -> NDArray[np.int64]:
     entry = at.entry
-    kind = _DTYPES.get(entry.dtype)
-    if kind is None or len(entry.shape) != 1 or not 0 < entry.nbytes <= _MAX_NBYTES:
+    kind = MAP_DTYPES.get(entry.dtype)
+    if kind is None or len(entry.shape) != 1 or not 0 < entry.nbytes <= MAX_MAP_NBYTES:
         problem = f"{key!r} on rank {rank} is {entry.dtype} {list(entry.shape)}, and no list of rows"
         raise CheckpointError("EP215", problem, _HINT)
     return np.frombuffer(shards.read(at.file, at.offset, entry.nbytes), kind).astype(np.int64)

@@ -8,8 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from eplb_cli.arrays import Digests
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, digest_file, read_digests, read_manifest
+from eplb_cli.arrays import Digests, Int
+from eplb_cli.checkpoint.beside import FileBeside
+from eplb_cli.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    digest_file,
+    digests_of,
+    file_beside,
+    read_manifest,
+)
 from eplb_cli.checkpoint.places import other_numbers
 from eplb_cli.checkpoint.shards import Shards, TensorAt
 from eplb_cli.digests import DIGEST_NBYTES
@@ -40,23 +48,27 @@ def known_digests(
         return None
     rows = np.zeros((placement.num_layers, len(templates), placement.num_slots, DIGEST_NBYTES), np.uint8)
     slots = np.split(np.arange(placement.num_slots), placement.first_slot[1:-1])
-    for numbers, (path, rank, said) in zip(slots, _records(shards, manifest), strict=True):
-        layers = _positions(placement.layer_ids, _named_layers(path, said), path)
-        tensors = _positions(templates, said.expert_tensors, path)
-        found = read_digests(path, rank, (len(layers), len(tensors), len(numbers)), said)
-        if found is None:
-            raise CheckpointError("EP214", f"{path / digest_file(rank)} is missing")
-        rows[np.ix_(np.array(layers), np.array(tensors), numbers)] = found
+    for numbers, (file, said, named) in zip(slots, _records(shards, manifest), strict=True):
+        path = file.path.parent
+        if not file.exists:
+            raise CheckpointError("EP214", f"{file.path} is missing")
+        found = digests_of(file, (len(named), len(said.expert_tensors), len(numbers)))
+        layers = _positions(placement.layer_ids, named, found, shards, path)
+        tensors = _positions(templates, said.expert_tensors, found.swapaxes(0, 1), shards, path)
+        here = np.ix_(layers >= 0, tensors >= 0)
+        rows[np.ix_(layers[layers >= 0], tensors[tensors >= 0], numbers)] = found[here]
     known = np.concatenate([rows.reshape(-1, DIGEST_NBYTES), _known_others(manifest.files, shards, others)])
     known.setflags(write=False)
     return known
 
 
-def _records(shards: Shards, manifest: Manifest) -> list[tuple[Path, int, Manifest]]:
-    """Of each rank, where its digests are, under which number, and what says so."""
-    records = [(shards.path, rank, manifest) for rank in shards.recorded_ranks]
+def _records(shards: Shards, manifest: Manifest) -> list[tuple[FileBeside, Manifest, list[int]]]:
+    """Of each rank, where its digests are, what says so, and of which layers."""
+    named = named_layers(shards, manifest)
+    records = [(shards.beside(digest_file(rank)), manifest, named) for rank in shards.recorded_ranks]
     if shards.missing_from is not None and (said := read_manifest(shards.missing_from)) is not None:
-        records.append((shards.missing_from, 0, said))
+        file = file_beside(shards.missing_from, digest_file(0), said)
+        records.append((file, said, _named_layers(shards.missing_from, said)))
     return records
 
 
@@ -70,14 +82,27 @@ def _named_layers(path: Path, manifest: Manifest) -> list[int]:
     return [] if ids is None else ids.tolist()
 
 
-def _positions(among: Iterable[object] | None, wanted: Sequence[object], path: Path) -> list[int]:
-    """Where the layers or tensors of a manifest are among those of the shards. Raises EP214."""
+def _positions(
+    among: Iterable[object] | None, wanted: Sequence[object], digests: Digests, shards: Shards, path: Path
+) -> Int:
+    """Where the layers or tensors of a manifest are among those of the shards.
+
+    Args:
+        digests: (N, ..., 16) of the N that are wanted.
+
+    Returns:
+        (N,) their numbers; -1 for what only ranks have that are lost.
+
+    Raises:
+        CheckpointError: EP214, one is not there, and there are digests of its rows.
+    """
     at = {one: number for number, one in enumerate([] if among is None else among)}
-    lost = [one for one in wanted if one not in at]
-    if lost:
-        problem = f"{path / MANIFEST_NAME} has digests of {lost[0]!r}, which is not there"
-        raise CheckpointError("EP214", problem)
-    return [at[one] for one in wanted]
+    found = np.array([at.get(one, -1) for one in wanted], np.int64)
+    for number in np.flatnonzero(found < 0).tolist():
+        if not shards.lost or digests[number].any():
+            problem = f"{path / MANIFEST_NAME} has digests of {wanted[number]!r}, which is not there"
+            raise CheckpointError("EP214", problem)
+    return found
 
 
 def _known_others(

@@ -10,14 +10,24 @@ The ranks that are left close up. What was lost with the others is one more rank
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from eplb_cli.checkpoint.layout import Layout
-from eplb_cli.checkpoint.manifest import read_manifest
-from eplb_cli.checkpoint.shards import Shards, open_shards
+from eplb_cli.checkpoint.layout_file import layout_from_json
+from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
+from eplb_cli.checkpoint.part import files_of
+from eplb_cli.checkpoint.pooled import pool
+from eplb_cli.checkpoint.seen import see
+from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind
+from eplb_cli.checkpoint.shards import Shards, open_shards, shards_of
 from eplb_cli.errors import CheckpointError
+from eplb_cli.placements.placement import Placement
+from eplb_cli.placements.spans import spans
+from eplb_cli.placements.survivors import Survivors
 
 
 def open_left(
@@ -47,6 +57,45 @@ def open_left(
         hint = f"`eplb shard HF_DIR PATCH --placement OLD --engine ENGINE --only {listed}`"
         raise CheckpointError("EP202", problem, hint)
     return _with_rank(shards, open_shards(missing_from), manifest.engine)
+
+
+def open_ranks(path: Path, manifest: Manifest, whole: Placement, ranks: Sequence[int]) -> ShardedCheckpoint:
+    """Some ranks of a tree that eplb wrote, as if the others were lost; their files are not looked at.
+
+    Layers of which these ranks have no row may be left out.
+
+    Args:
+        manifest: of the tree, whose files of these ranks are there.
+        whole: its placement.
+        ranks: their numbers in it, ascending; all of them for the whole tree.
+
+    Raises:
+        CheckpointError, BytesError: as `open_shards` and `bind`; EP212, nothing says which layers these are.
+    """
+    layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
+    lost = {*range(whole.num_ranks)} - {*ranks}
+    rank_of = files_of(manifest.files, layout)
+    names = [name for name in manifest.files if rank_of.get(name) not in lost]
+    found = pool(path, [see(path, [*names, *manifest.carried])], 0, [""])
+    shards = shards_of(found, layout, manifest, lost)
+    left = Survivors(whole, np.array(ranks, np.int64)).placement if lost else whole
+    if lost and left.layer_ids is not None:
+        here = np.isin(left.layer_ids, shards.moe_layers)
+        if not here.all():
+            _require_numbers(shards, manifest)
+        table, layer_ids = left.physical_to_logical[here], left.layer_ids[here]
+        left = replace(left, physical_to_logical=table, layer_ids=layer_ids)
+    return bind(shards, left)
+
+
+def _require_numbers(shards: Shards, manifest: Manifest) -> None:
+    """EP212 where other modules have layers too, whose numbers follow from the layers that all ranks have."""
+    named = {found.template for found in shards.expert_keys.values()}
+    if {*named, *manifest.expert_tensors} - {key for key in manifest.expert_tensors if "{layer}" in key}:
+        ranks = f"{shards.path}: ranks {spans(shards.recorded_ranks)} have no expert of some layer"
+        problem = f"{ranks}, and there are layers of several modules: nothing says which theirs are"
+        hint = "copy the files of all ranks into one directory, or name ranks that have experts of each layer"
+        raise CheckpointError("EP212", problem, hint)
 
 
 def _with_rank(shards: Shards, patch: Shards, engine: str) -> Shards:

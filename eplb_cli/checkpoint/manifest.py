@@ -28,8 +28,9 @@ from eplb_cli.formats.reading import json_value, npy_value
 from eplb_cli.models.model import MAX_EXPERTS
 from eplb_cli.placements.keys import FORMAT_OF_SHARDS as FORMAT
 from eplb_cli.placements.own_format import placement_from_json
-from eplb_cli.placements.placement import Placement
+from eplb_cli.placements.placement import MAX_RANKS, Placement
 from eplb_cli.plan.choice import RankScalars, Senders, is_rank_scalars, is_senders
+from eplb_cli.plan.nodes import Nodes
 from eplb_cli.values import dataclass
 
 MANIFEST_NAME = "eplb.json"
@@ -100,11 +101,30 @@ class Manifest:
             raise _malformed(where / MANIFEST_NAME, f"there is no rule {rule!r} for rank_scalars")
         return rule
 
+    def read_nodes(self, where: Path) -> Nodes | None:
+        """The node of each rank, where `ranks_per_node` does not say it. Raises EP214 where it is none."""
+        nodes = self.decisions.get("nodes")
+        if nodes is None:
+            return None
+        ranks = {"old": self.source_placement.get("num_ranks"), "new": self.placement.get("num_ranks")}
+        if not isinstance(nodes, dict) or not all(_are_nodes(nodes.get(side), ranks[side]) for side in ranks):
+            raise _malformed(where / MANIFEST_NAME, "its nodes are not numbers, one for each rank")
+        return Nodes.from_json(nodes)
+
     def read_senders(self, where: Path) -> Senders:
         """Who sent what several ranks held. Raises EP214 for a word that this version does not know."""
         if not is_senders(self.senders):
             raise _malformed(where / MANIFEST_NAME, f"there are no senders {self.senders!r}")
         return self.senders
+
+
+def _are_nodes(nodes: object, num_ranks: object) -> bool:
+    """Whether it is a list of the node of each of so many ranks, of which there are no more than ranks."""
+    return (
+        isinstance(nodes, list)
+        and len(nodes) == num_ranks
+        and all(type(node) is int and 0 <= node < MAX_RANKS for node in nodes)
+    )
 
 
 def _digest(content: Mapping[str, Any], end: bytes = b"") -> str:
@@ -126,21 +146,27 @@ def is_digest_file(name: str) -> bool:
     return re.fullmatch(r"eplb-digests-rank-[0-9]+\.npy", name) is not None
 
 
-def read_manifest(path: Path, *, exact: bool = False) -> Manifest | None:
+def read_manifest(path: Path, *, exact: bool = False, unfinished: bool = False) -> Manifest | None:
     """The manifest of a tree, None where it has none. Keys it does not know are left to those who do.
 
     Args:
         exact: refuse other spaces and another order of keys, too, than eplb writes.
+        unfinished: read that of a tree that has not its name yet, too.
 
     Raises:
         CheckpointError: EP214, it is malformed, was changed, or names a file outside its directory;
             EP233, the tree is not finished.
     """
-    refuse_staging(path)
+    if not unfinished:
+        refuse_staging(path)
     where = path / MANIFEST_NAME
     if not os.path.lexists(where):
         return None
-    text = read_small_file(where, MAX_MANIFEST_NBYTES)
+    return manifest_of(read_small_file(where, MAX_MANIFEST_NBYTES), where, exact=exact)
+
+
+def manifest_of(text: bytes, where: Path, *, exact: bool = False) -> Manifest:
+    """The manifest that a file of such a content is. Raises EP214, as `read_manifest`."""
     raw = _parse(text, where)
     digest = _digest({key: value for key, value in raw.items() if key != "digest"})
     is_as_written = not exact or hashlib.sha256(text).hexdigest() == _digest(raw, b"\n")
@@ -199,7 +225,7 @@ def _check(raw: Mapping[str, Any], where: Path) -> None:
 def _check_files(raw: Mapping[str, Any], where: Path) -> None:
     """EP214 unless every file is one beside the manifest, with what has to be known of it."""
     for name, file in chain.from_iterable(raw[key].items() for key in ("files", "carried", "digests")):
-        if not _is_file_name(name):
+        if not is_file_name(name):
             raise _malformed(where, f"{name!r} is not the name of a file beside it")
         if not isinstance(file, dict) or type(file.get("nbytes")) is not int or file["nbytes"] < 0:
             raise _malformed(where, f"{name!r} has no nbytes")
@@ -211,7 +237,7 @@ def _check_files(raw: Mapping[str, Any], where: Path) -> None:
             raise _malformed(where, f"{name!r} has others whose digests are none")
 
 
-def _is_file_name(name: str) -> bool:
+def is_file_name(name: str) -> bool:
     """Whether the system can have a file of that name in a directory."""
     try:
         os.fsencode(name)
@@ -237,9 +263,13 @@ def read_digests(
     where = path / digest_file(rank)
     if not os.path.lexists(where):
         return None
-    content = file_beside(path, where.name, manifest).read(
-        math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT
-    )
+    return digests_of(file_beside(path, where.name, manifest), shape)
+
+
+def digests_of(file: FileBeside, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The row digests (L, K, S, 16) that a file has. Raises as `read_digests`."""
+    where = file.path
+    content = file.read(math.prod(shape) * DIGEST_NBYTES + _NPY_HEADER_LIMIT)
     digests = npy_value(content, partial(_malformed, where))
     if digests.dtype != np.uint8 or digests.shape != (*shape, DIGEST_NBYTES):
         raise _malformed(where, f"it is not a uint8 array of shape {(*shape, DIGEST_NBYTES)}")

@@ -69,13 +69,18 @@ def file_identities(shards: Shards, places: Places) -> Int:
     Raises:
         CheckpointError: EP201, a file is gone; EP220, one is not that whose header was read.
     """
+    identities: list[tuple[int, ...]] = []
     with files.reading(shards.path):
-        status = [file.path.lstat() for file in shards.files]
+        status = [
+            file.path.lstat() if here else None
+            for file, here in zip(shards.files, shards.is_here, strict=True)
+        ]
     for file, one in zip(shards.files, status, strict=True):
-        if (one.st_size, one.st_mtime_ns) != file.stamp:
+        if one is not None and (one.st_size, one.st_mtime_ns) != file.stamp:
             raise CheckpointError("EP220", f"{file.path} changed while it was read")
-    inodes = {(one.st_dev, one.st_ino): number for number, one in reversed(list(enumerate(status)))}
-    number = np.array([inodes[one.st_dev, one.st_ino] for one in status], np.int64)[places.file]
+        identities.append(file.inode or (() if one is None else (one.st_dev, one.st_ino)))
+    first = {identity: number for number, identity in reversed(list(enumerate(identities)))}
+    number = np.array([first[identity] for identity in identities], np.int64)[places.file]
     return np.unique(np.stack([number, places.offset]), axis=1, return_inverse=True)[1].ravel()
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import field, replace
 from functools import cached_property
 from itertools import chain
@@ -19,11 +18,20 @@ from eplb_cli.checkpoint.beside import FileBeside
 from eplb_cli.checkpoint.complete import is_weight
 from eplb_cli.checkpoint.layout import ExpertKey, Layout, ShardName
 from eplb_cli.checkpoint.layout_file import find_layout, layout_from_json, preset
-from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, file_beside, is_digest_file, read_manifest
+from eplb_cli.checkpoint.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_NBYTES,
+    Manifest,
+    file_beside,
+    is_digest_file,
+    manifest_of,
+)
+from eplb_cli.checkpoint.part import files_of, refuse_part
+from eplb_cli.checkpoint.pooled import Pool, pool
 from eplb_cli.checkpoint.presharded import INDEX_NAME, READY_NAME, SERIES, SUFFIX, is_presharded, read_index
-from eplb_cli.checkpoint.staged import refuse_staging
+from eplb_cli.checkpoint.seen import SHARD_SUFFIX, list_names, see
 from eplb_cli.errors import BytesError, CheckpointError
-from eplb_cli.files import Stamp, not_regular, reading
+from eplb_cli.files import Stamp
 from eplb_cli.formats.safetensors_header import Header, TensorEntry, read_header
 from eplb_cli.models.config import ModelConfig, config_beside
 from eplb_cli.models.names import LayerNames, number_layers
@@ -32,18 +40,26 @@ from eplb_cli.values import dataclass
 
 
 class ShardFile(NamedTuple):
-    """One part of one rank's shard, with the identity it had when its header was read."""
+    """One part of one rank's shard, with the identity it had when its header was read.
+
+    Attributes:
+        nbytes, mtime_ns: of several hosts, what the first that has it says.
+        inode: of several hosts, what tells it from other files; None where it is to be asked here.
+        own: what it is on this host, where another host is the first that has it.
+    """
 
     path: Path
     name: ShardName
     header: Header
     nbytes: int
     mtime_ns: int
+    inode: tuple[int, int, int] | None = None
+    own: Stamp | None = None
 
     @property
     def stamp(self) -> Stamp:
         """What it has to be whenever it is opened again."""
-        return Stamp(self.nbytes, self.mtime_ns)
+        return self.own or Stamp(self.nbytes, self.mtime_ns)
 
 
 class TensorAt(NamedTuple):
@@ -81,6 +97,7 @@ class Shards:
         manifest: what `eplb` wrote beside the shards, if it did.
         lost: the numbers of ranks whose files are gone; those that are left have closed up.
         missing_from: where the last rank is, which has the experts that were lost; see `left`.
+        pool: what all hosts see; None where there is one host alone.
     """
 
     path: Path
@@ -91,6 +108,33 @@ class Shards:
     manifest: Manifest | None
     lost: tuple[int, ...] = field(default=(), kw_only=True)
     missing_from: Path | None = field(default=None, kw_only=True)
+    pool: Pool | None = field(default=None, kw_only=True, compare=False)
+
+    @property
+    def node(self) -> int:
+        """The number of this host."""
+        return 0 if self.pool is None else self.pool.node
+
+    @cached_property
+    def nodes(self) -> tuple[tuple[int, ...], ...]:
+        """Per file the hosts that see it, ascending; () of each where there is one host alone."""
+        if self.pool is None:
+            return ((),) * len(self.files)
+        nodes = {shard.name: shard.nodes for shard in self.pool.shards}
+        return tuple(nodes[file.path.name] for file in self.files)
+
+    @cached_property
+    def is_here(self) -> NDArray[np.bool_]:
+        """(F,) the files that this host sees."""
+        return np.array([not nodes or self.node in nodes for nodes in self.nodes], np.bool_)
+
+    @cached_property
+    def is_read_here(self) -> NDArray[np.bool_]:
+        """(F,) the files that this host reads where one host is enough: those that several see, in turn."""
+        in_turn = [
+            not nodes or nodes[file % len(nodes)] == self.node for file, nodes in enumerate(self.nodes)
+        ]
+        return np.array(in_turn, np.bool_)
 
     @property
     def num_ranks(self) -> int:
@@ -101,7 +145,7 @@ class Shards:
     def recorded_ranks(self) -> list[int]:
         """The numbers that ranks of `path` have in its manifest."""
         left = self.num_ranks - (self.missing_from is not None)
-        return [rank for rank in range(left + len(self.lost)) if rank not in self.lost]
+        return sorted({*range(left + len(self.lost))} - {*self.lost})
 
     @property
     def nbytes(self) -> int:
@@ -110,14 +154,29 @@ class Shards:
 
     def beside(self, name: str) -> FileBeside:
         """A small file beside the shards, with what their manifest says of it."""
-        return file_beside(self.path, name, self.manifest)
+        content = None if self.pool is None else self.pool.contents.get(name)
+        return replace(file_beside(self.path, name, self.manifest), content=content)
 
     def read(self, number: int, offset: int, nbytes: int) -> bytes:
-        """A few bytes of a shard file, by its number. Raises EP201 or EP220."""
-        file, content = self.files[number], bytearray(nbytes)
+        """A few bytes of a shard file, by its number; of one that is not here, what planning may ask for.
+
+        Raises:
+            CheckpointError: EP201 or EP220.
+        """
+        file = self.files[number]
+        if not self.is_here[number]:
+            return self._read_elsewhere(file, offset, nbytes)
+        content = bytearray(nbytes)
         with files.opened_source(file.path, file.stamp) as descriptor:
             files.read_into(descriptor, memoryview(content), offset, file.path)
         return bytes(content)
+
+    def _read_elsewhere(self, file: ShardFile, offset: int, nbytes: int) -> bytes:
+        content = None if self.pool is None else self.pool.read_small(file.path.name, offset, nbytes)
+        if content is None:
+            problem = f"{file.path} is on another host, which has not said what it holds at byte {offset:,}"
+            raise CheckpointError("EP201", problem)
+        return content
 
     def to_carry(self) -> dict[str, FileBeside]:
         """By name, the files that travel along. Raises EP506 where the manifest names one that is gone."""
@@ -227,36 +286,65 @@ def open_shards(path: Path, layout: str | Layout = "auto", lost: Collection[int]
             placement has so many rows; EP214, the manifest is damaged; EP233, a run has not finished it.
         BytesError: EP506, shards or what their headers say are not those of the manifest.
     """
-    names = _list_directory(path)
-    shard_names = [name for name in names if name.endswith(".safetensors")]
-    if not shard_names and is_presharded(names) and not lost:
+    names = list_names(path)
+    if not lost and is_presharded(names) and not any(name.endswith(SHARD_SUFFIX) for name in names):
         return _require_experts(_open_presharded(path, names, layout))
-    if not shard_names:
-        raise CheckpointError("EP201", f"{path} holds no .safetensors file", "is it the directory of shards?")
-    headers = {name: read_header(path / name) for name in shard_names}
-    keys = dict.fromkeys(key for header, _ in headers.values() for key in header.tensors)
-    manifest = read_manifest(path)
+    return open_pool(pool(path, [see(path, names)], 0, [""]), layout, lost)
+
+
+def open_pool(found: Pool, layout: str | Layout = "auto", lost: Collection[int] = ()) -> Shards:
+    """The checkpoint that one host sees, or all of them together. Raises as `open_shards`."""
+    path, names = found.path, [shard.name for shard in found.shards]
+    if not names:
+        problem = f"{path} holds no .safetensors file{found.asked}"
+        raise CheckpointError("EP201", problem, "is it the directory of shards?")
+    manifest = None
+    if MANIFEST_NAME in found.beside:
+        manifest = manifest_of(found.file(MANIFEST_NAME).read(MAX_MANIFEST_NBYTES), path / MANIFEST_NAME)
     if manifest is not None and layout == "auto":
         layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
-    layout = layout if isinstance(layout, Layout) else find_layout(layout, shard_names, keys)
-    shards = []
-    for name in shard_names:
-        shard_name = layout.match_file(name)
-        if shard_name is None:
-            hint = f"layout {layout.name} has {' and '.join(layout.files)}"
-            raise CheckpointError("EP206", f"{path / name} is not named like a shard", hint)
-        header, status = headers[name]
-        shards.append(ShardFile(path / name, shard_name, header, status.st_size, status.st_mtime_ns))
-    shards.sort(key=lambda shard: (shard.name.rank, shard.name.series, shard.name.part))
-    shards = _closed_up(path, shards, lost)
+    if not isinstance(layout, Layout):
+        layout = find_layout(
+            layout, names, dict.fromkeys(key for one in found.headers for key in one.tensors)
+        )
+    if manifest is not None and not lost and not found.is_of_many:
+        refuse_part(path, names, layout, manifest)
+    opened = shards_of(found, layout, manifest, lost)
+    _require_headers_as_in_manifest(opened)
+    return _require_experts(opened)
+
+
+def shards_of(found: Pool, layout: Layout, manifest: Manifest | None, lost: Collection[int] = ()) -> Shards:
+    """Shards by their headers, which were read.
+
+    Args:
+        lost: the numbers of the ranks of which there are no headers.
+
+    Raises:
+        CheckpointError: EP202, EP205 or EP206, the files are not all of all other ranks.
+    """
+    shards = _closed_up(found, sorted(_named(found, layout), key=_in_order), frozenset(lost))
     if manifest is not None and lost:
-        manifest = _of_those_left(manifest, layout, lost)
-    carried = [name for name in names if not name.endswith(".safetensors") and not _is_ours(name)]
-    tensors = _by_rank(path, shards, len(lost))
-    others = tuple(sorted(carried))
-    found = Shards(path, layout, tuple(shards), tensors, others, manifest, lost=tuple(sorted(lost)))
-    _require_headers_as_in_manifest(found)
-    return _require_experts(found)
+        manifest = _of_those_left(manifest, layout, frozenset(lost))
+    carried = tuple(sorted(name for name in found.beside if not _is_ours(name)))
+    tensors = _by_rank(found, shards, len(lost))
+    opened = Shards(found.path, layout, tuple(shards), tensors, carried, manifest, lost=tuple(sorted(lost)))
+    return replace(opened, pool=found) if found.is_of_many else opened
+
+
+def _in_order(shard: ShardFile) -> tuple[int, str, int]:
+    return shard.name.rank, shard.name.series, shard.name.part
+
+
+def _named(found: Pool, layout: Layout) -> Iterator[ShardFile]:
+    """The shards with what their names say. Raises EP206 for one that has another name."""
+    for shard in found.shards:
+        name, path = layout.match_file(shard.name), found.path / shard.name
+        if name is None:
+            hint = f"layout {layout.name} has {' and '.join(layout.files)}"
+            raise CheckpointError("EP206", f"{path} is not named like a shard", hint)
+        of_many = (shard.inode, shard.own) if found.is_of_many else ()
+        yield ShardFile(path, name, shard.header, shard.nbytes, shard.mtime_ns, *of_many)
 
 
 def _require_experts(found: Shards) -> Shards:
@@ -324,60 +412,47 @@ def unlike_manifest(shards: Shards, what: str) -> BytesError:
     return BytesError("EP506", f"{shards.path}: {what} is not what eplb.json says")
 
 
-def _list_directory(path: Path) -> list[str]:
-    """Names in `path`, refusing what is no regular file; directories and hidden files stay behind."""
-    refuse_staging(path)
-    with reading(path), os.scandir(path) as entries:
-        listed = sorted(entries, key=lambda entry: entry.name)
-    names = []
-    for entry in listed:
-        if entry.is_symlink():
-            raise not_regular(path / entry.name, "a symbolic link")
-        if entry.is_file():
-            names.append(entry.name)
-        elif entry.name.endswith(".safetensors") or not entry.is_dir():
-            raise not_regular(path / entry.name, "not a regular file")
-    return [name for name in names if not name.startswith(".")]
-
-
 def _is_ours(name: str) -> bool:
-    return name == MANIFEST_NAME or is_digest_file(name) or name.endswith(".safetensors.index.json")
+    return name == MANIFEST_NAME or is_digest_file(name)
 
 
-def _closed_up(path: Path, shards: list[ShardFile], lost: Collection[int]) -> list[ShardFile]:
+def _closed_up(found: Pool, shards: list[ShardFile], lost: Collection[int]) -> list[ShardFile]:
     """Files of the ranks that are left, numbered anew. Raises EP202 where these are not all others."""
     if not lost:
         return shards
-    found = {shard.name.rank for shard in shards}
-    left = [rank for rank in range(len(found - {*lost}) + len(lost)) if rank not in lost]
-    if wrong := sorted(found ^ {*left}):
+    ranks = {shard.name.rank for shard in shards}
+    left = [rank for rank in range(len(ranks - {*lost}) + len(lost)) if rank not in lost]
+    if wrong := sorted(ranks ^ {*left}):
         what = "is said to be lost, and its files are there" if wrong[0] in lost else "is missing as well"
         hint = "take its files away" if wrong[0] in lost else "is it lost, too?"
-        raise CheckpointError("EP202", f"{path}: rank {wrong[0]} {what}", hint)
+        raise CheckpointError("EP202", f"{found.path}: rank {wrong[0]} {what}", hint)
     return [shard._replace(name=shard.name._replace(rank=left.index(shard.name.rank))) for shard in shards]
 
 
 def _of_those_left(manifest: Manifest, layout: Layout, lost: Collection[int]) -> Manifest:
     """What a manifest says of the files that are left."""
-    ranks = {name: found.rank for name in manifest.files if (found := layout.match_file(name)) is not None}
+    ranks = files_of(manifest.files, layout)
     files = {name: file for name, file in manifest.files.items() if ranks.get(name) not in lost}
     return replace(manifest, files=files)
 
 
-def _by_rank(path: Path, shards: list[ShardFile], num_lost: int) -> tuple[Mapping[str, TensorAt], ...]:
+def _by_rank(found: Pool, shards: list[ShardFile], num_lost: int) -> tuple[Mapping[str, TensorAt], ...]:
     ranks = sorted({shard.name.rank for shard in shards})
     if ranks != list(range(len(ranks))):
         missing = next(rank for rank in range(len(ranks)) if rank not in ranks)
         raise CheckpointError(
-            "EP202", f"{path} has files of rank {ranks[-1]} and none of rank {missing}", "copy all ranks"
+            "EP202",
+            f"{found.path} has files of rank {ranks[-1]} and none of rank {missing}{found.asked}",
+            "copy all ranks",
         )
     for shard in shards:
         if shard.name.world not in (None, len(ranks) + num_lost):
             raise CheckpointError(
                 "EP202",
-                f"{shard.path} is one of {shard.name.world} ranks, and there are files of {len(ranks)}",
+                f"{shard.path} is one of {shard.name.world} ranks, and there are files of {len(ranks)}"
+                f"{found.asked}",
             )
-    _check_parts(shards)
+    _check_parts(found, shards)
     tensors: tuple[dict[str, TensorAt], ...] = tuple({} for _ in ranks)
     for number, shard in enumerate(shards):
         of_rank = tensors[shard.name.rank]
@@ -393,14 +468,14 @@ def _by_rank(path: Path, shards: list[ShardFile], num_lost: int) -> tuple[Mappin
     return tensors
 
 
-def _check_parts(shards: list[ShardFile]) -> None:
+def _check_parts(found: Pool, shards: list[ShardFile]) -> None:
     parts: dict[tuple[str, int], list[int]] = defaultdict(list)
     for shard in shards:
         parts[shard.name.series, shard.name.rank].append(shard.name.part)
-    for (series, rank), found in parts.items():
-        if found != list(range(len(found))):
-            missing = next((part for part in range(len(found)) if part not in found), found[0])
-            problem = "has two files of" if missing in found else "lacks"
+    for (series, rank), numbers in parts.items():
+        if numbers != list(range(len(numbers))):
+            missing = next((part for part in range(len(numbers)) if part not in numbers), numbers[0])
+            problem = "has two files of" if missing in numbers else "lacks"
             raise CheckpointError(
-                "EP202", f"rank {rank} {problem} part {missing} of {series}", "copy all parts"
+                "EP202", f"rank {rank} {problem} part {missing} of {series}{found.asked}", "copy all parts"
             )

@@ -5,15 +5,19 @@ To a placement they look like replicas, and all but one of the slices would be d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 
+from eplb_cli.arrays import Digests
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.digests import DIGEST_NBYTES
 from eplb_cli.errors import CheckpointError
 from eplb_cli.placements.placement import EMPTY
 
+Union = Callable[[Digests], Digests]
 _SAMPLE_NBYTES = 4096
 _WIDTHS = {"w13_weight": 2, "w2_weight": 1, "gate_up_proj": 2, "down_proj": 1}
 """Stacked weights that have a dimension of so many times the width of an expert."""
@@ -61,10 +65,13 @@ def require_no_slices(shards: Shards) -> None:
         raise CheckpointError("EP232", problem)
 
 
-def require_replicas(checkpoint: ShardedCheckpoint) -> None:
+def require_replicas(checkpoint: ShardedCheckpoint, union: Union = lambda digests: digests) -> None:
     """EP232 where all ranks hold all experts, and the replicas of every expert differ: these are none.
 
     A sample of one tensor of one layer is read.
+
+    Args:
+        union: puts together what several hosts have read, each of the files that it sees; zero for the rest.
 
     Raises:
         CheckpointError: EP201 or EP220, a shard cannot be read, or has changed.
@@ -78,9 +85,10 @@ def require_replicas(checkpoint: ShardedCheckpoint) -> None:
     if EMPTY in table or any(experts != held[0] for experts in held) or len(held[0]) == 1:
         return
     tensor = int(sizes[0].argmax())
-    samples = [_sample(checkpoint, tensor, slot) for slot in range(old.num_slots)]
+    samples = union(_samples(checkpoint, tensor))
     for expert in held[0]:
-        if len({samples[slot] for slot in np.flatnonzero(table == expert)}) == 1:
+        of_expert = samples[table == expert]
+        if (of_expert == of_expert[0]).all():
             return
     template = checkpoint.expert_tensors[tensor].template
     problem = (
@@ -90,8 +98,15 @@ def require_replicas(checkpoint: ShardedCheckpoint) -> None:
     raise CheckpointError("EP232", f"{checkpoint.shards.path}: {problem}")
 
 
-def _sample(checkpoint: ShardedCheckpoint, tensor: int, slot: int) -> bytes:
-    """The first bytes of a row of the first layer."""
-    where = checkpoint.extents
-    file, offset = (int(column[0, tensor, slot]) for column in (where.file, where.offset))
-    return checkpoint.shards.read(file, offset, min(_SAMPLE_NBYTES, int(checkpoint.row_nbytes[0, tensor])))
+def _samples(checkpoint: ShardedCheckpoint, tensor: int) -> Digests:
+    """(P, 16) digests of the first bytes of rows of the first layer, zero for those not read here."""
+    import xxhash
+
+    shards, where = checkpoint.shards, checkpoint.extents
+    nbytes = min(_SAMPLE_NBYTES, int(checkpoint.row_nbytes[0, tensor]))
+    file, offset = where.file[0, tensor], where.offset[0, tensor]
+    digests = np.zeros((len(file), DIGEST_NBYTES), np.uint8)
+    for slot in np.flatnonzero(shards.is_read_here[file]).tolist():
+        content = shards.read(int(file[slot]), int(offset[slot]), nbytes)
+        digests[slot] = np.frombuffer(xxhash.xxh3_128_digest(content), np.uint8)
+    return digests

@@ -17,7 +17,15 @@ WORK = ".eplb"
 OWNER = "owner.json"
 """In `WORK`: who writes the tree, and with what command."""
 
+HOST_WORK = "host-"
+"""In `WORK`: before the number of a host, the directory of what is of that host's processes alone."""
+
 MAX_OWNER_NBYTES = 1 << 20
+
+
+def staging_of(job: Path) -> Path:
+    """The staging directory that a file of `WORK`, or of the directory of a host in it, is in."""
+    return next(path.parent for path in job.parents if path.name == WORK)
 
 
 def refuse_staging(path: Path) -> None:

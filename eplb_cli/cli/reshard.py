@@ -36,7 +36,7 @@ from eplb_cli.cli.options import (
 )
 from eplb_cli.cli.outputs import STDOUT, check_outputs
 from eplb_cli.cli.relabelled import require_out_new, write_new
-from eplb_cli.cli.show import print_report, print_warnings, progress_bar
+from eplb_cli.cli.show import print_host, print_report, print_warnings, progress_bar
 from eplb_cli.errors import UsageError
 from eplb_cli.machine import has_package
 from eplb_cli.plan.choice import Senders
@@ -47,7 +47,8 @@ Examples:
   eplb reshard SRC DST --old old.json --new new.json
   eplb reshard SRC DST --old linear --new new.json --backend file
   eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)
-  eplb reshard SRC DST --plan plan.json"""
+  eplb reshard SRC DST --plan plan.json
+  eplb reshard SRC DST --new new.json --nnodes 4 --node-rank 0 --rdzv-endpoint node0:29500"""
 
 NO_TORCH = "torch is not installed: --backend auto is one process from file to file"
 NO_WORKERS_NEEDED = (
@@ -99,6 +100,32 @@ def command(
             help="Workers of the torchrun job; any number serves any number of ranks.",
         ),
     ] = None,
+    nnodes: Annotated[
+        int | None,
+        typer.Option(
+            "--nnodes",
+            parser=whole_number(1, 1024),
+            metavar="HOSTS",
+            help="Hosts that take part: the same command runs on each, and reads and writes what lies there.",
+        ),
+    ] = None,
+    node_rank: Annotated[
+        int | None,
+        typer.Option(
+            "--node-rank",
+            parser=whole_number(0, 1023),
+            metavar="HOST",
+            help="Which of the hosts this is, from 0.",
+        ),
+    ] = None,
+    rdzv_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--rdzv-endpoint",
+            metavar="HOST:PORT",
+            help="Where host 0 listens for the others: an address of its own, on a network that is trusted.",
+        ),
+    ] = None,
     senders: Annotated[
         Senders | None,
         typer.Option(
@@ -143,6 +170,15 @@ def command(
             parser=whole_number(1, 1024),
             metavar="THREADS",
             help="Threads of a worker for its files; without it as many as pay, two at least.",
+        ),
+    ] = None,
+    save_job: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-job",
+            metavar="FILE",
+            help="Do nothing but write this command to FILE, for processes that torchrun, srun or another "
+            "launcher starts: `... -m eplb_cli.run.worker FILE`.",
         ),
     ] = None,
     dry_run: DryRunOption = False,
@@ -202,6 +238,9 @@ def command(
         raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
     require_out_new(relabel, out_new, is_made=True)
     chosen = chosen_backend(backend)
+    if save_job is not None:
+        _save_job(save_job, is_of_many=nnodes is not None, backend=chosen)
+        return
     from eplb_cli.run import judge
 
     judge.go_on_judged(timeout, "" if dry_run else KEPT)
@@ -225,6 +264,9 @@ def command(
         "digests": not no_digest,
         "durable": not no_fsync,
         "timeout_s": timeout,
+        "num_hosts": 1 if nnodes is None else nnodes,
+        "host": node_rank,
+        "rendezvous": rdzv_endpoint,
     }
     request: AnyRequest
     if plan_file is not None:
@@ -264,7 +306,27 @@ def command(
         if chosen is Backend.auto:
             render.print_note(NO_WORKERS_NEEDED if has_package("torch") else NO_TORCH)
         report = write_new(run(request, progress_bar, full=full), out_new)
-    if out_new == STDOUT and not dry_run:
+    if report.run is not None and report.run.host and output_format is Format.text:
+        print_host(report)
+    elif out_new == STDOUT and not dry_run:
         print_warnings(report)
     else:
         print_report(report, output_format, full=full)
+
+
+def _save_job(path: Path, *, is_of_many: bool, backend: Backend) -> None:
+    """Write the words of this command, but for those that say where to. Raises EP001 and OutputError."""
+    from eplb_cli import files
+    from eplb_cli.progress import command
+    from eplb_cli.run.launched import job_bytes
+
+    if is_of_many or backend is Backend.file:
+        what = "--nnodes is found out" if is_of_many else "--backend file has no workers"
+        raise UsageError("EP001", f"{what} by the processes of a saved job", "leave it out")
+    words, kept = iter(command.get()), []
+    for word in words:
+        if word == "--save-job":
+            next(words, None)
+        elif not word.startswith("--save-job="):
+            kept.append(word)
+    files.replace_file(path, job_bytes(kept))

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 NOTHING_TO_DO = "nothing to do: OLD and NEW are the same (`reshard --copy` copies SRC all the same)\n"
 
+FINISHED = (
+    "DST is there on all hosts: they had proved and agreed on it before, and only a rename was missing\n"
+)
+
 NOTHING_BUT_NAMES = (
     "nothing to do: NEW is OLD by other names, so OLD will do (`reshard --copy` copies SRC all the same)\n"
 )
@@ -43,12 +47,25 @@ def print_report(report: Report, output_format: Format, *, full: bool) -> None:
         from eplb_cli.report.report import report_json
 
         render.print_json(report_json(report))
+    elif report.is_finished:
+        sys.stdout.write(FINISHED)
     elif report.nothing_to_do:
         sys.stdout.write(NOTHING_TO_DO if report.relabelled is None else NOTHING_BUT_NAMES)
         if report.load:
             render.print_balances(report.load)
     else:
         render.print_report(report, full=full)
+
+
+def print_host(report: Report) -> None:
+    """What one of several hosts has done, where another one prints the report of all."""
+    run = report.run
+    if run is not None and run.hosts:
+        own = run.hosts[run.host]
+        render.print_note(
+            f"host {own.host} of {len(run.hosts)}: {len(own.new_ranks)} of {len(report.ranks)} ranks are in "
+            f"{own.output}; host 0 has the report"
+        )
 
 
 def print_warnings(report: Report) -> None:

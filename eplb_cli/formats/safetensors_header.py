@@ -92,6 +92,12 @@ def read_header(path: Path) -> tuple[Header, os.stat_result]:
     Raises:
         CheckpointError: EP203 naming what is wrong, EP201 and EP204 where it cannot be read at all.
     """
+    text, status = read_header_text(path)
+    return parse_header(text, status.st_size - 8 - len(text), path), status
+
+
+def read_header_text(path: Path) -> tuple[bytes, os.stat_result]:
+    """The JSON of a shard's header, not yet looked at. Raises as `read_header`."""
     with files.opened_source(path) as descriptor:
         status = os.fstat(descriptor)
         if status.st_size < 8:  # noqa: PLR2004 - the length field
@@ -99,8 +105,7 @@ def read_header(path: Path) -> tuple[Header, os.stat_result]:
         length = int.from_bytes(_read(descriptor, 8, 0, path), "little")
         if length > min(MAX_HEADER_NBYTES, status.st_size - 8):
             raise _malformed(path, f"it claims a header of {length} bytes in a file of {status.st_size}")
-        text = _read(descriptor, length, 8, path)
-    return parse_header(text, status.st_size - 8 - length, path), status
+        return _read(descriptor, length, 8, path), status
 
 
 def _read(descriptor: int, nbytes: int, offset: int, path: Path) -> bytes:

@@ -108,7 +108,6 @@ def move_parts(
     files.allow_open_files(len(shards.files) + len(output.files))
     nbytes = shards.nbytes + output.own_nbytes
     options = TransferOptions(
-        1,
         0,
         writing_threads(1, output.num_own),
         reading_threads(1),

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eplb_cli.checkpoint.shards import Shards, open_shards
+from eplb_cli.checkpoint.shards import Shards
+from eplb_cli.hosts.hosts import ALONE, Hosts
+from eplb_cli.inputs.everywhere import open_everywhere
 from eplb_cli.inputs.old_and_new import read_new, read_old, refuse_guess, require_experts
 from eplb_cli.inputs.options import PlacementOptions, model_of
 from eplb_cli.placements.choice import NAMED_MAPS
@@ -65,7 +67,7 @@ class Given:
             require_same_moves(*self.saved, plan)
 
 
-def read_given(
+def read_given(  # noqa: PLR0913, PLR0917 - what few callers have comes last
     source: Path,
     layout: str,
     names: tuple[str | None, str],
@@ -73,11 +75,13 @@ def read_given(
     senders: Senders,
     ranks_per_node: int | None,
     rank_scalars: RankScalars | None = None,
+    hosts: Hosts = ALONE,
 ) -> Given:
     """What a command line says.
 
     Args:
         names: of OLD, None where the manifest of SRC says it, and of NEW.
+        hosts: that see SRC.
 
     Raises:
         CheckpointError, PlacementError, UsageError: the shards, OLD or NEW cannot be used, or options
@@ -85,7 +89,7 @@ def read_given(
         BytesError: EP506, the shards are not those of their manifest.
     """
     options.require_used(names[0], [names[1]])
-    shards = open_shards(source, layout)
+    shards = open_everywhere(source, layout, hosts)
     options = options.beside(shards)
     old, old_warnings = read_old(shards, names[0], [names[1]], options)
     if names[0] not in NAMED_MAPS:
@@ -94,8 +98,8 @@ def read_given(
     return Given(shards, old, new, senders, ranks_per_node, (*old_warnings, *new_warnings), rank_scalars)
 
 
-def follow_plan(source: Path, layout: str, file: Path) -> Given:
-    """What a saved plan says.
+def follow_plan(source: Path, layout: str, file: Path, hosts: Hosts = ALONE) -> Given:
+    """What a saved plan says, for shards that hosts see.
 
     Raises:
         CheckpointError: the shards cannot be used.
@@ -107,7 +111,7 @@ def follow_plan(source: Path, layout: str, file: Path) -> Given:
 
     saved = read_plan(file)
     planned_layout = saved.read_layout(file) if layout == "auto" else None
-    shards = open_shards(source, planned_layout or layout)
+    shards = open_everywhere(source, planned_layout or layout, hosts)
     require_unchanged(saved, file, shards)
     old, new = saved.read_old(file), saved.read_new(file)
     require_experts(old, model_of(shards).num_logical_experts)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from eplb_cli import files
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.checkpoint.shards import ShardFile, Shards
@@ -21,7 +23,7 @@ MAX_BLOCKS = 4096
 
 
 def sample_digests(shards: Shards) -> dict[str, str]:
-    """Name of each shard to a hexadecimal sha256 of some of its blocks.
+    """Name of each shard to a hexadecimal sha256 of some of its blocks; of several hosts, those read here.
 
     Raises:
         CheckpointError: EP201 or EP220, a file cannot be read, or is not the one whose header was read.
@@ -31,9 +33,9 @@ def sample_digests(shards: Shards) -> dict[str, str]:
     def digest(file: ShardFile) -> str:
         return _digest(file, sample_offsets(file, shards.layout, count))
 
+    read = [shards.files[number] for number in np.flatnonzero(shards.is_read_here)]
     with ThreadPoolExecutor(reading_threads(1)) as pool:
-        digests = pool.map(digest, shards.files)
-        return {file.path.name: digest for file, digest in zip(shards.files, digests, strict=True)}
+        return {file.path.name: found for file, found in zip(read, pool.map(digest, read), strict=True)}
 
 
 def sample_offsets(file: ShardFile, layout: Layout, count: int) -> list[int]:

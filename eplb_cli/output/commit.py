@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from eplb_cli import __version__, files
-from eplb_cli.checkpoint.beside import FileBeside, file_entry
+from eplb_cli.checkpoint.beside import FileBeside, file_entry, read_entry
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME, Manifest, digest_file, npy_bytes
 from eplb_cli.errors import BytesError
 from eplb_cli.output.prepared import Prepared
@@ -33,26 +32,18 @@ def carry_files(carried: Mapping[str, FileBeside], stage: Staging) -> dict[str, 
 def _carry(file: FileBeside, name: str, stage: Staging) -> dict[str, object]:
     """Copy a file; its size and digest."""
     goal = stage.path / name
-    with (
-        files.opened_source(file.path) as source,
-        files.closing(files.create(goal, os.fstat(source).st_size)) as copy,
-    ):
-        entry = _read(source, file, lambda begin, view: files.write_from(copy, view, begin, goal))
+    with file.opened() as (nbytes, blocks), files.closing(files.create(goal, nbytes)) as copy:
+
+        def copied() -> Iterator[tuple[int, memoryview]]:
+            for begin, view in blocks:
+                files.write_from(copy, view, begin, goal)
+                yield begin, view
+
+        entry = read_entry(copied())
         if stage.durable:
             files.sync(copy, goal)
     file.require(entry)
     return entry
-
-
-def _read(
-    source: int, file: FileBeside, use: Callable[[int, memoryview], None] = lambda *_: None
-) -> dict[str, object]:
-    """Read an open file; its size and digest."""
-    nbytes, digest = os.fstat(source).st_size, xxhash.xxh3_128()
-    for begin, view in files.read_blocks(source, nbytes, file.path):
-        use(begin, view)
-        digest.update(view)
-    return {"nbytes": nbytes, "digest": digest.hexdigest()}
 
 
 def check_carried(carried: Mapping[str, FileBeside]) -> None:
@@ -63,8 +54,8 @@ def check_carried(carried: Mapping[str, FileBeside]) -> None:
         CheckpointError: EP201, EP204 or EP220, one cannot be read.
     """
     for file in carried.values():
-        with files.opened_source(file.path) as source:
-            entry = None if file.recorded is None else _read(source, file)
+        with file.opened() as (_, blocks):
+            entry = None if file.recorded is None else read_entry(blocks)
         if entry is not None:
             file.require(entry)
 
@@ -75,9 +66,10 @@ def fill_unlinked(stage: Staging) -> None:
     Raises:
         BytesError: EP504, a copy differs.
     """
+    outputs = () if stage.prepared is None else stage.prepared.output.files
     for number in stage.unlinked:
-        file = stage.shards[number]
-        first, path = stage.path / stage.shards[file.same_as or 0].name, stage.path / file.name
+        file = outputs[number]
+        first, path = stage.path / outputs[file.same_as or 0].name, stage.path / file.name
         written, read_back = xxhash.xxh3_128(), xxhash.xxh3_128()
         with (
             files.opened_output(first) as source,

@@ -26,6 +26,11 @@ def staging_path(destination: Path) -> Path:
     return destination.parent / f".{destination.name}{_STAGING}"
 
 
+def meeting_path(destination: Path) -> Path:
+    """Where several hosts meet that write a DST on storage which they share, and have no network."""
+    return destination.parent / f".{destination.name}.eplb-hosts"
+
+
 def is_staging(path: Path) -> bool:
     """Whether a directory is the staging directory of some DST, by its name."""
     name = Path(os.path.realpath(path)).name

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eplb_cli import files
-from eplb_cli.checkpoint.staged import MAX_OWNER_NBYTES
+from eplb_cli.checkpoint.staged import HOST_WORK, MAX_OWNER_NBYTES
 from eplb_cli.errors import EplbError, OutputError
 from eplb_cli.formats.reading import json_value
 from eplb_cli.machine import find_process
@@ -46,11 +46,17 @@ def locked(path: Path, owner: Path) -> Iterator[int]:
 
 
 class Owner(NamedTuple):
-    """The command that holds a directory: its process as /proc has it; `start` is 0 without /proc."""
+    """The command that holds a directory: its process as /proc has it; `start` is 0 without /proc.
+
+    `run` is of the hosts that write together, the same on all of them, and empty where one is alone; `node`
+    is which of them the command is on.
+    """
 
     pid: int
     start: int
     host: str
+    run: str = ""
+    node: int = 0
 
     def is_running(self) -> bool:
         """Whether that very process has not ended, as far as this machine can tell."""
@@ -58,11 +64,11 @@ class Owner(NamedTuple):
         return found is not None and found.start == self.start
 
 
-def write_owner(owner: Path) -> None:
+def write_owner(owner: Path, run: str = "", node: int = 0) -> None:
     """Say who holds the lock, and what command it runs. Raises OutputError."""
     this = find_process("self")
     pid, start = (os.getpid(), 0) if this is None else (this.pid, this.start)
-    said = {**Owner(pid, start, os.uname().nodename)._asdict(), "command": command.get()}
+    said = {**Owner(pid, start, os.uname().nodename, run, node)._asdict(), "command": command.get()}
     content = json.dumps(said).encode()
     files.write_file(owner, content, durable=False)
 
@@ -77,6 +83,11 @@ def inheritable(owner: Path) -> Iterator[int]:
     with files.closing(files.open_output(owner)) as descriptor:
         _lock(owner, descriptor, owner)
         yield descriptor
+
+
+def share(owner: Path, descriptor: int) -> None:
+    """Hold the file of an owner together with others, as long as it is open. Raises EP605."""
+    _lock(owner, descriptor, owner, fcntl.LOCK_SH)
 
 
 def inherited_owner(owner: Path) -> Owner | None:
@@ -116,7 +127,8 @@ def _try_lock(path: Path, owner: Path) -> int:
         descriptor = files.open_directory(path)
         try:
             _lock(path, descriptor, owner)
-            _refuse_workers(path, owner)
+            for each in (owner, *owner.parent.glob(f"{HOST_WORK}*/{owner.name}")):
+                _refuse_workers(path, each)
         except BaseException:
             os.close(descriptor)
             raise
@@ -134,9 +146,9 @@ def _refuse_foreign(path: Path) -> None:
         raise OutputError("EP604", f"{path} belongs to another user", "remove it, or choose another DST")
 
 
-def _lock(path: Path, descriptor: int, owner: Path) -> None:
+def _lock(path: Path, descriptor: int, owner: Path, kind: int = fcntl.LOCK_EX) -> None:
     try:
-        files.attempt("lock", fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files.attempt("lock", fcntl.flock, descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         problem = f"{path} is in use by {_read_owner(owner)}"
         raise OutputError("EP605", problem) from None
@@ -160,10 +172,17 @@ def _refuse_workers(path: Path, owner: Path) -> None:
         _lock(path, descriptor, owner)
 
 
-def _read_owner(owner: Path) -> str:
+def owner_in(owner: Path) -> Owner | None:
+    """Who says in this file to hold the directory; None where nobody does."""
     try:
-        said = _parse_owner(files.read_small_file(owner, MAX_OWNER_NBYTES))
+        return _parse_owner(files.read_small_file(owner, MAX_OWNER_NBYTES))
     except Exception:  # noqa: BLE001 - the other run may be at any point of its life
+        return None
+
+
+def _read_owner(owner: Path) -> str:
+    said = owner_in(owner)
+    if said is None:
         return "another process"
     is_gone = said.host == os.uname().nodename and said.start and not said.is_running()
     left = "a worker, not yet ended, of " if is_gone else ""
@@ -172,4 +191,5 @@ def _read_owner(owner: Path) -> str:
 
 def _parse_owner(content: bytes) -> Owner:
     said = json_value(content, MAX_OWNER_NBYTES, partial(OutputError, "EP605"))
-    return Owner(int(said["pid"]), int(said["start"]), str(said["host"]))
+    pid, start, node = (int(said.get(key, 0)) for key in ("pid", "start", "node"))
+    return Owner(pid, start, str(said["host"]), str(said.get("run", "")), node)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb_cli.arrays import distinct
 from eplb_cli.checkpoint.expert_maps import require_as_inside
@@ -24,7 +25,9 @@ from eplb_cli.placements.findings import check_pair, raise_first
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.check import verify_plan
 from eplb_cli.plan.choice import RankScalars, Senders
+from eplb_cli.plan.hosting import Hosting
 from eplb_cli.plan.moves import ReshardPlan
+from eplb_cli.plan.nodes import Nodes
 from eplb_cli.plan.pieces import Pieces, row_pieces
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.values import dataclass
@@ -74,11 +77,26 @@ def cut_pieces(plan: ReshardPlan, checkpoint: ShardedCheckpoint, output: OutputT
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A checkpoint, the plan for it, and the tree that comes of it."""
+    """A checkpoint, the plan for it, and the tree that comes of it.
+
+    Attributes:
+        hosts: who hosts which rank; None for one worker.
+    """
 
     checkpoint: ShardedCheckpoint
     plan: ReshardPlan
     output: OutputTree
+    hosts: Hosting | None = None
+
+    @cached_property
+    def hosting(self) -> Hosting:
+        """Who hosts which rank."""
+        return self.hosts or Hosting.one_host(self.plan.old.num_ranks, self.plan.new.num_ranks)
+
+    def is_on(self, node: int) -> NDArray[np.bool_]:
+        """(F',) the files of the output that a host writes."""
+        ranks = np.array([file.rank for file in self.output.files], np.int64)
+        return np.asarray(self.hosting.node_of_new[ranks] == node)
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -112,7 +130,8 @@ class Prepared:
     @property
     def decisions(self) -> Mapping[str, object]:
         """What had to be decided for the plan, as `eplb.json` holds it."""
-        return self.checkpoint.decisions
+        nodes = self.plan.uneven_nodes
+        return {**self.checkpoint.decisions, **({} if nodes is None else {"nodes": nodes.to_json()})}
 
     @cached_property
     def served(self) -> Served:
@@ -174,12 +193,14 @@ def bind_and_plan(
     senders: Senders,
     ranks_per_node: int | None,
     rank_scalars: RankScalars | None = None,
+    nodes: Nodes | None = None,
 ) -> tuple[ShardedCheckpoint, ReshardPlan]:
     """Lay OLD over the shards, and plan the way to NEW; of the data only numbers of ranks are read.
 
     Args:
         rank_scalars: what to do with numbers that ranks computed from their own experts; None to refuse
             them where they would stay behind.
+        nodes: the node of each rank, where `ranks_per_node` does not say it.
 
     Raises:
         PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
@@ -191,7 +212,12 @@ def bind_and_plan(
     require_as_inside(shards, old)
     raise_first(check_pair(old, new))
     plan = plan_reshard(
-        old, new, senders, expert_nbytes=checkpoint.expert_nbytes, ranks_per_node=ranks_per_node
+        old,
+        new,
+        senders,
+        expert_nbytes=checkpoint.expert_nbytes,
+        ranks_per_node=ranks_per_node,
+        nodes=nodes,
     )
     verify_plan(plan)
     chosen = choose_numbers(checkpoint, _changing_layers(plan), rank_scalars)
@@ -216,7 +242,7 @@ def _changing_layers(plan: ReshardPlan) -> frozenset[int]:
     return frozenset(plan.new.layer_number(int(layer)) for layer in layers)
 
 
-def prepare(
+def prepare(  # noqa: PLR0913, PLR0917 - what few callers have comes last
     shards: Shards,
     old: Placement,
     new: Placement,
@@ -224,15 +250,18 @@ def prepare(
     ranks_per_node: int | None,
     shared: frozenset[str] = frozenset(),
     rank_scalars: RankScalars | None = None,
+    nodes: Nodes | None = None,
+    hosts: Hosting | None = None,
 ) -> Prepared:
     """Plan a reshard down to the last byte; of the data only numbers of ranks are read.
 
     Args:
         shared: other tensors that are known to be alike on all ranks.
-        rank_scalars: as for `bind_and_plan`.
+        rank_scalars, nodes: as for `bind_and_plan`.
+        hosts: who hosts which rank; None for one worker.
 
     Raises:
         PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
     """
-    checkpoint, plan = bind_and_plan(shards, old, new, senders, ranks_per_node, rank_scalars)
-    return Prepared(checkpoint, plan, plan_output(checkpoint, plan.new, shared))
+    checkpoint, plan = bind_and_plan(shards, old, new, senders, ranks_per_node, rank_scalars, nodes)
+    return Prepared(checkpoint, plan, plan_output(checkpoint, plan.new, shared, hosts), hosts)

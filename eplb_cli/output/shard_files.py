@@ -16,27 +16,31 @@ from eplb_cli.machine import is_in_memory, writing_threads
 from eplb_cli.output.tree import Made, OutputFile, OutputTree
 
 
-def check_space(directory: Path, output: OutputTree, destination: Path) -> None:
-    """Refuse to start where DST does not fit, with what an earlier run has left of it. Raises EP603.
+def check_space(directory: Path, output: OutputTree, destination: Path, numbers: Sequence[int]) -> None:
+    """Refuse to start where files do not fit, with what an earlier run has left of them. Raises EP603.
 
     Args:
         directory: the staging directory, which need not be there yet.
+        numbers: of the files that are written there.
     """
     with files.writing(directory):
         status = os.statvfs(directory.parent)
         entries = os.scandir(directory) if directory.is_dir() else ()
         there = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
     free = status.f_bavail * status.f_frsize
-    if free + there < output.own_nbytes:
+    needed = sum(file.nbytes for number in numbers if (file := output.files[number]).same_as is None)
+    if free + there < needed:
         raise OutputError(
             "EP603",
-            f"{destination} needs {output.own_nbytes} bytes and its file system has {free}",
+            f"{destination} needs {needed} bytes and its file system has {free}",
         )
 
 
-def whole_files(directory: Path, output: OutputTree) -> list[Path]:
-    """The files that an earlier run has made, each with all its space."""
-    own = {directory / file.name: file for file in output.files if file.same_as is None}
+def whole_files(directory: Path, output: OutputTree, numbers: Sequence[int]) -> list[Path]:
+    """Those of some files that an earlier run has made, each with all its space."""
+    own = {
+        directory / file.name: file for file in map(output.files.__getitem__, numbers) if file.same_as is None
+    }
     return [path for path, file in own.items() if _is_whole(path, file)]
 
 
@@ -47,13 +51,16 @@ def _is_whole(path: Path, file: OutputFile) -> bool:
     return False
 
 
-def create_files(directory: Path, output: OutputTree, there: Collection[Path] = ()) -> list[int]:
-    """Create every shard with its header, what is made for it and all its space, or link it.
+def create_files(
+    directory: Path, output: OutputTree, numbers: Sequence[int], there: Collection[Path] = ()
+) -> list[int]:
+    """Create shards with their headers, what is made for them and all their space, or link them.
 
     A file system in memory fills what it allocates with zeros, and takes as long for that as for the rows
     afterwards: there a file only gets its size, and `check_space` has seen that there is room.
 
     Args:
+        numbers: of the files, among them that of each which another one is the same as.
         there: those that need not be created again, as `whole_files` gives them.
 
     Returns:
@@ -77,11 +84,11 @@ def create_files(directory: Path, output: OutputTree, there: Collection[Path] = 
             for tensor in made[number]:
                 files.write_from(descriptor, memoryview(tensor.content), tensor.dst_offset, path)
 
-    _at_once(create, [number for number, file in enumerate(output.files) if file.same_as is None])
+    _at_once(create, [number for number in numbers if output.files[number].same_as is None])
     unlinked = [
         number
-        for number, file in enumerate(output.files)
-        if file.same_as is not None
+        for number in numbers
+        if (file := output.files[number]).same_as is not None
         and not files.link(directory / output.files[file.same_as].name, directory / file.name)
     ]
     _at_once(create, unlinked)
@@ -98,9 +105,9 @@ def _at_once(create: Callable[[int], None], numbers: Sequence[int]) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def require_made(directory: Path, output: OutputTree) -> None:
-    """Read what was made for the files again. Raises EP504 where it is not there."""
-    for tensor in output.made:
+def require_made(directory: Path, output: OutputTree, numbers: Collection[int]) -> None:
+    """Read what was made for some of the files again. Raises EP504 where it is not there."""
+    for tensor in (tensor for tensor in output.made if tensor.dst_file in numbers):
         path = directory / output.files[tensor.dst_file].name
         content = bytearray(len(tensor.content))
         with files.opened_output(path) as descriptor:

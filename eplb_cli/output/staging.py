@@ -18,6 +18,10 @@ that WORK is gone, all at once, which no other staging directory can say (`merge
 any moment one of them is on the disk. A resumed run puts `eplb.json` into WORK, takes every row for written,
 compares all of them with SRC, and publishes; it moves only what differs.
 
+Several hosts do this together, each with a staging directory of its own beside its DST, or with one that they
+share, which one of them holds. Each host renames once all have proved what they have written: the manifest
+there says so on each of them, and one that is lost then is finished by `--resume`.
+
 A failed rename, or an interruption, deletes nothing that is done, but for a second interruption within a
 second, and for whoever wants nothing kept.
 """
@@ -26,20 +30,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import secrets
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eplb_cli import files
 from eplb_cli.checkpoint.manifest import MANIFEST_NAME
-from eplb_cli.checkpoint.staged import OWNER, WORK, going_on
-from eplb_cli.errors import EplbError, OutputError, WorkerError
+from eplb_cli.checkpoint.staged import HOST_WORK, OWNER, WORK, going_on
+from eplb_cli.errors import EplbError, OutputError, PlanError, WorkerError
+from eplb_cli.hosts.hosts import ALONE, Hosts
 from eplb_cli.interrupts import interrupts
 from eplb_cli.output.destination import real_path, require_place, staging_path
 from eplb_cli.output.journal import journals, read_written
-from eplb_cli.output.lock import is_at, locked, write_owner
+from eplb_cli.output.lock import is_at, locked, owner_in, write_owner
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.shard_files import check_space, create_files, reopen, whole_files
 from eplb_cli.output.tree import OutputFile
@@ -55,25 +65,31 @@ class Staging:
 
     Attributes:
         path: the locked directory, which becomes `destination`.
-        descriptor: holds the lock.
+        descriptor: of the directory; it holds the lock, if this host does.
         durable: wait until the disk has what is written.
         resumes: an earlier run has left files and journals here, or all of DST.
         was_proved: it had proved all of DST.
         is_proved: all of DST is written and proved.
         prepared: what is written; None before `create`.
-        shards: the files that were created.
-        unlinked: the numbers of those that are the same as another and could not be linked to it.
+        numbers: of the files that were created.
+        unlinked: those of them that are the same as another and could not be linked to it.
+        hosts: who writes.
+        holders: for each host the one that holds the directory which it writes to.
+        run: of these hosts, the same on all of them; empty where there is one.
     """
 
     path: Path
     destination: Path
     descriptor: int
     durable: bool
+    hosts: Hosts = ALONE
+    holders: tuple[int, ...] = (0,)
+    run: str = ""
     resumes: bool = False
     was_proved: bool = False
     is_proved: bool = False
     prepared: Prepared | None = None
-    shards: tuple[OutputFile, ...] = ()
+    numbers: tuple[int, ...] = ()
     unlinked: tuple[int, ...] = ()
 
     @property
@@ -81,18 +97,43 @@ class Staging:
         """Where the files of the run itself are kept."""
         return self.path / WORK
 
+    @property
+    def own(self) -> Path:
+        """Where those of this host's processes are."""
+        return self.work if self.hosts.count == 1 else self.work / f"{HOST_WORK}{self.hosts.node}"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this host holds the directory: else another one does, which creates and publishes it."""
+        return self.holders[self.hosts.node] == self.hosts.node
+
+    @property
+    def files(self) -> list[OutputFile]:
+        """Those that were created."""
+        return (
+            [] if self.prepared is None else [self.prepared.output.files[number] for number in self.numbers]
+        )
+
+    def holds(self, nodes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of hosts, which ones write to a directory that this one holds."""
+        return np.asarray(np.array(self.holders)[nodes] == self.hosts.node)
+
     def create(self, prepared: Prepared) -> None:
         """Create all shards with their headers and all their space, but for what an earlier run has left.
 
         Raises:
             OutputError: EP603 or EP604.
         """
+        self.prepared = prepared
+        if not self.is_held:
+            return
         output = prepared.output
-        check_space(self.path, output, self.destination)
-        there = whole_files(self.path, output)
+        held = self.holds(prepared.hosting.node_of_new)
+        self.numbers = tuple(number for number, file in enumerate(output.files) if held[file.rank])
+        check_space(self.path, output, self.destination, self.numbers)
+        there = whole_files(self.path, output, self.numbers)
         _clear(self.path, but=[self.work, *there])
-        self.unlinked = tuple(create_files(self.path, output, there))
-        self.prepared, self.shards = prepared, output.files
+        self.unlinked = tuple(create_files(self.path, output, self.numbers, there))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file beside the shards. Raises OutputError."""
@@ -101,7 +142,7 @@ class Staging:
 
 @contextlib.contextmanager
 def staging(
-    destination: Path, *, durable: bool, resume: bool = False, keep: bool = True
+    destination: Path, *, durable: bool, resume: bool = False, keep: bool = True, hosts: Hosts = ALONE
 ) -> Iterator[Staging]:
     """Write a tree: the block creates its shards, fills and proves them; then it is opened, and becomes DST.
 
@@ -112,28 +153,106 @@ def staging(
 
     Args:
         keep: without it nothing is kept, whatever ends the block.
+        hosts: that write at the same time; DST appears on all of them once all have proved.
 
     Raises:
         OutputError: EP605, another run holds it; EP601, DST has come to exist; EP603, EP604 or EP606.
         BytesError: EP505, a shard cannot be opened.
+        EplbError: another host has failed.
     """
     destination = real_path(destination)
     path = staging_path(destination)
-    work = path / WORK
-    with locked(path, work / OWNER) as descriptor:
-        stage = Staging(path, destination, descriptor, durable)
+    with contextlib.ExitStack() as stack:
+        stage = Staging(path, destination, -1, durable, hosts)
         try:
-            stage.was_proved = resume and proved_before(path)
-            stage.resumes = stage.was_proved or (resume and bool(journals(work)))
-            _begin(stage)
+            _take(stage, stack, resume=resume)
             yield stage
-            reopen(path, stage.shards)
+            reopen(path, stage.files)
             stage.is_proved = True
-            _publish(stage)
+            _agree(stage)
+            if stage.is_held:
+                _publish(stage)
             come_of_it.set(_published(stage))
+            hosts.gather(b"", "published")
         except BaseException as error:
-            _end(stage, error, keep=keep)
+            if stage.descriptor >= 0:
+                _end(stage, error, keep=keep)
             raise
+
+
+def _take(stage: Staging, stack: contextlib.ExitStack, *, resume: bool) -> None:
+    """Hold the directory, until the stack is left; or join the host that holds it.
+
+    Hosts do so one after the other, so that each sees whether it is the directory of one before it.
+    """
+    hosts, path, owner = stage.hosts, stage.path, stage.work / OWNER
+    stage.run = run = hosts.gather(secrets.token_hex(8).encode() if hosts.count > 1 else b"", "run")[
+        0
+    ].decode()
+    holders = [-1] * hosts.count
+    for turn in range(hosts.count):
+        holder = turn
+        if turn == hosts.node:
+            with files.writing(path.parent):
+                os.scandir(path.parent).close()  # what another host has made is seen, also over a network
+            said = owner_in(owner) if run else None
+            if said is not None and said.run == run:
+                holder = said.node
+                stage.descriptor = stack.enter_context(files.closing(files.open_directory(path)))
+            else:
+                stage.descriptor = stack.enter_context(locked(path, owner))
+                stage.was_proved = resume and proved_before(path)
+                stage.resumes = stage.was_proved or (resume and bool(journals(stage.work)))
+                _begin(stage, run)
+        holders[turn] = int(hosts.gather(b"%d" % holder, "staging")[turn])
+    stage.holders = tuple(holders)
+    stage.resumes = any(said == b"1" for said in hosts.gather(b"%d" % stage.resumes, "resume"))
+    if hosts.count > 1:
+        with files.writing(stage.own):
+            files.attempt("mkdir", os.mkdir, stage.own, 0o700)
+        write_owner(stage.own / OWNER, run, hosts.node)
+
+
+def _agree(stage: Staging) -> None:
+    """Return once all hosts have proved what they wrote, and have said the same of all of it.
+
+    Raises:
+        PlanError: EP302, two manifests differ.
+        EplbError: another host has failed, and none publishes.
+    """
+    hosts, manifest = stage.hosts, stage.path / MANIFEST_NAME
+    said = b""
+    if hosts.count > 1 and stage.is_held:
+        said = hashlib.sha256(files.read_own_file(manifest)).digest()
+    digests = hosts.gather(said, "proved")
+    first = digests[stage.holders[0]]
+    for node in {*stage.holders}:
+        if digests[node] != first:
+            problem = f"{hosts.name_of(0)} and {hosts.name_of(node)} have written different {MANIFEST_NAME}"
+            raise PlanError("EP302", problem, "are their SRC, options and versions the same?")
+
+
+def publish_proved(destination: Path, prove: Callable[[Path], None], *, durable: bool) -> None:
+    """Publish what a run has left that had proved all of it, and had agreed with other hosts.
+
+    Args:
+        prove: looks at it again, given the directory.
+
+    Raises:
+        OutputError: as `staging`; what `prove` raises, and all is left as it was.
+    """
+    destination = real_path(destination)
+    path = staging_path(destination)
+    with locked(path, path / WORK / OWNER) as descriptor:
+        stage = Staging(path, destination, descriptor, durable)
+        with files.writing(path):
+            with contextlib.suppress(FileNotFoundError):
+                files.attempt("rename", os.replace, stage.work / MANIFEST_NAME, path / MANIFEST_NAME)
+            with contextlib.suppress(FileExistsError):
+                files.attempt("mkdir", os.mkdir, stage.work, 0o700)  # which `_publish` takes away
+        prove(path)
+        _publish(stage)
+    come_of_it.set(_published(stage))
 
 
 def proved_before(path: Path) -> bool:
@@ -144,7 +263,7 @@ def proved_before(path: Path) -> bool:
         return is_said or (path.is_dir() and not os.path.lexists(work) and any(path.iterdir()))
 
 
-def _begin(stage: Staging) -> None:
+def _begin(stage: Staging, run: str) -> None:
     """Remove what is of no use, and say whose the directory is now."""
     if not stage.resumes:
         _clear(stage.path)
@@ -160,7 +279,7 @@ def _begin(stage: Staging) -> None:
             _clear(stage.work, but=[*journals(stage.work), proved])
             if stage.was_proved and not proved.exists():  # that WORK was gone has said it
                 files.write_file(proved, b"", durable=False)
-    write_owner(stage.work / OWNER)
+    write_owner(stage.work / OWNER, run, stage.hosts.node)
 
 
 def _mode_of(path: Path) -> int:
@@ -177,8 +296,9 @@ def _end(stage: Staging, error: BaseException, *, keep: bool) -> None:
         if isinstance(error, EplbError):
             error.hint = "; ".join(filter(None, [error.hint, kept]))
     else:
-        _remove(stage.path, stage.descriptor)
-        is_left = is_at(stage.path, stage.descriptor)
+        if stage.is_held:
+            _remove(stage.path, stage.descriptor)
+        is_left = stage.is_held and is_at(stage.path, stage.descriptor)
         gone = NOTHING_WRITTEN if stage.prepared is None else REMOVED
         come_of_it.set(f"{stage.path} could not be removed" if is_left else gone)
 
@@ -199,7 +319,7 @@ def _done(stage: Staging) -> str:
     prepared = stage.prepared
     if prepared is None:
         return ""
-    nbytes = prepared.new_places.nbytes
+    nbytes = prepared.new_places.nbytes * stage.holds(prepared.hosting.node_of_new)[prepared.new_places.rank]
     places = prepared.pieces.destination
     total = int(nbytes[places].sum())
     if stage.is_proved:

@@ -18,6 +18,7 @@ from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.errors import CheckpointError
 from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, build_header
 from eplb_cli.placements.placement import EMPTY, Placement
+from eplb_cli.plan.hosting import Hosting
 from eplb_cli.values import dataclass
 
 MAX_PART_NBYTES = 5 << 30
@@ -125,47 +126,55 @@ class OutputTree:
 
 
 def source_rank(rank: int, num_old_ranks: int) -> int:
-    """The old rank that a new rank has its other tensors from."""
+    """The old rank whose other tensors a new rank has."""
     return rank % num_old_ranks
 
 
 def plan_output(
-    checkpoint: ShardedCheckpoint, new: Placement, shared: frozenset[str] = frozenset()
+    checkpoint: ShardedCheckpoint,
+    new: Placement,
+    shared: frozenset[str] = frozenset(),
+    hosts: Hosting | None = None,
 ) -> OutputTree:
     """Lay out the files of NEW.
 
     Args:
         shared: other tensors that all ranks have alike. Where a rank can have several files they are in
-            files of their own, behind the others, which are written for rank 0 and linked by the rest.
+            files of their own, behind the others, which are written for the first rank of each staging
+            directory and linked by the rest of it.
+        hosts: who hosts which rank; None for one worker. It decides where bytes come from, and not what they
+            are: headers are those of `source_rank` whoever hosts it.
 
     Raises:
         CheckpointError: what `check_output` raises.
     """
     check_output(checkpoint, new)
+    hosts = hosts or Hosting.one_host(checkpoint.placement.num_ranks, new.num_ranks)
     shape = (*checkpoint.row_nbytes.shape, new.num_slots)
     extents = Extents(np.full(shape, -1, np.int32), np.zeros(shape, np.int64))
     files: list[OutputFile] = []
     others: list[OtherCopy] = []
     made: list[Made] = []
     shareable = _shareable(checkpoint, shared) if new.num_ranks > 1 else frozenset()
-    common: dict[tuple[str, int], int] = {}
+    common: dict[tuple[str, int, int], int] = {}
+    said, by_eplb = _metadata_by_rank(checkpoint), {"eplb.placement_digest": new.digest}
     for rank in range(new.num_ranks):
-        for series, tensors in _tensors_by_series(checkpoint, new, rank).items():
+        metadata = {**said[source_rank(rank, len(said))], "eplb.rank": str(rank), **by_eplb}
+        for series, tensors in _tensors_by_series(checkpoint, new, rank, shared, hosts).items():
             own = [tensor for tensor in tensors if tensor.key not in shareable]
             parts = _parts(own, series) if own or not tensors else []
             for part, members in enumerate(parts):
                 name = file_name(series, rank, part, new.num_ranks)
-                metadata = {"eplb.rank": str(rank), "eplb.placement_digest": new.digest}
-                _add_file(checkpoint, rank, name, metadata, members, files, extents, others, made)
+                _add_file(rank, name, metadata, members, files, extents, others, made)
             in_common = [tensor for tensor in tensors if tensor.key in shareable]
             for number, members in enumerate(_parts(in_common, series) if in_common else []):
                 name = file_name(series, rank, len(parts) + number, new.num_ranks)
-                first = common.setdefault((series, number), len(files))
+                first = common.setdefault((series, number, int(hosts.store[rank])), len(files))
                 if first < len(files):
                     files.append(replace(files[first], name=name, rank=rank, same_as=first))
                     continue
-                metadata = {"eplb.rank": "all", "eplb.placement_digest": new.digest}
-                _add_file(checkpoint, rank, name, metadata, members, files, extents, others, made)
+                of_all = {**said[0], "eplb.rank": "all", **by_eplb}
+                _add_file(rank, name, of_all, members, files, extents, others, made)
     for array in (extents.file, extents.offset):
         array.setflags(write=False)
     return OutputTree(tuple(files), extents, tuple(others), tuple(made))
@@ -213,14 +222,14 @@ def sharded_error(keys: list[str], num_old: int, num_new: int) -> CheckpointErro
 
 
 def _tensors_by_series(
-    checkpoint: ShardedCheckpoint, new: Placement, rank: int
+    checkpoint: ShardedCheckpoint, new: Placement, rank: int, shared: frozenset[str], hosts: Hosting
 ) -> dict[str, list[OutputTensor]]:
     grouped: dict[str, list[OutputTensor]] = defaultdict(list)
     for layer, tensor in np.argwhere(checkpoint.row_nbytes >= 0):
         series = checkpoint.series[layer, tensor]
         if series is not None:
             grouped[series].extend(_expert_tensors(checkpoint, new, rank, int(layer), int(tensor)))
-    for series, tensor in _other_tensors(checkpoint, new, rank):
+    for series, tensor in _other_tensors(checkpoint, new, rank, shared, hosts):
         grouped[series].append(tensor)
     if not grouped:  # a rank without a tensor has a file all the same, or ranks could not be counted
         grouped[checkpoint.shards.files[0].name.series] = []
@@ -228,11 +237,15 @@ def _tensors_by_series(
 
 
 def _other_tensors(
-    checkpoint: ShardedCheckpoint, new: Placement, rank: int
+    checkpoint: ShardedCheckpoint, new: Placement, rank: int, shared: frozenset[str], hosts: Hosting
 ) -> Iterator[tuple[str, OutputTensor]]:
-    """Series and other tensors of a new rank: as its old rank has them, but for what is settled otherwise."""
-    origin = source_rank(rank, checkpoint.placement.num_ranks)
-    maps = checkpoint.maps
+    """Series and other tensors of a new rank: as its old rank has them, but for what is settled otherwise.
+
+    What old ranks have alike comes from the nearest of them; where R changes that is all that is not settled.
+    """
+    num_old, maps, settled = checkpoint.placement.num_ranks, checkpoint.maps, checkpoint.settled
+    origin = source_rank(rank, num_old)
+    near = hosts.nearest(origin, rank)
     layers = [new.layer_number(layer) for layer in range(new.num_layers)]
     for key, own in checkpoint.others[origin].items():
         src_rank = checkpoint.chosen_rank.get(key, origin)
@@ -247,6 +260,8 @@ def _other_tensors(
                 shape=content.shape, nbytes=len(data), row_nbytes=len(data), content=data
             )
         series = checkpoint.shards.files[at.file].name.series
+        if near != origin and key not in settled and (key in shared or new.num_ranks != num_old):
+            src_rank, at = near, checkpoint.others[near][key]
         yield series, tensor._replace(source=at, src_rank=src_rank)
 
 
@@ -292,7 +307,6 @@ def _parts(tensors: list[OutputTensor], series: str) -> list[list[OutputTensor]]
 
 
 def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
-    checkpoint: ShardedCheckpoint,
     rank: int,
     name: str,
     metadata: dict[str, str],
@@ -303,10 +317,8 @@ def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
     made: list[Made],
 ) -> None:
     """Append one file, and say where its rows and other tensors lie."""
-    origin = source_rank(rank, checkpoint.placement.num_ranks)
     header, offsets = build_header(
-        ((tensor.key, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in tensors),
-        {**_source_metadata(checkpoint, origin), **metadata},
+        ((tensor.key, tensor.dtype, tensor.shape, tensor.nbytes) for tensor in tensors), metadata
     )
     number = len(files)
     other_extents = {}
@@ -328,7 +340,10 @@ def _add_file(  # noqa: PLR0913, PLR0917 - what it appends to comes last
     files.append(OutputFile(name, rank, header, nbytes, other_extents))
 
 
-def _source_metadata(checkpoint: ShardedCheckpoint, rank: int) -> dict[str, str]:
-    """What the first file of an old rank says of itself, without what eplb wrote there."""
-    own = (file.header.metadata for file in checkpoint.shards.files if file.name.rank == rank)
-    return {key: value for key, value in next(own, {}).items() if not key.startswith("eplb.")}
+def _metadata_by_rank(checkpoint: ShardedCheckpoint) -> list[dict[str, str]]:
+    """What the first file of each old rank says of itself, without what eplb wrote there."""
+    said: list[dict[str, str]] = [{} for _ in range(checkpoint.placement.num_ranks)]
+    for file in reversed(checkpoint.shards.files):
+        metadata = file.header.metadata.items()
+        said[file.name.rank] = {key: value for key, value in metadata if not key.startswith("eplb.")}
+    return said

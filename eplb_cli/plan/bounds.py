@@ -32,11 +32,11 @@ def sender_bounds(plan: ReshardPlan, expert_nbytes: Int) -> Bounds:
     both = match(plan.old, plan.new)
     holders, requests = both.holders, both.requests
     cross = np.zeros(0, np.int64)
-    if plan.ranks_per_node is not None:
-        cross = requests.layer[must_cross(holders, requests, plan.ranks_per_node)]
+    if plan.nodes is not None:
+        cross = requests.layer[must_cross(holders, requests, plan.nodes)]
     busiest = plan.busiest_bound if _is_planned_for(plan, expert_nbytes) else None
     if busiest is None:
-        nodes = plan.ranks_per_node if plan.senders == "balanced" else None
+        nodes = plan.nodes if plan.senders == "balanced" else None
         _, busiest = balanced_senders(holders, requests, expert_nbytes, nodes)
     return Bounds(busiest, int(expert_nbytes[cross].sum()), len(cross))
 

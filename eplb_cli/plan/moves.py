@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.nodes import Nodes
 from eplb_cli.values import dataclass
 
 UNCHANGED, LOCAL, REMOTE, DUPLICATE = range(4)
@@ -62,10 +63,11 @@ class ReshardPlan:
         new: NEW.
         moves: where each filled slot of NEW comes from.
         senders: "balanced" or "vllm".
-        ranks_per_node: G, None where there is one node.
+        ranks_per_node: G, None where there is one node, or where nodes are no blocks of G ranks.
         expert_nbytes: (L,) bytes of one expert in each layer, None where unknown.
         busiest_bound: bytes, or rows without sizes, that the busiest sender sends at the very least; known of
             "balanced" only.
+        nodes: the node of each rank, before and after; None where there is one node.
     """
 
     old: Placement
@@ -75,6 +77,7 @@ class ReshardPlan:
     ranks_per_node: int | None = None
     expert_nbytes: NDArray[np.int64] | None = None
     busiest_bound: int | None = None
+    nodes: Nodes | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -103,7 +106,14 @@ class ReshardPlan:
             self.moves.dst_slot[part],
             self.moves.kind[part],
         )
-        return ReshardPlan(placements[0], placements[1], moves, self.senders, self.ranks_per_node)
+        return ReshardPlan(
+            placements[0], placements[1], moves, self.senders, self.ranks_per_node, nodes=self.nodes
+        )
+
+    @property
+    def uneven_nodes(self) -> Nodes | None:
+        """The nodes where `ranks_per_node` does not say them."""
+        return self.nodes if self.ranks_per_node is None else None
 
     @cached_property
     def src_rank(self) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from eplb_cli.placements.placement import MAX_RANKS, Placement
 from eplb_cli.plan.choice import Senders, is_senders
 from eplb_cli.plan.match import Match, match
 from eplb_cli.plan.moves import DUPLICATE, LOCAL, REMOTE, UNCHANGED, MoveTable, ReshardPlan
+from eplb_cli.plan.nodes import Nodes
 from eplb_cli.plan.senders import balanced_senders, vllm_senders
 
 
@@ -25,6 +26,7 @@ def plan_reshard(
     *,
     expert_nbytes: NDArray[np.int64] | None = None,
     ranks_per_node: int | None = None,
+    nodes: Nodes | None = None,
 ) -> ReshardPlan:
     """Plan the moves that turn one placement into another.
 
@@ -34,6 +36,7 @@ def plan_reshard(
         senders: "vllm" gives the senders of vLLM's rearrangement, "balanced" evens out bytes sent.
         expert_nbytes: (L,) bytes of one expert in each layer; all alike where unknown.
         ranks_per_node: G; with it "balanced" prefers a sender on the receiver's node.
+        nodes: the node of each rank, instead of `ranks_per_node`.
 
     Raises:
         PlacementError: EP106, an expert of `new` has no source; EP109, the layers differ in number.
@@ -53,6 +56,10 @@ def plan_reshard(
     if old.num_layers != new.num_layers:
         raise PlacementError("EP109", f"OLD has {old.num_layers} layers and NEW has {new.num_layers}")
     weights = np.ones(old.num_layers, np.int64) if expert_nbytes is None else expert_nbytes
+    if ranks_per_node is not None:
+        nodes = Nodes.blocks(old.num_ranks, new.num_ranks, ranks_per_node)
+    elif nodes is not None:
+        ranks_per_node = nodes.ranks_per_node
     both = match(old, new)
     layer = both.group // both.holders.num_experts
     expert = both.group - layer * both.holders.num_experts
@@ -62,7 +69,7 @@ def plan_reshard(
     if senders == "vllm":
         chosen = vllm_senders(requests)
     else:
-        chosen, bound = balanced_senders(both.holders, requests, weights, ranks_per_node)
+        chosen, bound = balanced_senders(both.holders, requests, weights, nodes)
     holder = np.cumsum(both.is_held) - 1
     holder[np.flatnonzero(~both.is_held)] = chosen
     same_slot, unchanged = unchanged_slots(old, new, layer, expert, both.slot)
@@ -72,7 +79,7 @@ def plan_reshard(
     kind = np.where(both.is_held[both.block], stays, comes)
 
     moves = _in_wire_order(old, new, MoveTable(layer, expert, src_slot, both.slot, kind))
-    return ReshardPlan(old, new, moves, senders, ranks_per_node, expert_nbytes, bound)
+    return ReshardPlan(old, new, moves, senders, ranks_per_node, expert_nbytes, bound, nodes)
 
 
 def unchanged_slots(

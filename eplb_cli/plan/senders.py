@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eplb_cli.arrays import Int, begins, ranges, runs
 from eplb_cli.plan.demands import Demands
+from eplb_cli.plan.nodes import Nodes
 from eplb_cli.plan.spread import spread
 from eplb_cli.values import dataclass
 
@@ -79,11 +80,11 @@ def vllm_senders(requests: Requests) -> Int:
 
 
 def balanced_senders(
-    holders: Holders, requests: Requests, expert_nbytes: Int, ranks_per_node: int | None
+    holders: Holders, requests: Requests, expert_nbytes: Int, nodes: Nodes | None
 ) -> tuple[Int, int]:
     """Holders chosen so that the busiest of them sends as little as can be, over all layers together.
 
-    With `ranks_per_node`, as few bytes as possible cross nodes first of all: wherever a rank on the
+    With `nodes`, as few bytes as possible cross nodes first of all: wherever a rank on the
     receiver's node has the expert, such a rank sends it.
 
     Args:
@@ -92,12 +93,12 @@ def balanced_senders(
     Returns:
         (N,) indices into `holders`, and the bytes that the busiest sends at the very least.
     """
-    begin, end = _who_can_send(holders, requests, ranks_per_node)
+    by_node, begin, end = _who_can_send(holders, requests, nodes)
     num_keys = len(holders.key) + 1
     sets, set_of, num_rows = np.unique(begin * num_keys + end, return_inverse=True, return_counts=True)
     begin, end = np.divmod(sets, num_keys)
     first_edge = np.concatenate([[0], np.cumsum(end - begin)])
-    holder = ranges(begin, end)
+    holder = by_node[ranges(begin, end)]
     row_nbytes = expert_nbytes[holders.layer[begin]]
     found = spread(Demands(num_rows, row_nbytes, first_edge, holders.rank[holder], holders.num_ranks))
     chosen = np.empty(len(requests.key), np.int64)
@@ -105,27 +106,29 @@ def balanced_senders(
     return chosen, found.bound_nbytes
 
 
-def must_cross(holders: Holders, requests: Requests, ranks_per_node: int) -> NDArray[np.bool_]:
+def must_cross(holders: Holders, requests: Requests, nodes: Nodes) -> NDArray[np.bool_]:
     """(N,) whether no rank on the receiver's node has what it needs."""
-    begin, end = _near(holders, requests, ranks_per_node)
+    _, begin, end = _near(holders, requests, nodes)
     return np.equal(begin, end)
 
 
-def _who_can_send(holders: Holders, requests: Requests, ranks_per_node: int | None) -> tuple[Int, Int]:
-    """Begin and end, among the holders, of those that each request is to be served by."""
+def _who_can_send(holders: Holders, requests: Requests, nodes: Nodes | None) -> tuple[Int, Int, Int]:
+    """Holders in an order, and begin and end in it of those that each request is to be served by."""
     begin, end = requests.begin, requests.end
-    if ranks_per_node is None:
-        return begin, end
-    near_begin, near_end = _near(holders, requests, ranks_per_node)
+    if nodes is None:
+        return np.arange(len(holders.key)), begin, end
+    by_node, near_begin, near_end = _near(holders, requests, nodes)
     is_near = near_begin < near_end
-    return np.where(is_near, near_begin, begin), np.where(is_near, near_end, end)
+    return by_node, np.where(is_near, near_begin, begin), np.where(is_near, near_end, end)
 
 
-def _near(holders: Holders, requests: Requests, ranks_per_node: int) -> tuple[Int, Int]:
-    """Begin and end, among the holders, of those on each receiver's node."""
-    num_nodes = holders.num_ranks // ranks_per_node + 1
-    held, wanted = (keyed.group * num_nodes + keyed.rank // ranks_per_node for keyed in (holders, requests))
-    return np.searchsorted(held, wanted, "left"), np.searchsorted(held, wanted, "right")
+def _near(holders: Holders, requests: Requests, nodes: Nodes) -> tuple[Int, Int, Int]:
+    """Holders of each group by node and rank, and begin and end in that of those on each receiver's node."""
+    held = holders.group * nodes.count + nodes.of_old[holders.rank]
+    wanted = requests.group * nodes.count + nodes.of_new[requests.rank]
+    by_node = np.argsort(held, kind="stable")
+    held = held[by_node]
+    return by_node, np.searchsorted(held, wanted, "left"), np.searchsorted(held, wanted, "right")
 
 
 def _position_in_group(group: Int) -> tuple[Int, Int]:

@@ -172,11 +172,15 @@ _COMPARED = {
 def show_verification(console: Console, verification: Verification) -> None:
     """Print what was proved, and the numbers behind it."""
     proved = verification.rows_proved
-    console.print(Text(f"verified: {proved:,} of {plural(proved, 'row')} proved", "bold green"))
+    num_ranks, count = verification.num_ranks, len(verification.ranks)
+    those = f", those of {count:,} of {plural(num_ranks, 'rank')}" if count < num_ranks else ""
+    console.print(Text(f"verified: {proved:,} of {plural(proved, 'row')} proved{those}", "bold green"))
     console.print()
     nbytes, seconds = verification.nbytes, verification.seconds
+    ranks = f"{format_runs(verification.ranks)}; files of the others were not looked at"
     pairs = {
         "checked": verification.path,
+        **({"ranks": ranks} if those else {}),
         "against": verification.against or "its own manifest",
         **({"compared": _COMPARED[verification.compared]} if verification.compared else {}),
         "other tensors": f"{verification.others_proved:,} proved",

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Console
 
 from eplb_cli.render.page import heading, show_list, table
-from eplb_cli.render.text import format_bytes, format_rate, format_seconds, plural
+from eplb_cli.render.text import (
+    format_bytes,
+    format_rate,
+    format_runs,
+    format_seconds,
+    plural,
+    printable,
+)
 from eplb_cli.report.report import RunReport
 
 _COLUMNS = ["", "time", "bytes", "rate", ""]
@@ -49,6 +56,7 @@ MAX_WORKERS = 8
 
 def show_run(console: Console, run: RunReport) -> None:
     """Print the steps, what was busy while bytes moved, the proof, the memory, and how an engine loads it."""
+    _show_hosts(console, run)
     heading(console, "time, and the parts that it adds up from")
     console.print(table(_COLUMNS, _tree(run), words=(0, 4)))
     heading(console, "busy while bytes moved, side by side")
@@ -65,6 +73,28 @@ def show_run(console: Console, run: RunReport) -> None:
     console.print(_proof(run))
     show_list(console, "notes", run.notes)
     show_list(console, "how an engine loads it", run.serving)
+
+
+def _show_hosts(console: Console, run: RunReport) -> None:
+    """One line for each of several hosts."""
+    if not run.hosts:
+        return
+    heading(console, "per host")
+    lines = [
+        (
+            str(host.host),
+            printable(host.name),
+            format_runs(host.old_ranks),
+            format_runs(host.new_ranks),
+            format_bytes(host.sent_bytes),
+            format_bytes(host.received_bytes),
+            format_bytes(host.written_bytes),
+        )
+        for host in run.hosts
+    ]
+    columns = ["host", "name", "old ranks", "new ranks", "sent", "received", "in DST"]
+    console.print(table(columns, lines, words=(1,)))
+    console.print(f"between hosts {format_bytes(run.cross_host_bytes)}, of rows and other tensors")
 
 
 Line = tuple[str, str, str, str, str]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TextIO
 
+from eplb_cli.placements.spans import spans
 from eplb_cli.progress import bytes_in_words
 
 UNKNOWN = "unknown"
@@ -62,9 +62,7 @@ def format_ratio(ratio: float) -> str:
 
 def format_runs(numbers: Sequence[int]) -> str:
     """Ascending numbers, runs of them by their ends: `0, 3-60`."""
-    starts = [i for i, number in enumerate(numbers) if i == 0 or number != numbers[i - 1] + 1]
-    runs = [(numbers[first], numbers[end - 1]) for first, end in pairwise([*starts, len(numbers)])]
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return spans(numbers).replace(",", ", ")
 
 
 def plural(count: int, noun: str) -> str:

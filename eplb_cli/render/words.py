@@ -41,7 +41,8 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
     else:
         yield "between ranks", f"{format_bytes(totals.remote_bytes)}, {rows}"
     yield "busiest sender", _against_bound(totals, "busiest_sender")
-    yield "between nodes", NO_NODES if report.ranks_per_node is None else _against_bound(totals, "cross_node")
+    has_nodes = report.ranks_per_node is not None or report.has_uneven_nodes
+    yield "between nodes", _against_bound(totals, "cross_node") if has_nodes else NO_NODES
     if report.relabelled:
         yield "relabelled", _relabelled(report.relabelled, totals)
     if totals.remote_bytes is None:

@@ -13,6 +13,7 @@ from eplb_cli.errors import UsageError
 from eplb_cli.machine import MAX_BUFFER_NBYTES
 from eplb_cli.placements.placement import EMPTY
 from eplb_cli.plan.moves import DUPLICATE, REMOTE, ReshardPlan
+from eplb_cli.plan.nodes import Nodes
 from eplb_cli.report.report import Estimate
 from eplb_cli.report.sizes import Rates
 
@@ -64,30 +65,34 @@ def estimate(
 
 def _disk_bytes(plan: ReshardPlan, expert_nbytes: Int, others: int) -> tuple[Int, Int]:
     """Bytes that each node reads, and writes. A DUPLICATE is not read: its bytes came with the REMOTE."""
-    moves, node = plan.moves, plan.ranks_per_node or plan.num_ranks
-    num_nodes = -(-plan.num_ranks // node)
+    moves, nodes = plan.moves, _nodes(plan)
+    num_nodes = nodes.count
     nbytes = expert_nbytes[moves.layer]
     is_read = moves.kind != DUPLICATE
-    read = sum_by(plan.src_rank[is_read] // node, nbytes[is_read], num_nodes)
-    written = sum_by(plan.dst_rank // node, nbytes, num_nodes)
+    read = sum_by(nodes.of_old[plan.src_rank[is_read]], nbytes[is_read], num_nodes)
+    written = sum_by(nodes.of_new[plan.dst_rank], nbytes, num_nodes)
     empty_layer, empty_slot = np.nonzero(plan.new.physical_to_logical == EMPTY)
-    written += sum_by(plan.new.rank_of_slot[empty_slot] // node, expert_nbytes[empty_layer], num_nodes)
-    ranks_of_node = np.bincount(np.arange(plan.new.num_ranks) // node, minlength=num_nodes)
+    written += sum_by(nodes.of_new[plan.new.rank_of_slot[empty_slot]], expert_nbytes[empty_layer], num_nodes)
+    ranks_of_node = np.bincount(nodes.of_new, minlength=num_nodes)
     return read + ranks_of_node * others, written + ranks_of_node * others
 
 
 def _link_bytes(plan: ReshardPlan, expert_nbytes: Int) -> tuple[int, int]:
     """What the busiest rank sends or receives, within its node and between nodes."""
     remote = plan.moves.kind == REMOTE
-    node = plan.ranks_per_node or plan.num_ranks
+    nodes = _nodes(plan)
     sender, receiver = plan.src_rank[remote], plan.dst_rank[remote]
     nbytes = expert_nbytes[plan.moves.layer[remote]]
-    is_near = sender // node == receiver // node
+    is_near = nodes.of_old[sender] == nodes.of_new[receiver]
     busiest = [
         max(int(sum_by(rank[chosen], nbytes[chosen], plan.num_ranks).max()) for rank in (sender, receiver))
         for chosen in (is_near, ~is_near)
     ]
     return busiest[0], busiest[1]
+
+
+def _nodes(plan: ReshardPlan) -> Nodes:
+    return plan.nodes or Nodes.blocks(plan.old.num_ranks, plan.new.num_ranks, plan.num_ranks)
 
 
 def _seconds(nbytes: int, rate: int | None) -> float | None:

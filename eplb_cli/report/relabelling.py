@@ -28,7 +28,5 @@ def relabelling(plan: ReshardPlan, asked: Placement, new: Placement, how: Relabe
         table[[row[number] for number in asked.layer_ids.tolist()]] = asked.physical_to_logical
     as_asked = replace(plan.new, physical_to_logical=table)
     sizes = plan.expert_nbytes
-    before = plan_reshard(
-        plan.old, as_asked, plan.senders, expert_nbytes=sizes, ranks_per_node=plan.ranks_per_node
-    )
+    before = plan_reshard(plan.old, as_asked, plan.senders, expert_nbytes=sizes, nodes=plan.nodes)
     return Relabelled(how, new, plan_report(before, sizes).totals)

@@ -89,6 +89,30 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class HostReport:
+    """One of several hosts that have taken part.
+
+    Attributes:
+        name: as the system there calls itself.
+        workers: of this host.
+        old_ranks: that it has read. new_ranks: whose files are in DST there.
+        output: DST, as it is called there.
+        written_bytes: of the shard files of its new ranks.
+        sent_bytes, received_bytes: that went to other hosts, and came from them: rows and other tensors.
+    """
+
+    host: int
+    name: str
+    workers: int
+    old_ranks: list[int]
+    new_ranks: list[int]
+    output: str
+    written_bytes: int
+    sent_bytes: int
+    received_bytes: int
+
+
+@dataclass(frozen=True)
 class RunReport:
     """What `reshard` adds once it has run.
 
@@ -106,6 +130,9 @@ class RunReport:
         serving: how each engine loads the output.
         misread: what an engine would load without an error, and wrongly; `warnings` has it too.
         notes: what a run that went on has taken over.
+        cross_host_bytes: of `wire_bytes`, what went from one host to another; 0 for one host.
+        hosts: those that took part; none where there was one.
+        host: which of them this is.
     """
 
     backend: str
@@ -128,6 +155,9 @@ class RunReport:
     serving: list[str]
     misread: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    cross_host_bytes: int = 0
+    hosts: list[HostReport] = field(default_factory=list)
+    host: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +191,11 @@ class Report:
         layers: what comes from another rank, layer by layer.
         block: ranks of each entry of `traffic`: 1, or those of a node.
         ranks_per_node: G, None where there is one node.
+        has_uneven_nodes: there are several nodes, which are no blocks of G ranks.
         nothing_to_do: OLD and NEW are the same, and SRC is not to be copied all the same.
         relabelled: what came of it where NEW was to be relabelled; None where it was not.
         load: OLD and NEW under a load, where one is given.
+        is_finished: an earlier run had done all of it, and one of its hosts had only to rename.
     """
 
     totals: Totals
@@ -175,9 +207,11 @@ class Report:
     layers: list[LayerTraffic] = field(default_factory=list)
     block: int = 1
     ranks_per_node: int | None = None
+    has_uneven_nodes: bool = False
     nothing_to_do: bool = False
     relabelled: Relabelled | None = None
     load: Balances | None = None
+    is_finished: bool = False
 
     @property
     def traffic_by(self) -> str:

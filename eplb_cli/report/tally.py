@@ -65,6 +65,7 @@ def plan_report(
         layers=_layers(plan, remote, expert_nbytes),
         block=block,
         ranks_per_node=plan.ranks_per_node,
+        has_uneven_nodes=plan.uneven_nodes is not None,
         nothing_to_do=plan.changes_nothing,
     )
 
@@ -131,11 +132,10 @@ def _totals(
 
 def _layers_between_nodes(plan: ReshardPlan, remote: _Count) -> Int:
     """The layer of each row that goes from one node to another; none without nodes."""
-    if plan.ranks_per_node is None:
+    if plan.nodes is None:
         return np.zeros(0, np.int64)
-    src_node, dst_node = (
-        rank[remote.entries] // plan.ranks_per_node for rank in (plan.src_rank, plan.dst_rank)
-    )
+    src_node = plan.nodes.of_old[plan.src_rank[remote.entries]]
+    dst_node = plan.nodes.of_new[plan.dst_rank[remote.entries]]
     layers: Int = plan.moves.layer[remote.entries[src_node != dst_node]]
     return layers
 

@@ -13,18 +13,20 @@ Compared = Literal["plan", "expert", "content"]
 
 @dataclass(frozen=True)
 class Verification:
-    """What was proved of a tree: all of it.
+    """What was proved of a tree: all of it, or of some ranks.
 
     Attributes:
         path: the tree.
         against: what it was made from, or None where its own manifest was the witness.
-        rows_proved: all its rows; a row is an expert in a slot, with all its tensors.
+        rows_proved: all its rows, or all of these ranks; a row is an expert in a slot, with all its tensors.
         others_proved: tensors that are no expert's, counted on every rank that has them.
         num_files: shard files.
         nbytes: their bytes, all of which were read.
         seconds: wall-clock time.
         warnings: experts whose replicas differ, as they did before; or experts with the same bytes.
         compared: how it was compared with shards; None where it was not.
+        ranks: the ranks whose files were looked at.
+        num_ranks: how many the tree has.
     """
 
     path: Path
@@ -36,6 +38,8 @@ class Verification:
     seconds: float
     warnings: tuple[str, ...] = ()
     compared: Compared | None = None
+    ranks: tuple[int, ...] = ()
+    num_ranks: int = 0
 
 
 def verification_json(verification: Verification) -> dict[str, Any]:
@@ -54,4 +58,5 @@ def verification_json(verification: Verification) -> dict[str, Any]:
         "seconds": verification.seconds,
         "warnings": list(verification.warnings),
         "compared": verification.compared,
+        "ranks": list(verification.ranks),
     }

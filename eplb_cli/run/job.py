@@ -19,16 +19,22 @@ from eplb_cli import __version__, files
 from eplb_cli.checkpoint.layout_file import layout_from_json
 from eplb_cli.checkpoint.left import open_left
 from eplb_cli.checkpoint.manifest import npy_bytes
+from eplb_cli.checkpoint.pooled import Pool
+from eplb_cli.checkpoint.shards import open_pool
 from eplb_cli.checkpoint.staged import WORK
 from eplb_cli.errors import WorkerError
 from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.plan.choice import RankScalars, Senders
+from eplb_cli.plan.hosting import Hosting
+from eplb_cli.plan.nodes import Nodes
 from eplb_cli.transfer.meter import STAGES, Activity
 from eplb_cli.transfer.traffic import TransferOptions
 from eplb_cli.values import dataclass
 
 JOB = "job.json"
+POOL = "seen"
+"""What several hosts see of SRC together: a worker reads this instead of the headers of all shards."""
 
 STARTING, JOINING, PLANNING, ENDING = -1, -2, -3, -4
 STEPS = {
@@ -42,7 +48,15 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker has to know; placements and layout in their JSON forms."""
+    """All that a worker has to know; placements and layout in their JSON forms.
+
+    Attributes:
+        nodes: the node of each rank, where `ranks_per_node` does not say it.
+        first_worker: the number of this host's first worker. num_local: how many it has.
+        own: in staging, the directory of the files of this host's processes.
+        endpoint: HOST:PORT where workers of several hosts find each other; None where there is one host.
+        run: of these hosts.
+    """
 
     source: str
     staging: str
@@ -51,12 +65,19 @@ class Job:
     layout: Mapping[str, Any]
     senders: Senders
     ranks_per_node: int | None
+    nodes: Nodes | None
+    hosting: Hosting
     rank_scalars: RankScalars | None
     shared: list[str]
     backend: str
     digest: str
     transfer: TransferOptions
     progress: str
+    first_worker: int = 0
+    num_local: int = 1
+    own: str = WORK
+    endpoint: str | None = None
+    run: str = ""
     lost: list[int] = field(default_factory=list)
     missing_from: str | None = None
     tool: str = __version__
@@ -65,6 +86,16 @@ class Job:
     def work(self) -> Path:
         """The directory of the run's own files."""
         return Path(self.staging) / WORK
+
+    @property
+    def desk(self) -> Path:
+        """That of this host's processes, through which the command and its workers talk."""
+        return Path(self.staging) / self.own
+
+    @property
+    def workers(self) -> range:
+        """The numbers of this host's workers."""
+        return range(self.first_worker, self.first_worker + self.num_local)
 
     def prepare(self) -> Prepared:
         """Derive plan and output anew.
@@ -77,23 +108,43 @@ class Job:
             raise WorkerError("EP404", f"a worker runs eplb {__version__}, and the launcher eplb {self.tool}")
         layout = layout_from_json(self.layout, JOB)
         missing_from = None if self.missing_from is None else Path(self.missing_from)
-        shards = open_left(Path(self.source), layout, self.lost, missing_from)
+        if self.endpoint is not None:
+            pooled = Pool.from_bytes(files.read_own_file(self.desk / POOL))
+            shards = open_pool(pooled, layout)
+        else:
+            shards = open_left(Path(self.source), layout, self.lost, missing_from)
         old = placement_from_json(dict(self.old), "OLD")
         new = placement_from_json(dict(self.new), "NEW")
         shared = frozenset(self.shared)
-        return prepare(shards, old, new, self.senders, self.ranks_per_node, shared, self.rank_scalars)
+        return prepare(
+            shards,
+            old,
+            new,
+            self.senders,
+            self.ranks_per_node,
+            shared,
+            self.rank_scalars,
+            self.nodes,
+            self.hosting,
+        )
 
     def write(self) -> Path:
         """Write the job file."""
-        path = self.work / JOB
-        files.write_file(path, json.dumps(asdict(self)).encode(), durable=False)
+        path = self.desk / JOB
+        columns = {"hosting": self.hosting.to_json(), "nodes": self.nodes and self.nodes.to_json()}
+        files.write_file(path, json.dumps({**asdict(self), **columns}).encode(), durable=False)
         return path
 
 
 def read_job(path: Path) -> Job:
     """Read a job file, which the same version of this program wrote."""
     raw = json.loads(files.read_own_file(path))
-    return Job(**{**raw, "transfer": TransferOptions(**raw["transfer"])})
+    made = {
+        "transfer": TransferOptions(**raw["transfer"]),
+        "hosting": Hosting.from_json(raw["hosting"]),
+        "nodes": raw["nodes"] and Nodes.from_json(raw["nodes"]),
+    }
+    return Job(**{**raw, **made})
 
 
 @dataclass(frozen=True)
@@ -127,10 +178,10 @@ class Outcome:
             files.attempt("replace", os.replace, partial, path)
 
 
-def read_outcomes(work: Path, num_workers: int) -> dict[int, Outcome]:
+def read_outcomes(work: Path, workers: range) -> dict[int, Outcome]:
     """The outcomes there are, by worker."""
     found = {}
-    for worker in range(num_workers):
+    for worker in workers:
         path = work / f"outcome-{worker}.json"
         with files.calls:
             is_there = path.exists()

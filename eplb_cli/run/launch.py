@@ -8,21 +8,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.checkpoint.staged import OWNER
 from eplb_cli.errors import EplbError, WorkerError, error_of
+from eplb_cli.hosts.addresses import interface_of, local_address, read_endpoint
+from eplb_cli.hosts.board import Board
+from eplb_cli.hosts.hosts import Hosts
+from eplb_cli.hosts.words import to_words
 from eplb_cli.machine import find_process
 from eplb_cli.output.lock import inheritable
 from eplb_cli.progress import before_bytes
+from eplb_cli.run.crew import ONE_HOST, Crew, Present, job_key
 from eplb_cli.run.job import ASKED, KEEPS, Job, Outcome, doing_in_words, progress_counters, read_outcomes
-from eplb_cli.run.torchrun import read_ends
+from eplb_cli.run.torchrun import leave_ends, read_ends
 
 POLL_S = 0.05
+CAUSE_S = 40.0
+"""How long a host may take to say why its workers went; one that is silent is lost before."""
+
 GRACE_S = 2.0
 """How long the other workers may take to write their outcomes after the first has failed."""
 
@@ -34,33 +43,38 @@ _MAX_TOLD = 4
 _ENDED_HINT = "something outside of eplb ended it: a scheduler, a limit on memory, a person?"
 
 
-def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int, Outcome]:
-    """Run the job's workers under torchrun until all of them are done.
+class Started(Protocol):
+    """The workers of this host, however they were started."""
+
+    def is_running(self, there: Collection[int]) -> bool:
+        """Whether they may still do their work, but for those whose outcomes are there."""
+
+    def end(self) -> int | None:
+        """End them; the exit code, negative for a signal, of what started them, where that ended by itself."""
+
+
+def launch(
+    job: Job, timeout_s: float, show: Callable[[int], None], crew: Crew = ONE_HOST
+) -> dict[int, Outcome]:
+    """Run the job's workers of this host until all of them are done.
 
     Args:
         timeout_s: seconds without any progress of any worker after which the run is ended.
         show: called with the bytes done by all workers together.
+        crew: the hosts, and workers that are there already; torchrun starts them where none are.
 
     Raises:
-        EplbError: the root cause, a worker's own error or EP402, EP403, EP404.
+        EplbError: the root cause, a worker's own error, that of another host, or EP402, EP403, EP404.
     """
     if find_process("self") is None:  # workers could not tell whether this process has ended
         problem = "the workers could not be started: /proc says nothing of this process"
         raise WorkerError("EP404", problem, "mount /proc, or use --backend file")
     counters = progress_counters(job.progress)
     path = job.write()
-    with (job.work / "torchrun.log").open("wb") as log, inheritable(job.work / OWNER) as owner:
-        process = subprocess.Popen(
-            _command(job, path),
-            stdin=owner,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
-            process_group=0,
-        )
+    started = _started(job, path, crew)
     before_bytes.set("starting workers")
     try:
-        _watch(job, process, counters, timeout_s, show)
+        _watch(job, started, counters, timeout_s, show, crew.hosts)
     except Exception:
         raise
     except BaseException:  # an interruption: what is done is to be kept
@@ -68,13 +82,101 @@ def launch(job: Job, timeout_s: float, show: Callable[[int], None]) -> dict[int,
         raise
     finally:
         before_bytes.set("")
-        code = _end(process)
-    outcomes = read_outcomes(job.work, job.transfer.num_workers)
-    if len(outcomes) == job.transfer.num_workers and all(
-        outcome.error is None for outcome in outcomes.values()
-    ):
+        code = started.end()
+    outcomes = read_outcomes(job.desk, job.workers)
+    if len(outcomes) == job.num_local and all(outcome.error is None for outcome in outcomes.values()):
         return outcomes
-    raise _root_cause(job, outcomes, code)
+    error = _root_cause(job, outcomes, code)
+    if not any(map(_has_own_error, outcomes.values())) and any(end.is_victim for end in outcomes.values()):
+        _wait_for_cause(crew.hosts)
+    raise error
+
+
+def _wait_for_cause(hosts: Hosts) -> None:
+    """Raise what another host says it was, if one does within a while; here workers only saw others go."""
+    give_up = time.monotonic() + CAUSE_S
+    while hosts.count > 1 and time.monotonic() < give_up:
+        hosts.check()
+        time.sleep(POLL_S)
+
+
+def _started(job: Job, path: Path, crew: Crew) -> Started:
+    """Start the workers of this host, or tell those that are there what their job is."""
+    if crew.present is not None and crew.board is not None:
+        return PresentWorkers(job, path, crew.present, crew.board)
+    return TorchrunJob(job, path)
+
+
+class TorchrunJob:
+    """Workers that torchrun has started, each of which dies with it."""
+
+    def __init__(self, job: Job, path: Path) -> None:
+        with (job.desk / "torchrun.log").open("wb") as log, inheritable(job.desk / OWNER) as owner:
+            self._process = subprocess.Popen(
+                _command(job, path),
+                stdin=owner,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(job),
+                process_group=0,
+            )
+
+    def is_running(self, there: Collection[int]) -> bool:
+        """As `Started.is_running`."""
+        del there
+        return self._process.poll() is None
+
+    def end(self) -> int | None:
+        """Let torchrun end by itself for a moment, then kill it.
+
+        None of its workers is waited for longer than a moment: what hangs in the kernel dies when its disk
+        answers.
+        """
+        code = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(timeout=POLL_S * 10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=GRACE_S)
+        return code
+
+
+class PresentWorkers:
+    """Workers that another launcher has started: they end with their work, or with this process."""
+
+    def __init__(self, job: Job, path: Path, present: Present, board: Board) -> None:
+        self._job, self._processes = job, present.processes
+        self._counters = progress_counters(job.progress)
+        board.set(job_key(present.node), to_words({"job": str(path), "run": job.run}))
+
+    def _gone(self) -> list[int]:
+        return [
+            worker
+            for worker, (pid, start) in zip(self._job.workers, self._processes, strict=True)
+            if (found := find_process(pid)) is None or found.start != start
+        ]
+
+    def is_running(self, there: Collection[int]) -> bool:
+        """As `Started.is_running`."""
+        return {*self._gone()} <= {*there}
+
+    def end(self) -> int | None:
+        """Tell them to end, and who has gone without a word."""
+        gone = {
+            worker: 0
+            for worker in self._gone()
+            if worker not in read_outcomes(self._job.desk, self._job.workers)
+        }
+        if gone:
+            leave_ends(
+                self._job.desk, {worker - self._job.first_worker: code for worker, code in gone.items()}
+            )
+        self._counters[:, ASKED] = 1
+        give_up = time.monotonic() + GRACE_S
+        while len(self._gone()) < self._job.num_local and time.monotonic() < give_up:
+            time.sleep(POLL_S)
+        return None
 
 
 def _command(job: Job, path: Path) -> list[str]:
@@ -83,7 +185,7 @@ def _command(job: Job, path: Path) -> list[str]:
         "-P",
         "-m",
         "eplb_cli.run.torchrun",
-        f"--nproc-per-node={job.transfer.num_workers}",
+        f"--nproc-per-node={job.num_local}",
         "--nnodes=1",
         "--max-restarts=0",
         "--monitor-interval=0.1",
@@ -96,15 +198,21 @@ def _command(job: Job, path: Path) -> list[str]:
     ]
 
 
-def _environment() -> dict[str, str]:
-    """Of this process, where no name is looked up in whatever directory somebody happens to stand in."""
+def _environment(job: Job) -> dict[str, str]:
+    """Of this process, where no name is looked up in whatever directory somebody happens to stand in.
+
+    Workers listen on loopback; where there are several hosts, on what leads to the address that was given.
+    """
+    interface = "lo"
+    if job.endpoint is not None and not {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} <= os.environ.keys():
+        interface = interface_of(local_address(read_endpoint(job.endpoint)))
     root = str(Path(__file__).parents[2])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join([root, *filter(os.path.isabs, given)])
     defaults = {
         "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": interface,
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     return {**defaults, **os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
@@ -112,29 +220,35 @@ def _environment() -> dict[str, str]:
 
 def _watch(
     job: Job,
-    process: subprocess.Popen[bytes],
+    started: Started,
     counters: NDArray[np.int64],
     timeout_s: float,
     show: Callable[[int], None],
+    hosts: Hosts,
 ) -> None:
-    """Return when torchrun has ended, or all workers are done, or one has failed; raise EP403.
+    """Return when the workers have ended, or all of them are done, or one has failed; raise EP403.
 
-    Progress is bytes that are done, or calls to the file system that have come back.
+    Progress is bytes that are done, or calls to the file system that have come back, on any host.
     Where workers have only seen another one go, torchrun ends soon, and it knows how that one ended.
     """
     seen = counters.copy()
     moved_at = time.monotonic()
     failed_at = None
-    while process.poll() is None:
+    outcomes: dict[int, Outcome] = {}
+    while started.is_running(outcomes):
         time.sleep(POLL_S)
+        hosts.check()
         now = counters.copy()
         if (now[:, _PROGRESS] != seen[:, _PROGRESS]).any():
             moved_at = time.monotonic()
+            hosts.tell_progress(int(now[:, _PROGRESS].sum()))
+        elif hosts.moved_at() > moved_at:
+            moved_at = hosts.moved_at()
         elif time.monotonic() - moved_at > timeout_s:
             raise _stands_still(job, now, timeout_s)
         seen = now
         show(int(seen[:, 0].sum()))
-        outcomes = read_outcomes(job.work, len(seen))
+        outcomes = read_outcomes(job.desk, job.workers)
         own = any(map(_has_own_error, outcomes.values()))
         if len(outcomes) == len(seen) and (own or not any(end.is_victim for end in outcomes.values())):
             return
@@ -150,24 +264,6 @@ def _ask_to_end(counters: NDArray[np.int64]) -> None:
     give_up = time.monotonic() + GRACE_S
     while counters[:, KEEPS].any() and time.monotonic() < give_up:
         time.sleep(POLL_S)
-
-
-def _end(process: subprocess.Popen[bytes]) -> int | None:
-    """Let torchrun end by itself for a moment, then kill it; its workers die with it.
-
-    None of them is waited for longer than a moment: what hangs in the kernel dies when its disk answers.
-
-    Returns:
-        its exit code where it ended by itself, negative for a signal that was not ours.
-    """
-    code = None
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        code = process.wait(timeout=POLL_S * 10)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=GRACE_S)
-    return code
 
 
 def _stands_still(job: Job, counters: NDArray[np.int64], timeout_s: float) -> WorkerError:
@@ -192,14 +288,15 @@ def _root_cause(job: Job, outcomes: Mapping[int, Outcome], torchrun_code: int | 
     if torchrun_code is not None and torchrun_code < 0:
         name = signal.Signals(-torchrun_code).name
         return WorkerError("EP404", f"torchrun was ended by {name}", _ENDED_HINT)
-    codes = {worker: code for worker, code in read_ends(job.work).items() if worker not in outcomes}
+    ended = {job.first_worker + number: code for number, code in read_ends(job.desk).items()}
+    codes = {worker: code for worker, code in ended.items() if worker not in outcomes}
     if codes:
         # SIGTERM is what torchrun ends all others with.
         worker = min(codes, key=lambda worker: codes[worker] == -signal.SIGTERM)
         return _died(job, worker, codes[worker])
     if failed and failed[0].error:
         return error_of(*failed[0].error)
-    return _not_started((job.work / "torchrun.log").read_text(errors="replace"))
+    return _not_started((job.desk / "torchrun.log").read_text(errors="replace"))
 
 
 def _not_started(log: str) -> WorkerError:
@@ -213,7 +310,7 @@ def _not_started(log: str) -> WorkerError:
 def _standing(job: Job, counters: NDArray[np.int64]) -> str:
     """What workers that stand still are doing; of many that do the same, the first few."""
     by_step: dict[str, list[int]] = {}
-    for worker, doing in enumerate(counters[:, 1].tolist()):
+    for worker, doing in zip(job.workers, counters[:, 1].tolist(), strict=True):
         by_step.setdefault(doing_in_words(doing), []).append(worker)
     told = []
     for step, same in by_step.items():
@@ -225,12 +322,21 @@ def _standing(job: Job, counters: NDArray[np.int64]) -> str:
 
 def ranks_of(job: Job, worker: int) -> str:
     """The ranks of a worker, old or new, in words."""
-    num_ranks = max(side["num_ranks"] for side in (job.old, job.new))
-    ranks = [str(rank) for rank in range(worker, num_ranks, job.transfer.num_workers)]
+    sides = (job.hosting.of_old, job.hosting.of_new)
+    ranks = [
+        str(rank)
+        for rank in sorted({rank for side in sides for rank in np.flatnonzero(side == worker).tolist()})
+    ]
     more = ["..."] if len(ranks) > _MAX_TOLD else []
     return f"{'ranks' if len(ranks) > 1 else 'rank'} {', '.join(ranks[:_MAX_TOLD] + more)}"
 
 
 def _died(job: Job, worker: int, code: int) -> WorkerError:
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    how = (
+        f"by {signal.Signals(-code).name}"
+        if code < 0
+        else f"with exit code {code}"
+        if code
+        else "without a word"
+    )
     return WorkerError("EP402", f"worker {worker} ({ranks_of(job, worker)}) ended {how}")

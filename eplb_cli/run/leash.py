@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from eplb_cli import files
-from eplb_cli.checkpoint.staged import OWNER
-from eplb_cli.errors import OutputError
+from eplb_cli.checkpoint.staged import OWNER, staging_of
+from eplb_cli.errors import OutputError, WorkerError
 from eplb_cli.machine import find_process
-from eplb_cli.output.lock import Owner, inherited_owner
+from eplb_cli.output.lock import Owner, inherited_owner, owner_in, share
 
 POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
@@ -31,7 +31,7 @@ def tie(job: Path, generations: int) -> Path:
     not descend from the process that has it; and later as soon as that process or its own parent has ended.
 
     Args:
-        job: the job's file, in the directory of the run's own files in staging.
+        job: the job's file, beside that of the owner, in staging.
         generations: 1 for a child of the command, 2 for a child of that.
 
     Returns:
@@ -40,16 +40,39 @@ def tie(job: Path, generations: int) -> Path:
     """
     die_with_parent()
     parent = os.getppid()
+    staging = staging_of(job)
     try:
-        held = Path(f"/proc/self/fd/{files.open_directory(job.parents[1])}")
+        held = Path(f"/proc/self/fd/{files.open_directory(staging)}")
     except OutputError as error:
         sys.exit(error.message)
-    owner = inherited_owner(held / job.parent.name / OWNER)
+    owner = inherited_owner(held / job.parent.relative_to(staging) / OWNER)
     if owner is None:
-        sys.exit(f"{job.parents[1]} is not held by what started this process")
+        sys.exit(f"{staging} is not held by what started this process")
     if not _descends(owner, generations):
         sys.exit(f"process {owner.pid}, which started the run, has ended")
     threading.Thread(target=_end_with, args=(owner, parent), daemon=True).start()
+    return held
+
+
+def adopt(job: Path, run: str) -> Path:
+    """The same for a process that something else has started, and that takes the job of a command.
+
+    It holds the directory from here on, as the processes do that inherit it.
+
+    Args:
+        run: what the owner's file has to say.
+
+    Raises:
+        WorkerError: EP404, the command is gone, or there is another one.
+    """
+    staging = staging_of(job)
+    held = Path(f"/proc/self/fd/{files.open_directory(staging)}")
+    path = held / job.parent.relative_to(staging) / OWNER
+    share(path, files.open_output(path))  # for as long as this process is there
+    owner = owner_in(path)
+    if owner is None or owner.run != run or not owner.is_running():
+        raise WorkerError("EP404", f"the command that this worker is for has left {staging}")
+    threading.Thread(target=_end_with, args=(owner, os.getppid()), daemon=True).start()
     return held
 
 

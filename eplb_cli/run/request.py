@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from eplb_cli.errors import UsageError
+from eplb_cli.hosts.hosts import ALONE, Hosts
 from eplb_cli.inputs.given import Given, follow_plan, read_given
 from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.plan.choice import RankScalars, Relabel, Senders
@@ -25,6 +26,7 @@ LEAST_BUFFER_NBYTES = 1 << 20
 LEAST_TIMEOUT_S = 1.0
 MAX_THREADS = 1024
 MAX_WORKERS = 1024
+MAX_HOSTS = 1024
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,13 @@ class AnyRequest(ABC):
     digests: bool = True
     durable: bool = True
     timeout_s: float = DEFAULT_TIMEOUT_S
+    num_hosts: int = 1
+    host: int | None = None
+    rendezvous: str | None = None
 
     @abstractmethod
-    def read(self) -> Given:
-        """Read the shards, OLD and NEW. Raises EplbError where they cannot be used."""
+    def read(self, hosts: Hosts = ALONE) -> Given:
+        """Read the shards that these hosts see, OLD and NEW. Raises EplbError where they cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ class Request(AnyRequest):
         durable: wait until the disk has every byte.
         timeout_s: seconds without any progress of the workers after which the run is ended, 1 at least. What
             ends the command line where its own disk does not answer, a program does not have.
+        num_hosts: hosts that take part, each with a request of its own; each of them reads the shards that it
+            sees, and writes those of the new ranks that it hosts.
+        host: which of them this is, from 0; host 0 is at `rendezvous`.
+        rendezvous: HOST:PORT, where host 0 listens for the others; with the backend "file" there is none:
+            the hosts speak through the storage of `destination`, which they share.
 
     Examples:
         >>> request = eplb_cli.Request(Path("src"), Path("dst2"), new="new.json", old="old.json", threads=4)
@@ -108,8 +118,8 @@ class Request(AnyRequest):
     missing_from: Path | None = None
     placements: PlacementOptions = field(default_factory=PlacementOptions)
 
-    def read(self) -> Given:
-        """Read the shards, OLD and NEW. Raises EplbError where they cannot be used."""
+    def read(self, hosts: Hosts = ALONE) -> Given:
+        """Read the shards that these hosts see, OLD and NEW. Raises EplbError where they cannot be used."""
         names = (self.old, self.new)
         options = self.placements
         if self.lost_ranks:
@@ -117,7 +127,14 @@ class Request(AnyRequest):
         if self.missing_from is not None:
             raise UsageError("EP001", "--missing-from is of ranks that are lost", "name them: --lost-ranks")
         given = read_given(
-            self.source, self.layout, names, options, self.senders, self.ranks_per_node, self.rank_scalars
+            self.source,
+            self.layout,
+            names,
+            options,
+            self.senders,
+            self.ranks_per_node,
+            self.rank_scalars,
+            hosts,
         )
         return given.with_relabelled(self.relabel)
 
@@ -149,9 +166,9 @@ class PlanRequest(AnyRequest):
 
     plan: Path
 
-    def read(self) -> Given:
+    def read(self, hosts: Hosts = ALONE) -> Given:
         """Read the plan and the shards. Raises EplbError where they cannot be used, or have changed."""
-        return follow_plan(self.source, self.layout, self.plan)
+        return follow_plan(self.source, self.layout, self.plan, hosts)
 
 
 def require_usable(request: AnyRequest) -> None:
@@ -176,3 +193,31 @@ def require_usable(request: AnyRequest) -> None:
     if not LEAST_TIMEOUT_S <= request.timeout_s < math.inf:  # NaN is in no range
         problem = f"--timeout is {request.timeout_s:g}: it is a number of seconds, 1 at least"
         raise UsageError("EP001", problem, "a day is 86400")
+    _require_hosts(request)
+
+
+def _require_hosts(request: AnyRequest) -> None:
+    """EP001 where what is said of the hosts does not go together."""
+    count, host = request.num_hosts, request.host
+    if not 1 <= count <= MAX_HOSTS:
+        raise UsageError("EP001", f"--nnodes is {count:,}, not from 1 to {MAX_HOSTS:,}", "one is the default")
+    if count == 1:
+        if host or (request.rendezvous is not None and host is None):
+            raise UsageError(
+                "EP001", "--node-rank and --rdzv-endpoint are of several hosts", "add --nnodes N"
+            )
+        return
+    if host is None or not 0 <= host < count:
+        said = "is missing" if host is None else f"is {host:,}"
+        problem = f"--node-rank {said}: with --nnodes {count:,} it is from 0 to {count - 1:,}"
+        raise UsageError("EP001", problem, "each host has its own, and host 0 is at --rdzv-endpoint")
+    if (request.rendezvous is None) != (request.backend == "file"):
+        if request.rendezvous is None:
+            problem = "with --nnodes the hosts have to find each other"
+            hint = "add --rdzv-endpoint HOST:PORT, an address of host 0; --backend file needs none"
+            raise UsageError("EP001", problem, hint)
+        problem = "with --backend file hosts meet in the storage of DST, and nobody listens"
+        raise UsageError("EP001", problem, "leave out --rdzv-endpoint, or --backend file")
+    if isinstance(request, Request) and (request.lost_ranks or request.missing_from is not None):
+        problem = "--lost-ranks is of one host"
+        raise UsageError("EP001", problem, "reshard on shared storage, by one host")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
 
@@ -10,13 +9,17 @@ from eplb_cli.checkpoint.recorded import require_as_in_manifest
 from eplb_cli.output.commit import carry_files, destination_digests, fill_unlinked, write_manifest
 from eplb_cli.output.prove import Proof, prove
 from eplb_cli.output.shard_files import require_made
-from eplb_cli.output.staging import staging
+from eplb_cli.output.staging import Staging, staging
 from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report, RunReport
 from eplb_cli.run.clock import Clock
+from eplb_cli.run.crew import Crew
+from eplb_cli.run.finishing import finish, was_agreed
+from eplb_cli.run.host_reports import with_hosts
+from eplb_cli.run.meeting import meeting
 from eplb_cli.run.move import Moved, move
 from eplb_cli.run.preparing import Planned, plan_request
-from eplb_cli.run.request import AnyRequest
+from eplb_cli.run.request import AnyRequest, require_usable
 from eplb_cli.transfer.resume import known_before, taken_over, written_before
 
 
@@ -24,7 +27,8 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
     """Rearrange shards for another placement, and prove it.
 
     The result appears whole, once every row has been read back and compared, or not at all. Where OLD and
-    NEW are the same there is nothing to do, and no result, unless the request says `copy`.
+    NEW are the same there is nothing to do, and no result, unless the request says `copy`. Where several
+    hosts take part, each calls this with a request of its own, and all get the same report.
 
     Args:
         request: what is wanted.
@@ -47,39 +51,58 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
         >>> report.totals.remote_rows, report.run.rows_proved
         (25, 60)
     """
-    planned = plan_request(request, progress, full=full)
+    require_usable(request)
+    with meeting(request) as met:
+        return _reshard(request, progress, met, full=full)
+
+
+def _reshard(request: AnyRequest, progress: ProgressBar, crew: Crew, *, full: bool) -> Report:
+    hosts = crew.hosts
+    agreed = was_agreed(request, hosts)
+    planned = plan_request(request, progress, full=full, crew=crew, is_there=agreed)
+    if agreed:
+        finish(request, hosts, progress)
+        return replace(planned.report, is_finished=True)
     if planned.report.nothing_to_do:
         return planned.report
+    outputs = [said.decode() for said in hosts.gather(str(request.destination.absolute()).encode(), "DST")]
     clock = Clock(planned.seconds)
     prepared = planned.prepared
     shards = prepared.checkpoint.shards
     with staging(
-        request.destination, durable=request.durable, resume=request.resume, keep=request.keep
+        request.destination,
+        durable=request.durable,
+        resume=request.resume,
+        keep=request.keep,
+        hosts=hosts,
     ) as stage:
-        told = written_before(prepared, stage.path, was_proved=stage.was_proved)
+        here = prepared.is_on(hosts.node)
+        told = written_before(prepared, stage.path, was_proved=stage.was_proved, hosts=hosts, staged=here)
         stage.create(prepared)
-        carried = carry_files(shards.to_carry(), stage)
+        carried = carry_files(shards.to_carry(), stage) if stage.is_held else {}
         clock.lap("create")
-        known = known_before(prepared, stage, told, planned.alike.digests, progress)
+        known = known_before(prepared, stage, told, planned.alike.digests, progress, hosts, here)
         if stage.resumes:
             clock.lap("resume")
         moved = move(planned, stage, known, progress)
         fill_unlinked(stage)
-        require_made(stage.path, prepared.output)
+        require_made(stage.path, prepared.output, stage.numbers)
         clock.lap("move")
         proof = _check(planned, moved)
         clock.lap("prove")
-        write_manifest(
-            prepared,
-            stage,
-            destination_digests(prepared, moved.old_digests) if request.digests else None,
-            carried,
-            verified=proof is not None,
-            served=prepared.served,
-        )
+        if stage.is_held:
+            write_manifest(
+                prepared,
+                stage,
+                destination_digests(prepared, moved.old_digests) if request.digests else None,
+                carried,
+                verified=proof is not None,
+                served=prepared.served,
+            )
     clock.lap("commit")
     notes = taken_over(prepared, stage, known)
-    return _run_report(planned, moved, proof, stage.unlinked, clock.seconds, notes)
+    report = _run_report(planned, moved, proof, stage, clock.seconds, notes)
+    return report if hosts.count == 1 else with_hosts(report, prepared, hosts, known, outputs)
 
 
 def _check(planned: Planned, moved: Moved) -> Proof | None:
@@ -97,7 +120,7 @@ def _run_report(
     planned: Planned,
     moved: Moved,
     proof: Proof | None,
-    unlinked: Sequence[int],
+    stage: Staging,
     seconds: dict[str, float],
     notes: list[str],
 ) -> Report:
@@ -109,13 +132,13 @@ def _run_report(
     linked = [
         file.nbytes
         for number, file in enumerate(prepared.output.files)
-        if file.same_as is not None and number not in unlinked
+        if file.same_as is not None and number not in stage.unlinked
     ]
     before = dict(takewhile(lambda step: step[0] != "move", seconds.items()))
     passes = int(prepared.new_places.nbytes.sum())
     run = RunReport(
         backend=planned.backend,
-        num_workers=planned.num_workers,
+        num_workers=prepared.hosting.num_workers,
         wire_bytes=moved.wire_nbytes,
         seconds={
             **moved.activity.seconds,

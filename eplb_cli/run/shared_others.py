@@ -1,21 +1,25 @@
 """Other tensors that every rank has alike: they are written once, and must be so where R changes.
 
 Nothing is read where it is already known: the ranks share one file, or the manifest of SRC has the digests.
-Of the rest three blocks are compared first, so that tensors which differ cost little; then all of it.
+Of the rest three blocks are compared first, so that tensors which differ cost little; then all of it. Of
+several hosts each reads what it sees, and what they have read is put together.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb_cli.arrays import Digests, Int, distinct
 from eplb_cli.checkpoint.places import Places, file_identities, other_numbers
 from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.digests import DIGEST_NBYTES
+from eplb_cli.hosts.hosts import ALONE, Hosts
 from eplb_cli.output.tree import sharded_error
 from eplb_cli.placements.placement import Placement
 from eplb_cli.progress import ProgressBar, telling
@@ -47,8 +51,14 @@ class Alike:
         return cls(frozenset(), np.zeros((len(checkpoint.places.rank), DIGEST_NBYTES), np.uint8))
 
 
-def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, progress: ProgressBar) -> Alike:
-    """Compare the other tensors of all old ranks, where the answer matters.
+def find_alike(
+    checkpoint: ShardedCheckpoint,
+    new: Placement,
+    threads: int,
+    progress: ProgressBar,
+    hosts: Hosts = ALONE,
+) -> Alike:
+    """Compare the other tensors of all old ranks, where the answer matters; a collective of several hosts.
 
     Raises:
         CheckpointError: EP213, one differs and R changes; EP220, SRC changes while it is read.
@@ -68,22 +78,26 @@ def find_alike(checkpoint: ShardedCheckpoint, new: Placement, threads: int, prog
     one_file = file_identities(checkpoint.shards, places)
     known = checkpoint.known_digests
     alike, unsure = set(), {}
+    for key, of_key in candidates.items():
+        if known is not None and known[of_key].any(axis=1).all():
+            digests[of_key] = known[of_key]
+            alike |= {key} if _all_equal(known[of_key]) else set()
+        elif len(distinct(one_file[of_key])) == 1 or not places.nbytes[of_key[0]]:
+            alike.add(key)
+        else:
+            unsure[key] = of_key
+    reads = checkpoint.shards.is_read_here
     with source_tree(checkpoint.shards.files) as tree:
-        for key, of_key in candidates.items():
-            if known is not None and known[of_key].any(axis=1).all():
-                digests[of_key] = known[of_key]
-                alike |= {key} if _all_equal(known[of_key]) else set()
-            elif len(distinct(one_file[of_key])) == 1 or not places.nbytes[of_key[0]]:
-                alike.add(key)
-            elif _samples_agree(places, of_key, tree):
-                unsure[key] = of_key
+        unsure = _samples_agree(places, unsure, reads, tree, hosts)
         wanted = np.concatenate([np.zeros(0, np.int64), *unsure.values()])
+        mine = wanted[reads[places.file[wanted]]]
         with (
-            progress(int(places.nbytes[wanted].sum()), "compare") as show,
+            progress(int(places.nbytes[mine].sum()), "compare") as show,
             Threads(threads) as pool,
             telling(show) as advance,
         ):
-            digests[wanted] = digest_distinct(places, wanted, one_file, tree, pool, advance)[wanted]
+            found = digest_distinct(places, mine, one_file, tree, pool, advance)
+    digests[wanted] = hosts.union(found[wanted], "other tensors")
     alike |= {key for key, of_key in unsure.items() if _all_equal(digests[of_key])}
     _refuse_sharded(checkpoint, new, alike)
     is_worth = sum(int(places.nbytes[candidates[key][0]]) for key in alike) >= LEAST_SHARED_NBYTES
@@ -124,20 +138,42 @@ def _form(tensor: TensorAt) -> tuple[str, tuple[int, ...]]:
     return tensor.entry.dtype, tensor.entry.shape
 
 
-def _samples_agree(places: Places, of_key: Int, tree: Tree) -> bool:
-    """Whether the first, the middle and the last block are the same on all ranks."""
+def _samples_agree(
+    places: Places, keys: Mapping[str, Int], reads: NDArray[np.bool_], tree: Tree, hosts: Hosts
+) -> dict[str, Int]:
+    """The keys of which the first, the middle and the last block are the same on all ranks.
+
+    Args:
+        keys: to the places of each.
+        reads: (F,) the files that this host reads.
+    """
+    samples = [_samples(places, of_key, reads, tree) for of_key in keys.values()]
+    merged = hosts.union(np.concatenate([np.zeros((0, DIGEST_NBYTES), np.uint8), *samples]), "samples")
+    ends = np.cumsum([len(of_key) for of_key in keys.values()])
+    agree = (_all_equal(part[part.any(axis=1)]) for part in np.split(merged, ends))
+    return {key: of_key for (key, of_key), same in zip(keys.items(), agree, strict=False) if same}
+
+
+def _samples(places: Places, of_key: Int, reads: NDArray[np.bool_], tree: Tree) -> Digests:
+    """(R, 16) digests of three blocks of each place, up to the first that differs; else zero."""
+    import xxhash
+
     nbytes = int(places.nbytes[of_key[0]])
     size = min(SAMPLE_NBYTES, nbytes)
-    samples = set()
-    for file, offset in zip(places.file[of_key].tolist(), places.offset[of_key].tolist(), strict=True):
-        blocks = [bytearray(size) for _ in range(3)]
-        for begin, block in zip((0, (nbytes - size) // 2, nbytes - size), blocks, strict=True):
-            tree.read(file, memoryview(block), offset + begin)
-        samples.add(bytes(b"".join(blocks)))
-        if len(samples) > 1:
-            return False
-    return True
+    found = np.zeros((len(of_key), DIGEST_NBYTES), np.uint8)
+    digests = set()
+    for rank in np.flatnonzero(reads[places.file[of_key]]).tolist():
+        file, offset = int(places.file[of_key[rank]]), int(places.offset[of_key[rank]])
+        blocks = bytearray(3 * size)
+        for number, begin in enumerate((0, (nbytes - size) // 2, nbytes - size)):
+            tree.read(file, memoryview(blocks)[number * size : (number + 1) * size], offset + begin)
+        digest = xxhash.xxh3_128_digest(blocks)
+        found[rank] = np.frombuffer(digest, np.uint8)
+        digests.add(digest)
+        if len(digests) > 1:
+            break
+    return found
 
 
 def _all_equal(digests: Digests) -> bool:
-    return bool((digests == digests[0]).all())
+    return bool((digests == digests[:1]).all())

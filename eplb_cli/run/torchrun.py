@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eplb_cli import files
+from eplb_cli.checkpoint.staged import staging_of
 from eplb_cli.run.leash import tie
 
 _ENDS = "ends.json"
@@ -38,7 +39,7 @@ def main() -> int:
     The rendezvous is through a file, so that nothing listens beyond loopback.
     """
     job = Path(sys.argv[-1])
-    work = tie(job, generations=1) / job.parent.name
+    work = tie(job, generations=1) / job.parent.relative_to(staging_of(job))
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eplb_cli import files
+from eplb_cli.checkpoint.staged import staging_of
 from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange.wire import Schedule
+from eplb_cli.hosts.addresses import read_endpoint
+from eplb_cli.hosts.tcp_board import tcp_store
 from eplb_cli.output.journal import LAUNCHER, Journal, Known, WrittenLog, journals, read_written
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.progress import Count
@@ -43,20 +46,26 @@ if TYPE_CHECKING:
 
 
 POLL_S = 0.05
+JOIN_S = 600.0
+"""How long a worker may look for the store that the command has found before."""
+
 _LIFE = timedelta(days=1)
 """No collective waits on storage for its life: the launcher judges progress, not the group."""
 
 
-def work(held: Path, path: Path, worker: int) -> int:
+def work(held: Path, path: Path, number: int) -> int:
     """Do a worker's share of a job; the outcome is in a file, and the exit code says whether all is well.
 
     Args:
         held: the staging directory, as `leash.tie` gives it: nothing in it is reached by another path.
         path: the job's file, by its name.
+        number: of the worker, among those of this host.
     """
-    job = replace(read_job(held / path.parent.name / path.name), staging=str(held))
+    staging = staging_of(path)
+    job = replace(read_job(held / path.relative_to(staging)), staging=str(held))
+    worker = job.first_worker + number
     try:
-        files.write_file(job.work / f"pid-{worker}", str(os.getpid()).encode(), durable=False)
+        files.write_file(job.desk / f"pid-{worker}", str(os.getpid()).encode(), durable=False)
         outcome = _outcome_of(worker, run(job, worker))
     except EplbError as error:
         outcome = _failed(worker, error)
@@ -64,7 +73,7 @@ def work(held: Path, path: Path, worker: int) -> int:
         outcome = _failed(worker, files.output_error(error, error.filename or job.work))
     except BaseException as error:  # noqa: BLE001 - whatever it is, the launcher has to hear of it
         outcome = _unexpected(worker, error)
-    _by_name(outcome, held, path.parents[1]).write(job.work)
+    _by_name(outcome, held, staging).write(job.desk)
     # The group may be broken; interpreter teardown would wait for it, or abort in its threads.
     sys.stdout.flush()
     os._exit(0 if outcome.error is None else 1)
@@ -91,12 +100,14 @@ def run(job: Job, worker: int) -> TransferResult:
     from eplb_cli.exchange.transport import DeviceLink, HostLink
 
     torch.set_num_threads(1)
-    device = _device(job, int(os.environ["LOCAL_RANK"]))
-    num_workers = job.transfer.num_workers
-    progress = progress_counters(job.progress)[worker]
+    device = _device(job, worker - job.first_worker)
+    num_workers = job.hosting.num_workers
+    progress = progress_counters(job.progress)[worker - job.first_worker]
     files.count_calls(memoryview(progress)[2:ASKED])
     progress[1] = JOINING
-    store = dist.FileStore(str(job.work / "store"), num_workers)  # type: ignore[attr-defined]
+    logs: list[WrittenLog] = []
+    threading.Thread(target=_end_when_asked, args=(progress, logs), daemon=True).start()
+    store = _store(job)
     dist.init_process_group(job.backend, store=store, rank=worker, world_size=num_workers, timeout=_LIFE)
     group = dist.distributed_c10d._get_default_group()  # noqa: SLF001 - `group.WORLD` may be None to mypy
     progress[1] = PLANNING
@@ -112,14 +123,14 @@ def run(job: Job, worker: int) -> TransferResult:
     journal = Journal(job.work, str(worker), job.digest) if job.transfer.digests else None
     log = WrittenLog(prepared.new_places.nbytes, journal)
     progress[KEEPS] = 1
-    threading.Thread(target=_end_when_asked, args=(progress, log), daemon=True).start()
+    logs.append(log)
     staging, meter, done = Path(job.staging), Meter(), Count()
     with _published(progress, meter, done):
         result = transfer(prepared, staging, job.transfer, worker, connect, done.add, known, log, meter)
     progress[KEEPS] = 0
     progress[1] = ENDING
-    leave_digests(job.work, "old", worker, result.old_digests)
-    leave_digests(job.work, "new", worker, result.new_digests)
+    leave_digests(job.desk, "old", worker, result.old_digests)
+    leave_digests(job.desk, "new", worker, result.new_digests)
     dist.barrier(group=group)
     dist.destroy_process_group()
     return result
@@ -145,15 +156,16 @@ def _published(progress: NDArray[np.int64], meter: Meter, done: Count) -> Iterat
         progress[0] = done.total
 
 
-def _end_when_asked(progress: NDArray[np.int64], log: WrittenLog) -> None:
+def _end_when_asked(progress: NDArray[np.int64], logs: list[WrittenLog]) -> None:
     """End this process when the launcher asks for it, whatever its other threads wait for.
 
-    All that is written by then is in the journal.
+    All that is written by then is in the journal, once there is one.
     """
     while not progress[ASKED]:
         time.sleep(POLL_S)
-    with contextlib.suppress(EplbError):
-        log.tell()
+    for log in logs:
+        with contextlib.suppress(EplbError):
+            log.tell()
     progress[KEEPS] = 0
     os._exit(1)
 
@@ -164,7 +176,17 @@ def known_of(prepared: Prepared, job: Job) -> Known:
         return Known.nothing(len(prepared.old_places.rank), len(prepared.new_places.rank))
     paths = [path for path in journals(job.work) if path.name.endswith(LAUNCHER)]
     written = read_written(paths, job.digest, len(prepared.new_places.rank))
-    return Known(take_digests(job.work, "old", LAUNCHER), written)
+    return Known(take_digests(job.desk, "old", LAUNCHER), written)
+
+
+def _store(job: Job) -> Any:  # noqa: ANN401 - torch has no types for them
+    """Where the workers find each other: a file for those of one host, else the store of the hosts."""
+    import torch.distributed as dist
+
+    if job.endpoint is None:
+        return dist.FileStore(str(job.work / "store"), job.hosting.num_workers)  # type: ignore[attr-defined]
+    store = tcp_store(read_endpoint(job.endpoint), JOIN_S)
+    return dist.PrefixStore(f"eplb/workers/{job.run}/", store)  # type: ignore[attr-defined]
 
 
 def _prepare(job: Job, device: torch.device) -> tuple[Prepared | None, EplbError | None]:
@@ -190,6 +212,7 @@ def _device(job: Job, local_rank: int) -> torch.device:
 
     if job.backend != "nccl":
         return torch.device("cpu")
+    local_rank %= torch.cuda.device_count()  # a launcher may show each process its own device alone
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 

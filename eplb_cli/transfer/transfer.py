@@ -26,7 +26,7 @@ from eplb_cli.transfer.meter import Activity, Meter
 from eplb_cli.transfer.reading import digest_places
 from eplb_cli.transfer.staying import StayingRows
 from eplb_cli.transfer.threads import Threads
-from eplb_cli.transfer.traffic import TransferOptions, plan_traffic, worker_of
+from eplb_cli.transfer.traffic import TransferOptions, plan_traffic
 from eplb_cli.transfer.trees import Tree, source_tree
 from eplb_cli.values import dataclass
 
@@ -110,13 +110,17 @@ def transfer_here(
     options: TransferOptions,
     advance: Callable[[int], None],
     known: Known,
+    worker: int = 0,
 ) -> TransferResult:
-    """Move everything in this process; without digests nobody could trust a journal, and there is none."""
+    """Move everything that `worker` has to do with, in this process, as one for which nothing travels.
+
+    Without digests nobody could trust a journal, and there is none.
+    """
     if not options.digests:
-        return transfer(prepared, stage.path, options, 0, None, advance, known)
-    with closing(Journal(stage.work, "0", prepared.digest)) as journal:
+        return transfer(prepared, stage.path, options, worker, None, advance, known)
+    with closing(Journal(stage.work, str(worker), prepared.digest)) as journal:
         log = WrittenLog(prepared.new_places.nbytes, journal)
-        return transfer(prepared, stage.path, options, 0, None, advance, known, log)
+        return transfer(prepared, stage.path, options, worker, None, advance, known, log)
 
 
 class _Share:
@@ -133,6 +137,7 @@ class _Share:
         meter: Meter,
     ) -> None:
         self._prepared, self._options, self._worker, self._advance = prepared, options, worker, advance
+        self._hosting = prepared.hosting
         pieces, old, new = prepared.pieces, prepared.old_places, prepared.new_places
         known = known or Known.nothing(len(old.rank), len(new.rank))
         self._meter = meter
@@ -141,7 +146,7 @@ class _Share:
         names = [staging / file.name for file in outputs]
         self.destination = Tree(names, meter=self._meter, keep=keep)
         self._done = known.written[pieces.destination]
-        self._wire = plan_traffic(pieces, options, self._done)
+        self._wire = plan_traffic(pieces, self._hosting, options.buffer_nbytes, self._done)
         self._shared = np.zeros(0, np.int64)
         self._spans: list[Span] = []
         self.old_digests = DigestTable(known.digests.copy(), self._meter)
@@ -203,18 +208,20 @@ class _Share:
 
         That is rows, and other tensors that new ranks do not have from their old rank.
         """
-        pieces, old, wire = self._prepared.pieces, self._prepared.old_places, self._wire
-        staying = self._is_mine(pieces.src_rank) & self._is_mine(pieces.dst_rank) & ~self._done
+        pieces, old = self._prepared.pieces, self._prepared.old_places
+        sender, receiver = self._hosting.ends(pieces.src_rank, pieces.dst_rank)
+        staying = (sender == self._worker) & (receiver == self._worker) & ~self._done
         read = np.asarray(self.old_digests.values.any(axis=1))
-        read[pieces.source[staying]] = True
-        read[pieces.source[wire.piece[wire.sender == self._worker]]] = True
+        read[pieces.source[~self._done]] = True  # by their senders
         checkpoint = self._prepared.checkpoint
         wanted = np.arange(len(old.rank)) < checkpoint.extents.file.size
         wanted[checkpoint.settled_places] = True
-        return staying, np.flatnonzero(self._is_mine(old.rank) & (old.nbytes > 0) & wanted & ~read)
+        mine = self._hosting.of_old[old.rank] == self._worker
+        return staying, np.flatnonzero(mine & (old.nbytes > 0) & wanted & ~read)
 
-    def _is_mine(self, rank: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return np.asarray(worker_of(rank, self._options.num_workers) == self._worker, np.bool_)
+    def _writes(self, rank: NDArray[np.int64] | int) -> NDArray[np.bool_]:
+        """Whether new ranks are written by this worker."""
+        return np.asarray(self._hosting.of_new[rank] == self._worker, np.bool_)
 
     def settle(self) -> None:
         """Read everything back, unless it shares its blocks with SRC, while the disk takes it in."""
@@ -223,12 +230,12 @@ class _Share:
             synced = syncer.submit(self._sync)
             if options.digests and options.verify:
                 pieces = self._prepared.pieces
-                wanted = self._is_mine(new.rank) & (new.nbytes > 0)
+                wanted = self._writes(new.rank) & (new.nbytes > 0)
                 proved = np.r_[self._shared, pieces.destination[self._done]]
                 wanted[proved] = False
                 places = np.flatnonzero(wanted)
                 self.new_digests = digest_places(new, places, self.destination, pool, self._advance)
-                self._take_over(proved[self._is_mine(new.rank[proved])])
+                self._take_over(proved[self._writes(new.rank[proved])])
             self.ended["verify"] = time.perf_counter()
             synced.result()
         self.ended["sync"] = time.perf_counter()
@@ -245,7 +252,7 @@ class _Share:
     def _sync(self) -> None:
         """Wait until the disk has the worker's files, if that is wanted."""
         for number, file in enumerate(self._prepared.output.files if self._options.durable else ()):
-            if file.same_as is None and file.rank % self._options.num_workers == self._worker:
+            if file.same_as is None and self._writes(file.rank):
                 self.destination.sync(number)
 
     def _flush(self) -> None:

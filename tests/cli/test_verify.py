@@ -73,6 +73,7 @@ def test_json(eplb, tree, case):
         "bytes": sum(file.stat().st_size for file in tree.glob("*.safetensors")),
         "warnings": [],
         "compared": "plan",
+        "ranks": [0, 1],
     }
 
 

@@ -16,11 +16,14 @@ from eplb_cli.errors import PlacementError, PlanError
 from eplb_cli.placements.placement import Placement
 from eplb_cli.plan.check import verify_plan
 from eplb_cli.plan.choice import Senders
+from eplb_cli.plan.hosting import Hosting
 from eplb_cli.plan.moves import DUPLICATE, REMOTE, MoveTable, ReshardPlan
+from eplb_cli.plan.nodes import Nodes
 from eplb_cli.plan.pieces import row_pieces
 from eplb_cli.plan.plan import plan_reshard
 from eplb_cli.report.tally import plan_report
-from eplb_cli.transfer.traffic import TransferOptions, plan_traffic
+from eplb_cli.transfer.traffic import plan_traffic
+from tests.support.hostings import nodes
 from tests.support.pairs import Pair, pairs
 from tests.support.plans import holders, is_valid, moves_of, rank_and_row, slots, wanted
 
@@ -38,7 +41,7 @@ def plans(draw: st.DrawFn) -> ReshardPlan:
         new,
         senders,
         expert_nbytes=None if sizes is None else np.array(sizes[: old.num_layers]),
-        ranks_per_node=draw(st.none() | st.integers(1, 4)),
+        nodes=draw(nodes(old.num_ranks, new.num_ranks)),
     )
 
 
@@ -89,17 +92,28 @@ def test_senders_change_nothing_but_who_sends(pair):
     assert told("vllm") == told("balanced")
 
 
-@given(pairs(), st.integers(1, 4))
-def test_nodes_are_crossed_only_where_no_sender_is_near(pair, ranks_per_node):
-    """With --ranks-per-node a receiver is served from its node wherever a rank of it has the expert."""
-    plan = plan_reshard(pair[0], pair[1], ranks_per_node=ranks_per_node)
+@given(plans().filter(lambda plan: plan.senders == "balanced" and plan.nodes is not None))
+def test_nodes_are_crossed_only_where_no_sender_is_near(plan):
+    """A receiver is served from its node wherever a rank that was there has the expert."""
     for move in moves_of(plan):
         if move.kind != REMOTE:
             continue
-        node = rank_and_row(plan.new, move.dst_slot)[0] // ranks_per_node
-        sender = rank_and_row(plan.old, move.src_slot)[0] // ranks_per_node
-        near = {rank // ranks_per_node for rank in holders(plan.old, move.layer, move.expert)}
+        node = plan.nodes.of_new[rank_and_row(plan.new, move.dst_slot)[0]]
+        sender = plan.nodes.of_old[rank_and_row(plan.old, move.src_slot)[0]]
+        near = {plan.nodes.of_old[rank] for rank in holders(plan.old, move.layer, move.expert)}
         assert sender == node or node not in near
+
+
+@given(pairs(), st.integers(1, 4))
+def test_blocks_of_ranks_are_nodes(pair, ranks_per_node):
+    """G says the same as the node of each rank, and follows from it."""
+    plan = plan_reshard(*pair, ranks_per_node=ranks_per_node)
+    ranks = range(pair[0].num_ranks), range(pair[1].num_ranks)
+    own = Nodes(*(np.array([rank // ranks_per_node for rank in side]) for side in ranks))
+    by_nodes = plan_reshard(*pair, nodes=own)
+    assert by_nodes.digest == plan.digest
+    assert by_nodes.ranks_per_node == min(ranks_per_node, plan.num_ranks)
+    assert plan.uneven_nodes is by_nodes.uneven_nodes is None
 
 
 @given(plans().filter(lambda plan: plan.senders == "vllm"))
@@ -117,7 +131,8 @@ def test_vllm_deals_the_receivers_of_an_expert_evenly(plan):
 def every_choice(plan: ReshardPlan) -> tuple[int, int]:
     """Bytes between nodes and of the busiest sender, in this order the least over all choices of senders."""
     sizes = [1] * plan.new.num_layers if plan.expert_nbytes is None else plan.expert_nbytes.tolist()
-    node = plan.ranks_per_node or plan.num_ranks
+    one_node = Nodes(np.zeros(plan.old.num_ranks, np.int64), np.zeros(plan.new.num_ranks, np.int64))
+    node = plan.nodes or one_node
     remote = [move for move in moves_of(plan) if move.kind == REMOTE]
     choices = [sorted(holders(plan.old, move.layer, move.expert)) for move in remote]
     costs = []
@@ -126,7 +141,7 @@ def every_choice(plan: ReshardPlan) -> tuple[int, int]:
         for move, sender in zip(remote, senders, strict=True):
             receiver = rank_and_row(plan.new, move.dst_slot)[0]
             load[sender] += sizes[move.layer]
-            crossed += sizes[move.layer] * (sender // node != receiver // node)
+            crossed += sizes[move.layer] * int(node.of_old[sender] != node.of_new[receiver])
         costs.append((crossed, max(load.values())))
     return min(costs)
 
@@ -157,23 +172,25 @@ def is_small(pair: Pair) -> bool:
 
 
 @settings(suppress_health_check=[HealthCheck.filter_too_much])
-@given(pairs(max_experts=4).filter(is_small), st.none() | st.integers(1, 3))
-def test_balanced_is_the_best_of_all_choices(pair, ranks_per_node):
+@given(pairs(max_experts=4).filter(is_small), st.data())
+def test_balanced_is_the_best_of_all_choices(pair, data):
     """Cross-node bytes first, then the busiest sender; and both bounds say so."""
-    plan = plan_reshard(*pair, expert_nbytes=np.full(pair[0].num_layers, 7), ranks_per_node=ranks_per_node)
+    own = data.draw(nodes(pair[0].num_ranks, pair[1].num_ranks))
+    plan = plan_reshard(*pair, expert_nbytes=np.full(pair[0].num_layers, 7), nodes=own)
     assert cost(plan) == bounds(plan) == every_choice(plan)
 
 
 @settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     pairs(max_experts=4).filter(is_small),
-    st.none() | st.integers(1, 3),
+    st.data(),
     st.lists(st.integers(1, 9), min_size=3, max_size=3),
 )
-def test_with_sizes_that_differ_the_bounds_are_true(pair, ranks_per_node, sizes):
+def test_with_sizes_that_differ_the_bounds_are_true(pair, data, sizes):
     """Still as few bytes between nodes as possible; the busiest is between the best of all and its bound."""
     nbytes = np.array(sizes[: pair[0].num_layers])
-    plan = plan_reshard(*pair, expert_nbytes=nbytes, ranks_per_node=ranks_per_node)
+    own = data.draw(nodes(pair[0].num_ranks, pair[1].num_ranks))
+    plan = plan_reshard(*pair, expert_nbytes=nbytes, nodes=own)
     (crossed, busiest), (crossed_bound, busiest_bound) = cost(plan), bounds(plan)
     assert crossed == crossed_bound == every_choice(plan)[0]
     assert busiest_bound <= every_choice(plan)[1] <= busiest
@@ -237,7 +254,7 @@ def _random_layer(generator: np.random.Generator, num_experts: int, num_slots: i
 def test_workers_decide_only_what_travels(plan, num_workers):
     """Of W workers, the REMOTE rows between two of them travel, in the order of the table; no others."""
     pieces = row_pieces(plan, np.full((plan.new.num_layers, 2), 3))
-    wire = plan_traffic(pieces, TransferOptions(num_workers, 100, 2, 2))
+    wire = plan_traffic(pieces, Hosting.one_host(plan.old.num_ranks, plan.new.num_ranks, num_workers), 100)
     kinds = {(move.layer, move.dst_slot): move.kind for move in moves_of(plan)}
     expected = [
         piece

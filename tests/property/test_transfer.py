@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -19,12 +20,14 @@ from eplb_cli.output.prepared import Prepared, prepare
 from eplb_cli.output.prove import prove, row_view
 from eplb_cli.output.shard_files import create_files
 from eplb_cli.plan.choice import Senders
-from eplb_cli.plan.moves import REMOTE
-from eplb_cli.transfer import file_ends, reading, staying, threads
+from eplb_cli.plan.hosting import Hosting
+from eplb_cli.plan.moves import DUPLICATE
+from eplb_cli.transfer import file_ends, reading, staying, threads, trees
 from eplb_cli.transfer.digest_table import DigestTable
-from eplb_cli.transfer.traffic import TransferOptions
+from eplb_cli.transfer.traffic import TransferOptions, cross_host_nbytes
 from eplb_cli.transfer.transfer import TransferResult, transfer
 from tests.support.checkpoints import Model, Style, assert_tree, write_tree
+from tests.support.hostings import hostings
 from tests.support.loopback import Loopback
 from tests.support.models import models
 from tests.support.pairs import Pair, pairs
@@ -36,13 +39,14 @@ class Way(NamedTuple):
     """One way to move the bytes; the result must not depend on it.
 
     Attributes:
+        hosting: who hosts which rank, over all hosts.
         buffer_nbytes: down to 1, where a row travels in as many chunks as it has bytes.
         lazy: messages travel only when somebody waits for them.
         backwards: a pool does what it is given last first.
         block_nbytes, task_nbytes: what a thread reads at once, and does as one task.
     """
 
-    num_workers: int
+    hosting: Hosting
     buffer_nbytes: int
     digests: bool
     verify: bool
@@ -61,6 +65,7 @@ class Case(NamedTuple):
     senders: Senders
     ranks_per_node: int | None
     part_nbytes: int
+    shares: bool
     ways: list[Way]
 
 
@@ -81,7 +86,9 @@ def cases(draw: st.DrawFn, style: Style) -> Case:
     model = draw(models(pair, style))
     tiny = st.sampled_from((5, 17, 64, 1 << 20))
     sizes = st.sampled_from(buffers(model))
-    way = st.builds(Way, st.integers(1, 6), sizes, *[st.booleans()] * 4, tiny, tiny)
+    way = st.builds(
+        Way, hostings(pair[0].num_ranks, pair[1].num_ranks), sizes, *[st.booleans()] * 4, tiny, tiny
+    )
     return Case(
         pair,
         model,
@@ -89,36 +96,44 @@ def cases(draw: st.DrawFn, style: Style) -> Case:
         draw(SENDERS),
         draw(st.none() | st.integers(1, 3)),
         draw(st.sampled_from([1, 200, 5 << 30])),
+        draw(st.booleans()),
         draw(st.lists(way, min_size=2, max_size=6)),
     )
 
 
-def prepared_in(path: Path, case: Case) -> Prepared:
-    """SRC, written and planned for."""
-    path.mkdir()
-    write_tree(path, case.model, case.pair[0], case.num_parts)
-    return prepare(open_shards(path), *case.pair, case.senders, case.ranks_per_node)
+def prepared_for(path: Path, case: Case, way: Way) -> Prepared:
+    """A plan for SRC, for the hosts of a way; other tensors that are alike are written once a store."""
+    hosts, ranks_per_node = way.hosting, case.ranks_per_node
+    nodes = hosts.nodes if ranks_per_node is None else None
+    alike = {other.key for other in case.model.others if not (other.own or other.rows)}
+    shared = frozenset(alike if case.shares else ())
+    shards = open_shards(path)
+    return prepare(shards, *case.pair, case.senders, ranks_per_node, shared, nodes=nodes, hosts=hosts)
 
 
 def moved(prepared: Prepared, staging: Path, way: Way) -> list[TransferResult]:
     """Carry a plan out in one of the ways, and check what the workers say they did."""
     staging.mkdir()
     create_files(staging, prepared.output)
-    options = TransferOptions(
-        way.num_workers, way.buffer_nbytes, 2, 3, way.digests, way.verify, durable=False
-    )
-    loopback = Loopback(way.num_workers, lazy=way.lazy)
+    options = TransferOptions(way.buffer_nbytes, 2, 3, way.digests, way.verify, durable=False)
+    loopback = Loopback(way.hosting.num_workers, lazy=way.lazy)
     advances: list[int] = []
-    with adversary(way) as fed:
-        results = loopback.run(
-            lambda worker: transfer(prepared, staging, options, worker, loopback.link, advances.append)
-        )
+    with adversary(way) as fed, openings() as opened:
+
+        def work(worker: int) -> TransferResult:
+            opened.here.worker = worker
+            return transfer(prepared, staging, options, worker, loopback.link, advances.append)
+
+        results = loopback.run(work)
     assert set(fed.values()) <= {1}
+    require_own_files(prepared, opened)
     passes = way.digests and way.verify
     read_back = int(prepared.new_places.nbytes.sum()) if passes else 0
     assert sum(advances) == int(prepared.pieces.nbytes.sum()) + read_back
     wire_nbytes = sum(result.wire_nbytes for result in results)
-    assert wire_nbytes == expected_wire_nbytes(prepared, way.num_workers) <= loopback.num_bytes
+    assert wire_nbytes == expected_wire_nbytes(prepared) <= loopback.num_bytes
+    nodes = way.hosting.node.tolist()
+    assert cross_host_nbytes(prepared.pieces, way.hosting) == expected_wire_nbytes(prepared, nodes)
     return results
 
 
@@ -153,20 +168,64 @@ def adversary(way: Way) -> Iterator[Counter[tuple[int, int]]]:
         yield begun
 
 
-def expected_wire_nbytes(prepared: Prepared, num_workers: int) -> int:
-    """REMOTE rows and other tensors whose two ranks are on different workers."""
-    plan, sizes = prepared.plan, prepared.checkpoint.expert_nbytes
+class Openings:
+    """Which files workers open: (worker, whether it is of SRC, number)."""
+
+    def __init__(self) -> None:
+        self.here = threading.local()
+        self.found: set[tuple[int, bool, int]] = set()
+
+
+@contextlib.contextmanager
+def openings() -> Iterator[Openings]:
+    """Watch which files are opened, by the trees that each worker makes in its own thread."""
+    opened, init, opening = Openings(), trees.Tree.__init__, trees.Tree._opening
+    owners: dict[int, int] = {}
+
+    def made(tree: trees.Tree, *args: Any, **options: Any) -> None:
+        owners[id(tree)] = opened.here.worker
+        init(tree, *args, **options)
+
+    def opens(tree: trees.Tree, number: int) -> contextlib.AbstractContextManager[int]:
+        opened.found.add((owners[id(tree)], tree._stamps is not None, number))
+        return opening(tree, number)
+
+    with mock.patch.object(trees.Tree, "__init__", made), mock.patch.object(trees.Tree, "_opening", opens):
+        yield opened
+
+
+def require_own_files(prepared: Prepared, opened: Openings) -> None:
+    """A worker opens files of ranks that it hosts, and no others: its host may not have them."""
+    hosting = prepared.hosting
+    for worker, is_source, number in opened.found:
+        if not is_source:
+            assert hosting.of_new[prepared.output.files[number].rank] == worker
+        elif not hosting.reads_all:
+            assert hosting.of_old[prepared.checkpoint.shards.files[number].name.rank] == worker
+
+
+def expected_wire_nbytes(prepared: Prepared, place: Sequence[int] | None = None) -> int:
+    """Rows but DUPLICATEs, and other tensors, whose two ranks are on different workers.
+
+    Args:
+        place: of each worker; only what goes from one to another is counted then.
+    """
+    plan, sizes, hosting = prepared.plan, prepared.checkpoint.expert_nbytes, prepared.hosting
+    place = range(hosting.num_workers) if place is None else place
+
+    def travels(src_rank: int, dst_rank: int) -> bool:
+        ends = hosting.of_old[src_rank], hosting.of_new[dst_rank]
+        return not hosting.reads_all and place[ends[0]] != place[ends[1]]
+
     rows_nbytes = sum(
         int(sizes[layer])
         for layer, src, dst, kind in zip(
             plan.moves.layer, plan.src_rank, plan.dst_rank, plan.moves.kind, strict=True
         )
-        if kind == REMOTE and src % num_workers != dst % num_workers
+        if kind != DUPLICATE and travels(src, dst)
     )
     return rows_nbytes + sum(
-        copy.source.entry.nbytes
-        for copy in prepared.output.others
-        if copy.src_rank % num_workers != copy.dst_rank % num_workers
+        copy.source.entry.nbytes for copy in prepared.output.others if travels(copy.src_rank, copy.dst_rank)
     )
 
 
@@ -193,17 +252,38 @@ def require_digests(prepared: Prepared, model: Model, results: list[TransferResu
 def require_transfers(case: Case) -> None:
     """Every byte of every file is the same whatever the way, and right; SRC is as it was."""
     with scratch() as path, mock.patch("eplb_cli.output.tree.MAX_PART_NBYTES", case.part_nbytes):
-        prepared = prepared_in(path / "src", case)
-        before = contents(path / "src")
-        trees = []
+        src = path / "src"
+        src.mkdir()
+        write_tree(src, case.model, case.pair[0], case.num_parts)
+        before = contents(src)
+        written = []
         for number, way in enumerate(case.ways):
             staging = path / f"dst-{number}"
+            prepared = prepared_for(src, case, way)
             results = moved(prepared, staging, way)
             require_digests(prepared, case.model, results, way)
-            trees.append(contents(staging))
+            require_links_in_one_store(prepared)
+            written.append(contents(staging))
         assert_tree(path / "dst-0", case.model, case.pair[1])
-        assert all(tree == trees[0] for tree in trees)
-        assert contents(path / "src") == before
+        assert all(tree == written[0] for tree in written)
+        assert contents(src) == before
+
+
+def require_links_in_one_store(prepared: Prepared) -> None:
+    """A file is linked to the first of its directory: what is shared is written once in each."""
+    output, store = prepared.output.files, prepared.hosting.store
+    for file in output:
+        if file.same_as is not None:
+            first = output[file.same_as]
+            assert first.same_as is None
+            assert store[first.rank] == store[file.rank]
+    shared = [(store[file.rank], file.header) for file in output if b'"eplb.rank":"all"' in file.header]
+    own = [
+        (store[file.rank], file.header)
+        for file in output
+        if b'"eplb.rank":"all"' in file.header and file.same_as is None
+    ]
+    assert len(own) == len(set(own)) == len(set(shared))
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ DIVISIONS = {
     "machine.py: available_memory_nbytes() // (8 * num_workers)",
     "live/plan.py: buffer_nbytes // CHUNKS_PER_BUFFER",
     "live/room.py: buffer_nbytes // CHUNKS_PER_BUFFER",
-    "transfer/traffic.py: options.buffer_nbytes // CHUNKS_PER_BUFFER",
+    "transfer/traffic.py: buffer_nbytes // CHUNKS_PER_BUFFER",
     "transfer/reading.py: (end - nbytes) // most",
     "transfer/threads.py: (np.cumsum(nbytes) - 1) // TASK_NBYTES",
     "run/shared_others.py: (nbytes - size) // 2",  # about the middle
@@ -45,8 +45,12 @@ OPENINGS = {
     "output/lock.py: os.open",  # the staging directory
     "output/lock.py: files.open_output",  # who holds it
     "run/job.py: os.open",  # memory that the processes of a run share
-    "run/launch.py: (job.work / 'torchrun.log').open",
-    "run/launch.py: (job.work / 'torchrun.log').read_text",
+    "run/launch.py: (job.desk / 'torchrun.log').open",
+    "run/launch.py: (job.desk / 'torchrun.log').read_text",
+    "hosts/file_board.py: os.open",  # the board, which hosts share
+    "hosts/addresses.py: _IPV6.read_text",  # of /proc
+    "run/leash.py: files.open_output",  # the file of the owner, to hold it
+    "run/launched.py: os.fdopen",  # a pipe
     "placements/read.py: read_bytes",  # files that a user names
     "models/load.py: read_bytes",
     "models/model.py: read_bytes",  # presets

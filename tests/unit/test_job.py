@@ -6,13 +6,14 @@ import pytest
 
 from eplb_cli import __version__
 from eplb_cli.errors import WorkerError
+from eplb_cli.plan.hosting import Hosting
 from eplb_cli.run.job import Job
 from eplb_cli.transfer.traffic import TransferOptions
 
 
 def test_another_version_of_the_launcher_is_refused():
     """EP404 with both versions, before SRC is opened."""
-    options = TransferOptions(1, 64, 1, 1)
+    options = TransferOptions(64, 1, 1)
     job = Job(
         source="/nowhere",
         staging="/nowhere",
@@ -21,6 +22,8 @@ def test_another_version_of_the_launcher_is_refused():
         layout={},
         senders="balanced",
         ranks_per_node=None,
+        nodes=None,
+        hosting=Hosting.one_host(1, 1),
         rank_scalars=None,
         shared=[],
         backend="gloo",

@@ -18,9 +18,10 @@ from eplb_cli.machine import (
     writing_threads,
 )
 from eplb_cli.placements.placement import Placement
+from eplb_cli.plan.hosting import Hosting
 from eplb_cli.plan.pieces import row_pieces
 from eplb_cli.plan.plan import plan_reshard
-from eplb_cli.transfer.traffic import LEAST_STRIPE_NBYTES, TransferOptions, largest_chunk_nbytes, plan_traffic
+from eplb_cli.transfer.traffic import LEAST_STRIPE_NBYTES, largest_chunk_nbytes, plan_traffic
 from tests.support.runs import wait_until
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -142,10 +143,11 @@ def test_chunks_of_the_default_size_hold_whole_stripes():
     plan = plan_reshard(sides[0], sides[1])
     for row_nbytes in (1000, 3 * MIB):
         pieces = row_pieces(plan, np.full((1, 2), row_nbytes))
-        size = 4 * largest_chunk_nbytes(pieces, 2)
-        stripes = np.bincount(plan_traffic(pieces, TransferOptions(2, size, 1, 1)).units.cell)
+        hosting = Hosting.one_host(4, 4, 2)
+        size = 4 * largest_chunk_nbytes(pieces, hosting)
+        stripes = np.bincount(plan_traffic(pieces, hosting, size).units.cell)
         assert stripes.tolist() == [-(-row_nbytes // LEAST_STRIPE_NBYTES)] * 2
-        less = np.bincount(plan_traffic(pieces, TransferOptions(2, size * 9 // 10, 1, 1)).units.cell)
+        less = np.bincount(plan_traffic(pieces, hosting, size * 9 // 10).units.cell)
         assert (less > stripes).all()
 
 

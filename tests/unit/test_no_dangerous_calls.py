@@ -118,6 +118,8 @@ OUR_OWN_FILES = {
     "run/torchrun.py": "how each worker ended, which torchrun's own process of the same run wrote",
     "cli/entry.py": "/dev/null, in place of a closed stream",
     "machine.py": "/proc, and the control group",
+    "hosts/words.py": "what another host said, of a limited size and checked",
+    "hosts/addresses.py": "/proc",
     "live/board.py": "shared memory of the ranks of a group on one host",
 }
 """Modules that read by themselves, and what."""

@@ -14,6 +14,7 @@ from eplb_cli.formats.safetensors_header import DATA_ALIGNMENT, parse_header
 from eplb_cli.output.prepared import bind_and_plan
 from eplb_cli.output.tree import plan_output, source_rank
 from eplb_cli.placements.own_format import placement_from_json
+from eplb_cli.plan.hosting import Hosting
 from tests.cli.tree import NEW, OLD, others, placement, singles, stacked, write_shard, write_tree
 
 LARGE = {"w13_weight": ("BF16", (2, 2048)), "w2_weight": ("U8", (4096,)), "w2_weight_scale": ("F32", (3,))}
@@ -95,6 +96,45 @@ def test_new_ranks_have_the_other_tensors_of_old_ones(tmp_path):
     assert [source_rank(rank, 2) for rank in range(5)] == [0, 1, 0, 1, 0]
     tree, _ = planned(tmp_path, {**NEW, "num_ranks": 3})
     assert {(copy.src_rank, copy.dst_rank) for copy in tree.others} == {(0, 0), (1, 1), (0, 2)}
+
+
+TWO_HOSTS = Hosting(np.array([1, 0]), np.array([0, 0, 1, 1]), np.array([0, 1]), np.array([0, 0, 1, 1]))
+"""Old rank 0 is on host 1, and old rank 1 on host 0."""
+
+
+def test_other_tensors_come_from_the_host_they_go_to(tmp_path):
+    """Where R changes ranks have them alike; files are those of one host, whoever is near."""
+    new = placement_from_json({**NEW, "num_ranks": 4, "slots_per_rank": [2, 2, 1, 1]}, "new")
+    alone, checkpoint = planned(tmp_path, {**NEW, "num_ranks": 4, "slots_per_rank": [2, 2, 1, 1]})
+    tree = plan_output(checkpoint, new, hosts=TWO_HOSTS)
+    assert {(copy.src_rank, copy.dst_rank) for copy in tree.others} == {(1, 0), (1, 1), (0, 2), (0, 3)}
+    assert all(copy.source is checkpoint.others[copy.src_rank][copy.key] for copy in tree.others)
+    assert tree.files == alone.files
+
+
+def test_other_tensors_of_a_rank_stay_its_own(tmp_path):
+    """With the same R only what is known to be alike may come from a rank that is nearer."""
+    _, checkpoint = planned(tmp_path, NEW)
+    hosts = Hosting(np.array([1, 0]), np.array([0, 1]), np.array([0, 1]), np.array([0, 1]))
+    new, key = placement_from_json(NEW, "new"), min(others())
+    tree = plan_output(checkpoint, new, frozenset([key]), hosts)
+    assert {(copy.src_rank, copy.dst_rank) for copy in tree.others if copy.key == key} == {(1, 0), (0, 1)}
+    assert {(copy.src_rank, copy.dst_rank) for copy in tree.others if copy.key != key} == {(0, 0), (1, 1)}
+
+
+def test_what_is_shared_is_written_once_a_directory(tmp_path):
+    """The first rank of each writes it, with the header that one directory would have."""
+    new = {**NEW, "num_ranks": 4, "slots_per_rank": [2, 2, 1, 1]}
+    alone, checkpoint = planned(tmp_path, new)
+    placed, shared = placement_from_json(new, "new"), frozenset(others())
+    alone = plan_output(checkpoint, placed, shared)
+    tree = plan_output(checkpoint, placed, shared, TWO_HOSTS)
+    assert [file.same_as for file in alone.files] == [None, None, None, 1, None, 1, None, 1]
+    assert [file.same_as for file in tree.files] == [None, None, None, 1, None, None, None, 5]
+    assert [(file.name, file.header) for file in tree.files] == [
+        (file.name, file.header) for file in alone.files
+    ]
+    assert {copy.dst_file for copy in tree.others} == {1, 5}
 
 
 def test_a_part_is_as_large_as_it_may_be(tmp_path, monkeypatch):

@@ -21,19 +21,21 @@ MAY_IMPORT = {
     "balance": {"models", "placements", "plan"},
     "checkpoint": {"formats", "models", "placements", "plan"},
     "exchange": set(),
+    "hosts": set(),
     "report": {"balance", "models", "placements", "plan"},
     "live": {"exchange", "models", "placements", "plan"},
-    "output": {"checkpoint", "formats", "models", "placements", "plan"},
-    "inputs": {"balance", "checkpoint", "formats", "models", "placements", "plan", "report"},
-    "transfer": {"checkpoint", "exchange", "formats", "output", "plan"},
-    "run": {
-        "balance", "checkpoint", "exchange", "inputs", "output", "placements", "plan", "report", "transfer",
-    },
+    "output": {"checkpoint", "formats", "hosts", "models", "placements", "plan"},
+    "inputs": {"balance", "checkpoint", "formats", "hosts", "models", "placements", "plan", "report"},
+    "transfer": {"checkpoint", "exchange", "formats", "hosts", "output", "plan"},
     "huggingface": {
         "checkpoint", "formats", "inputs", "models", "output", "placements", "plan", "report", "transfer",
     },
     "engines": {"checkpoint", "models", "output", "placements"},
     "audit": {"checkpoint", "formats", "huggingface", "output", "placements", "plan", "report", "transfer"},
+    "run": {
+        "audit", "balance", "checkpoint", "exchange", "formats", "hosts", "inputs", "output", "placements",
+        "plan", "report", "transfer",
+    },
     "render": {"balance", "models", "placements", "plan", "report"},
     "cli": {
         "audit", "checkpoint", "huggingface", "inputs", "models", "placements", "plan", "render", "report",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eplb_cli.plan.hosting import Hosting
 from eplb_cli.run.job import Outcome
 from eplb_cli.run.launch import _root_cause, _watch
 from eplb_cli.run.torchrun import leave_ends, read_ends
@@ -24,9 +25,7 @@ def cause(
         leave_ends(path, ends)
     job: Any = SimpleNamespace(
         work=path,
-        old={"num_ranks": 3},
-        new={"num_ranks": 5},
-        transfer=SimpleNamespace(num_workers=num_workers),
+        hosting=Hosting.one_host(3, 5, num_workers),
     )
     error = _root_cause(job, {outcome.worker: outcome for outcome in outcomes}, code)
     return error.code, error.message
