@@ -260,7 +260,8 @@ def report_json(report: Report) -> dict[str, Any]:
 
     A plan has "format", "totals", "ranks" and "traffic"; a run adds its own keys. "traffic_by" is there only
     where it is "node", "estimate" and "load" only where rates or a load are given, "nothing_to_do" only where
-    it is true, "relabelled" only where NEW was to be.
+    it is true, "relabelled" only where NEW was to be; "hosts", "host" and "cross_host_bytes" only of several
+    hosts, and "finished" only where these had only to rename.
     """
     result: dict[str, Any] = {
         "format": "eplb-report/1",
@@ -288,4 +289,9 @@ def report_json(report: Report) -> dict[str, Any]:
     if report.run:
         result |= {key: getattr(report.run, key) for key in _RUN_KEYS}
         result["warnings"] = report.warnings
+        if report.run.hosts:
+            result["host"], result["cross_host_bytes"] = report.run.host, report.run.cross_host_bytes
+            result["hosts"] = [asdict(host) for host in report.run.hosts]
+    if report.is_finished:
+        result["finished"] = True
     return result
