@@ -136,7 +136,7 @@ def unusable(host: str, reason: str) -> CheckpointError:
 
 
 def look(path: Path) -> Seen:
-    """What this host, one of several, sees of a checkpoint: nothing where there is none, or no shard of it.
+    """What this host, one of several, sees of a checkpoint: nothing where there is none, or no shard.
 
     Raises:
         CheckpointError: EP201, EP203, EP204 or EP220, what is there cannot be read; EP233, a run has not
@@ -151,8 +151,6 @@ def look(path: Path) -> Seen:
         raise UsageError(
             "EP001", f"{path} is of SGLang's presharded form, which several hosts do not read", hint
         )
-    if not any(name.endswith(SHARD_SUFFIX) for name in names):
-        return Seen(path)
     seen = see(path, names)
     return Seen(path, seen.shards, seen.headers, {name: entry_of(path / name) for name in seen.beside})
 

@@ -178,7 +178,7 @@ def prepare_given(  # noqa: PLR0913 - what few callers have comes last
         given.rank_scalars,
         None if hosting is None or says_nodes else hosting.nodes,
     )
-    require_replicas(checkpoint)
+    require_replicas(checkpoint, hosts.union)
     given.require_plan(plan)
     check_output(checkpoint, plan.new)
     num_files = len(given.shards.files)

@@ -80,12 +80,17 @@ def test_one_host_has_no_others(tmp_path):
 
 
 def test_what_is_nowhere_is_nothing(tmp_path):
-    """A host need not have SRC, or may have a directory without a shard."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty/config.json").write_text("{}")
-    for name in ("absent", "empty"):
-        seen = look(tmp_path / name)
-        assert (seen.shards, dict(seen.beside)) == ((), {})
+    """A host need not have SRC."""
+    seen = look(tmp_path / "absent")
+    assert (seen.shards, dict(seen.beside)) == ((), {})
+
+
+def test_a_host_may_have_no_shard(tmp_path):
+    """What lies in its SRC is of the checkpoint nevertheless: a config.json is as good there as elsewhere."""
+    src = tree_of(tmp_path / "src")
+    names = [["config.json", "tokenizer.model"], *by_rank(src, {0: [0, 1]}, 1)]
+    for found in pooled(split(src, tmp_path, names)):
+        assert facts(open_pool(found)) == facts(open_shards(src))
 
 
 def test_what_is_there_is_read(tmp_path):
