@@ -22,6 +22,7 @@ MAX_WRITERS = 16
 """Threads of all workers beyond which files are not written faster, however many they are."""
 WRITERS_A_FILE = 2
 """Threads for each file: the kernel lets one at a time write to it, while the other reads and hashes."""
+MAX_WORKERS_OF_A_HOST = 4
 MAX_READERS = 16
 """Threads of all workers beyond which files that are in memory are not read and hashed faster."""
 
@@ -134,6 +135,14 @@ def writing_threads(num_workers: int, num_files: int) -> int:
 def reading_threads(num_workers: int) -> int:
     """Threads of one worker that only read files and hash them: its share of as many as pay, two at least."""
     return _share_of(MAX_READERS, num_workers)
+
+
+def workers_of_a_host() -> int:
+    """Workers of one of several hosts that exchange by gloo: each sends through a connection of its own.
+
+    One fills 25 Gbit/s, and four 100; more of them only take memory.
+    """
+    return min(MAX_WORKERS_OF_A_HOST, max(count_cores() // 8, 1))
 
 
 def _share_of(most: int, num_workers: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from eplb_cli.hosts.board import BoardError
 
@@ -15,7 +16,7 @@ def to_words(said: Mapping[str, object]) -> bytes:
     return json.dumps(said).encode()
 
 
-def from_words(words: bytes) -> dict[str, object]:
+def from_words(words: bytes) -> dict[str, Any]:
     """The names and values again. Raises BoardError where it is no JSON object, or too large for ours."""
     try:
         said = json.loads(words) if len(words) <= MAX_WORDS_NBYTES else None

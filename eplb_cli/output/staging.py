@@ -175,6 +175,7 @@ def staging(
             come_of_it.set(_published(stage))
             hosts.gather(b"", "published")
         except BaseException as error:
+            hosts.fail(error)  # before its hint says what is here
             if stage.descriptor >= 0:
                 _end(stage, error, keep=keep)
             raise

@@ -50,7 +50,7 @@ class Started(Protocol):
         """Whether they may still do their work, but for those whose outcomes are there."""
 
     def end(self) -> int | None:
-        """End them; the exit code, negative for a signal, of what started them, where that ended by itself."""
+        """End them; the exit code of what started them, negative for a signal, if it ended by itself."""
 
 
 def launch(

@@ -183,7 +183,7 @@ def _fork(work: Callable[[], int]) -> int:
 
 
 def _keep_store(path: Path) -> int:
-    """Keep what the processes meet at, until it is killed, if this is the first of them and torchrun has none."""
+    """Keep what the processes meet at, until killed, if this is the first and torchrun does not."""
     arguments = read_arguments(path)
     if _place(os.environ).number == 0 and not _has_store(arguments, os.environ):
         from eplb_cli.hosts.tcp_board import serve_store

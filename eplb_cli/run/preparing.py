@@ -13,7 +13,14 @@ from eplb_cli.checkpoint.slices import require_replicas
 from eplb_cli.errors import CheckpointError, UsageError
 from eplb_cli.hosts.hosts import ALONE, Hosts
 from eplb_cli.inputs.given import Given
-from eplb_cli.machine import count_cores, count_devices, has_package, missing_package, reading_threads
+from eplb_cli.machine import (
+    count_cores,
+    count_devices,
+    has_package,
+    missing_package,
+    reading_threads,
+    workers_of_a_host,
+)
 from eplb_cli.output.destination import check_destination
 from eplb_cli.output.prepared import Prepared, bind_and_plan
 from eplb_cli.output.tree import check_output, plan_output
@@ -230,7 +237,7 @@ def choose_workers(request: AnyRequest, num_ranks: int, crew: Crew) -> tuple[str
     backend = request.backend
     if backend == "auto":
         backend = "nccl" if all(devices) else "gloo"
-    own = request.num_workers or (devices[hosts.node] if backend == "nccl" else 1)
+    own = request.num_workers or (devices[hosts.node] if backend == "nccl" else workers_of_a_host())
     if started is None:
         backend, own = choose_backend(replace(request, backend=backend, num_workers=own), num_ranks)
         return backend, [int(said) for said in hosts.gather(b"%d" % own, "workers of each host")]

@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import sys
 
-COMMANDS = ("start", "plan", "senders", "balance", "reshard", "cores", "direct", "exchange", "hosts", "faults")
+COMMANDS = (
+    *("start", "plan", "senders", "balance", "reshard", "cores", "direct", "exchange", "hosts", "faults"),
+)
 
 
 def main(arguments: list[str]) -> int:

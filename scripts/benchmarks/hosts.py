@@ -103,7 +103,7 @@ def _write(home: Path, ranks: int, hosts: int) -> None:
 
 
 def _write_shard(path: Path, experts: np.ndarray) -> None:
-    tensors = []
+    tensors: list[tuple[str, tuple[int, ...], int | None]] = []
     for layer in range(NUM_LAYERS):
         prefix = f"model.layers.{layer}"
         tensors += [
@@ -193,8 +193,10 @@ def _with_children(roots: list[int]) -> list[int]:
     return found
 
 
-_COLUMNS = ("ranks", "total", "plan", "create", "start", "move", "prove", "commit", "leader", "worker", "files",
-            "sockets", "between hosts", "loopback")  # fmt: skip
+_COLUMNS = (
+    *("ranks", "total", "plan", "create", "start", "move", "prove", "commit", "leader", "worker"),
+    *("files", "sockets", "between hosts", "loopback"),
+)
 _WIDTHS = (6, 8, 8, 8, 8, 8, 8, 8, 8, 8, 6, 8, 14, 12)
 
 
