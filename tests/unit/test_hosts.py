@@ -278,6 +278,7 @@ def test_a_pause_of_this_process_is_none_of_the_others():
     seen = watch.Watch.__new__(watch.Watch)
     seen._board, seen._lost_s = MemoryBoard(), 30.0
     seen._beats, seen._silent_s = {1: b"5"}, {1: 0.0}
+    seen._progress_of, seen.moved_at = {1: 0}, 0.0
     seen._board.set(watch.beat_of(1), b"5")
     assert seen._first_lost(29.0) is None
     assert seen._first_lost(2.0) == 1
