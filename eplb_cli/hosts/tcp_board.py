@@ -72,7 +72,13 @@ def serve_store(endpoint: Endpoint, timeout_s: float) -> TCPStore:
     with listen(endpoint) as listening:
         address, port = listening.getsockname()[:2]
         descriptor = listening.detach()  # it belongs to the store from here on
-    return made(address, port, None, True, wait, wait_for_workers=False, master_listen_fd=descriptor)  # noqa: FBT003
+    options = {"timeout": wait, "wait_for_workers": False, "master_listen_fd": descriptor}
+    try:
+        return made(address, port, None, True, **options)  # noqa: FBT003
+    except (
+        NotImplementedError
+    ):  # torch 2.6: only its other server takes a socket; what they speak is the same
+        return made(address, port, None, True, **options, use_libuv=False)  # noqa: FBT003
 
 
 def board_at(
