@@ -11,7 +11,7 @@ import pytest
 
 from eplb_cli import files
 from eplb_cli.errors import EplbError, UsageError, WorkerError
-from eplb_cli.hosts import tcp_board
+from eplb_cli.hosts import file_board, tcp_board
 from eplb_cli.hosts.addresses import Endpoint, interface_of, listen, local_address, read_endpoint
 from eplb_cli.hosts.board import BoardError, SupersededError
 from eplb_cli.hosts.bounded import Caller
@@ -82,6 +82,15 @@ def test_another_run_in_the_directory(tmp_path):
             call()
     second.close(all_left=True)
     assert not (tmp_path / "board").exists()
+
+
+def test_another_run_beside_what_is_left(tmp_path, monkeypatch):
+    """Where what the first has left cannot be removed, whoever waits there is told too."""
+    first = meet_in(tmp_path / "board", 0, 1.0, 5.0)
+    monkeypatch.setattr(file_board, "_remove_run", lambda path: None)
+    meet_in(tmp_path / "board", 0, 1.0, 5.0)
+    with pytest.raises(SupersededError):
+        first.get("go")
 
 
 def test_nobody_in_the_directory(tmp_path):
@@ -160,6 +169,15 @@ def test_where_host_0_cannot_listen(host, code, words):
     with pytest.raises(EplbError, match=words) as caught:
         listen(Endpoint(host, 29400))
     assert caught.value.code == code
+
+
+def test_a_name_that_only_this_host_knows_so(monkeypatch):
+    """EP407 at once: the others would look for host 0 elsewhere until the timeout."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 29400))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(WorkerError, match="which no other host reaches") as caught:
+        listen(Endpoint("node-a", 29400))
+    assert caught.value.code == "EP407"
 
 
 def test_a_port_that_is_taken():
