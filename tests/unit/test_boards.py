@@ -87,7 +87,7 @@ def test_another_run_in_the_directory(tmp_path):
 def test_another_run_beside_what_is_left(tmp_path, monkeypatch):
     """Where what the first has left cannot be removed, whoever waits there is told too."""
     first = meet_in(tmp_path / "board", 0, 1.0, 5.0)
-    monkeypatch.setattr(file_board, "_remove_run", lambda path: None)
+    monkeypatch.setattr(file_board, "_remove_run", lambda _: None)
     meet_in(tmp_path / "board", 0, 1.0, 5.0)
     with pytest.raises(SupersededError):
         first.get("go")
