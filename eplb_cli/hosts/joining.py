@@ -146,7 +146,7 @@ class _Joining:
         self.board.close()
 
     def leave(self, error: BaseException) -> None:
-        """End by an error. Whoever has joined tells it; host 0 waits for a moment, also for who comes late."""
+        """End by an error. Whoever has joined tells it; host 0 waits a moment, also for who comes late."""
         with contextlib.suppress(BoardError, EplbError):
             if self.is_in:
                 self.board.claim(FAILURE, failure_of(error, self.mine.who).to_words())
