@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from eplb_cli.errors import WorkerError
@@ -72,13 +73,22 @@ def serve_store(endpoint: Endpoint, timeout_s: float) -> TCPStore:
     with listen(endpoint) as listening:
         address, port = listening.getsockname()[:2]
         descriptor = listening.detach()  # it belongs to the store from here on
-    options = {"timeout": wait, "wait_for_workers": False, "master_listen_fd": descriptor}
+    serve = partial(
+        made,
+        address,
+        port,
+        None,
+        True,  # noqa: FBT003
+        wait,
+        wait_for_workers=False,
+        master_listen_fd=descriptor,
+    )
     try:
-        return made(address, port, None, True, **options)  # noqa: FBT003
+        return serve()
     except (
         NotImplementedError
     ):  # torch 2.6: only its other server takes a socket; what they speak is the same
-        return made(address, port, None, True, **options, use_libuv=False)  # noqa: FBT003
+        return serve(use_libuv=False)
 
 
 def board_at(

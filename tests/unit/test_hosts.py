@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import pytest
 
+from eplb_cli import __version__
 from eplb_cli.errors import EplbError, OutputError, WorkerError
-from eplb_cli.hosts import hello, watch
+from eplb_cli.hosts import watch
 from eplb_cli.hosts.hosts import ALONE
 from eplb_cli.hosts.sparse import or_into, pack
 from tests.support.leaders import MemoryBoard, in_directory, in_memory, over_tcp, run_hosts, wait_for
@@ -247,7 +248,7 @@ def test_another_version_of_eplb():
     (end,) = run_hosts(lambda _: board, wait_for, nodes=[1], counts=[2])
     assert end.code == "EP404"
     assert end.message.endswith("host 0 (node-a) has 9.9")
-    assert hello.__version__ in end.message
+    assert __version__ in end.message
 
 
 @pytest.mark.parametrize(
