@@ -85,9 +85,7 @@ def serve_store(endpoint: Endpoint, timeout_s: float) -> TCPStore:
     )
     try:
         return serve()
-    except (
-        NotImplementedError
-    ):  # torch 2.6: only its other server takes a socket; what they speak is the same
+    except NotImplementedError:  # torch 2.6: only its other server takes a socket
         return serve(use_libuv=False)
 
 
