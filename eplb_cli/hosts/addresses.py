@@ -68,10 +68,16 @@ def listen(endpoint: Endpoint) -> socket.socket:
 
     Raises:
         UsageError: EP001, that would be every address of this host.
-        WorkerError: EP407, the address is not one of this host, or the port is not free.
+        WorkerError: EP407, the address is not one of this host, or one that only this host has; the port is
+            not free.
     """
     family, address = addresses_of(endpoint)[0]
-    if ipaddress.ip_address(address.partition("%")[0]).is_unspecified:
+    known = ipaddress.ip_address(address.partition("%")[0])
+    if known.is_loopback and endpoint.host not in {address, "localhost"}:  # as Debian's /etc/hosts has it
+        problem = f"{endpoint.host} is {address} on host 0, which no other host reaches"
+        hint = "give all hosts an address of host 0, as in 10.0.0.1:29400"
+        raise WorkerError("EP407", f"--rdzv-endpoint {endpoint}: {problem}", hint)
+    if known.is_unspecified:
         problem = f"--rdzv-endpoint {endpoint} is every address of host 0"
         raise UsageError(
             "EP001", problem, "name the one that the other hosts reach: nothing else is listened on"

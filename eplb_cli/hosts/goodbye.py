@@ -32,7 +32,7 @@ def say_goodbye(board: Board, watch: Watch, node: int, others: Sequence[int], ti
 
 def _all_left(board: Board, watch: Watch, others: Sequence[int], timeout_s: float) -> bool:
     begin = time.monotonic()
-    while board.get_many([bye_of(node) for node in others]) is None:
+    while board.get_many([bye_of(node) for node in others if node not in watch.lost]) is None:
         if time.monotonic() - begin > (min(GOODBYE_S, timeout_s) if watch.has_failed else timeout_s):
             return False
         time.sleep(POLL_S)

@@ -146,14 +146,12 @@ class _Joining:
         self.board.close()
 
     def leave(self, error: BaseException) -> None:
-        """End by an error. Whoever has joined tells it; host 0 waits until those who have joined know it."""
-        others = []
+        """End by an error. Whoever has joined tells it; host 0 waits a moment, also for who comes late."""
         with contextlib.suppress(BoardError, EplbError):
             if self.is_in:
                 self.board.claim(FAILURE, failure_of(error, self.mine.who).to_words())
-            nodes = range(1, self.mine.count if self.mine.node == 0 else 0)
-            others = [node for node in nodes if self.board.get(f"hello/{node}") is not None]
-        say_goodbye(self.board, self.watch, self.mine.node, others, GOODBYE_S)
+        others = range(1, self.mine.count)
+        say_goodbye(self.board, self.watch, self.mine.node, others, min(GOODBYE_S, self.timeout_s))
 
 
 def _names_in(go: bytes, count: int) -> list[str]:

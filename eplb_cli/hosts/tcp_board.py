@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from eplb_cli.errors import WorkerError
@@ -72,7 +73,20 @@ def serve_store(endpoint: Endpoint, timeout_s: float) -> TCPStore:
     with listen(endpoint) as listening:
         address, port = listening.getsockname()[:2]
         descriptor = listening.detach()  # it belongs to the store from here on
-    return made(address, port, None, True, wait, wait_for_workers=False, master_listen_fd=descriptor)  # noqa: FBT003
+    serve = partial(
+        made,
+        address,
+        port,
+        None,
+        True,  # noqa: FBT003
+        wait,
+        wait_for_workers=False,
+        master_listen_fd=descriptor,
+    )
+    try:
+        return serve()
+    except NotImplementedError:  # torch 2.6: only its other server takes a socket
+        return serve(use_libuv=False)
 
 
 def board_at(

@@ -48,6 +48,9 @@ class Watch:
         others: the hosts whose beats this one looks at.
         name_of: how a host is called.
         lost_s: seconds after which a host is lost.
+
+    Attributes:
+        lost: the hosts that this one has found to be lost.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Watch:
         self._progress_of = dict.fromkeys(others, 0)
         self.progress = 0
         self.moved_at = 0.0
+        self.lost: set[int] = set()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="eplb-watch", daemon=True)
         self._thread.start()
@@ -104,6 +108,7 @@ class Watch:
         """What has come in the last `elapsed_s`."""
         found = self._board.get(FAILURE)
         if found is None and (lost := self._first_lost(elapsed_s)) is not None:
+            self.lost.add(lost)
             problem = f"{self._name_of(lost)} was not heard from for {self._lost_s:g} s"
             found = self._board.claim(FAILURE, failure_from(WorkerError("EP407", problem)).to_words())
         if found is not None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hosts import free_port
+from tests.support.leaders import free_port
 
-PROGRAM = Path(__file__).parents[1] / "support" / "host_process.py"
+PROGRAM = Path(__file__).parents[1] / "support" / "leader_process.py"
 ROOT = PROGRAM.parents[2]
 LOST_S = 3
 NAME = os.uname().nodename

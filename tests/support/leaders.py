@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 from eplb_cli.errors import WorkerError
@@ -87,13 +86,14 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def run_hosts(meet, *works, same=None, timeout_s=TIMEOUT_S, count=None, nodes=None):
+def run_hosts(meet, *works, same=None, timeout_s=TIMEOUT_S, counts=None, nodes=None):
     """Let each host do its work, a function of its `Hosts`; what each returns or raises, by node."""
     given = same or [{}] * len(works)
 
     def run(number, work):
         node = number if nodes is None else nodes[number]
-        with joined(lambda: meet(node), node, count or len(works), given[number], timeout_s) as hosts:
+        count = len(works) if counts is None else counts[number]
+        with joined(lambda: meet(node), node, count, given[number], timeout_s) as hosts:
             return work(hosts)
 
     with ThreadPoolExecutor(len(works)) as pool:
@@ -105,6 +105,3 @@ def wait_for(hosts):
     """A host that only waits for the others; it raises what one of them does."""
     while True:
         hosts.gather(b"", "waiting")
-
-
-__all__ = ["ExitStack", "MemoryBoard", "free_port", "in_directory", "in_memory", "over_tcp", "run_hosts"]

@@ -1,7 +1,7 @@
-"""A host as a process: `host_process.py WHERE NODE COUNT LOST_S`; it joins, and talks until it is ended.
+"""A host as a process: `leader_process.py WHERE NODE COUNT LOST_S`; it joins, and talks until it is ended.
 
-WHERE is HOST:PORT or a directory. It says "joined" when all are there, and as its last line, as JSON, the error by
-which it ends: code, message, hint, and the exit code.
+WHERE is HOST:PORT or a directory. It says "joined" when all are there, and as its last line, as JSON, the
+error by which it ends: code, message and hint.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ def meet(where: str, node: int, lost_s: float) -> Board:
     return board_at(read_endpoint(where), serve=node == 0, timeout_s=TIMEOUT_S, lost_s=lost_s)
 
 
+def say(line: str) -> None:
+    """One line, at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def interrupt(number: int, frame: object) -> NoReturn:
     """As the command line ends by a signal."""
     raise KeyboardInterrupt
@@ -43,12 +49,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, interrupt)
     try:
         with joined(lambda: meet(where, node, lost_s), node, count, {}, TIMEOUT_S) as hosts:
-            print("joined", flush=True)
+            say("joined")
             while True:
                 hosts.gather(b"x" * 1000, "talk")
                 time.sleep(0.01)
     except EplbError as error:
-        print(json.dumps([error.code, error.message, error.hint]), flush=True)
+        say(json.dumps([error.code, error.message, error.hint]))
         return error.exit_code
     except KeyboardInterrupt:
         return 130
