@@ -114,10 +114,10 @@ def _write_shard(path: Path, experts: np.ndarray) -> None:
     sized = [(name, "BF16", shape, 2 * int(np.prod(shape))) for name, shape, _ in tensors]
     header, offsets = build_header(sized, {})
     content = bytearray(header + bytes(sum(nbytes for *_, nbytes in sized)))
-    for (name, _, layer), (*_, nbytes) in zip(tensors, sized, strict=True):
-        if layer is not None:
+    for (name, _, experts_of), (*_, nbytes) in zip(tensors, sized, strict=True):
+        if experts_of is not None:
             rows = np.zeros((SLOTS_PER_RANK, nbytes // SLOTS_PER_RANK // 4), "<u4")
-            rows[:] = (experts[layer] * 1000 + len(name))[:, None]
+            rows[:] = (experts[experts_of] * 1000 + len(name))[:, None]
             content[offsets[name] : offsets[name] + nbytes] = rows.tobytes()
     path.write_bytes(content)
 
