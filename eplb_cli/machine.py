@@ -22,7 +22,7 @@ MAX_WRITERS = 16
 """Threads of all workers beyond which files are not written faster, however many they are."""
 WRITERS_A_FILE = 2
 """Threads for each file: the kernel lets one at a time write to it, while the other reads and hashes."""
-MAX_WORKERS_OF_A_HOST = 4
+MAX_WORKERS_OF_A_HOST = 2
 MAX_READERS = 16
 """Threads of all workers beyond which files that are in memory are not read and hashed faster."""
 
@@ -138,9 +138,9 @@ def reading_threads(num_workers: int) -> int:
 
 
 def workers_of_a_host() -> int:
-    """Workers of one of several hosts that exchange by gloo: each sends through a connection of its own.
+    """Workers of one of several hosts that exchange by gloo, each through connections of its own.
 
-    One fills 25 Gbit/s, and four 100; more of them only take memory.
+    A second one takes a third off the time; two more take a tenth, and half a GB each (docs/scale.md).
     """
     return min(MAX_WORKERS_OF_A_HOST, max(count_cores() // 8, 1))
 

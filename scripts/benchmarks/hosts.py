@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--dir", type=Path, help="where the shards are written; default: a temporary directory"
     )
+    parser.add_argument("--gb", type=float, help="instead, bytes between two hosts: of so many GB of rows")
+    parser.add_argument("--runs", type=int, default=3, help="with --gb: rounds, after a warm-up")
     options = parser.parse_args(arguments)
     runs = []
     with tempfile.TemporaryDirectory(dir=options.dir) as scratch:
         print(heading("hosts", arguments, Path(scratch)), flush=True)
+        if options.gb:
+            from scripts.benchmarks.hosts_bytes import measure
+
+            print(measure(Path(scratch), options.gb, options.runs))
+            return 0
         for ranks in options.ranks:
             home = Path(scratch) / str(ranks)
             _write(home, ranks, options.hosts)
@@ -122,38 +130,66 @@ def _write_shard(path: Path, experts: np.ndarray) -> None:
     path.write_bytes(content)
 
 
-def _run(home: Path, ranks: int, hosts: int) -> Run:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    before, started = _loopback_nbytes(), time.perf_counter()
-    processes = [_start(home, node, hosts, port) for node in range(hosts)]
-    seen: dict[str, Seen] = defaultdict(Seen)
-    ended = threading.Event()
-    sampler = threading.Thread(target=_sample, args=([p.pid for p in processes], seen, ended))
-    sampler.start()
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def hosts_at_once(
+    commands: Sequence[Sequence[str]],
+    environments: Sequence[Mapping[str, str]],
+    watch: Callable[[list[int]], None] = lambda _: None,
+) -> list[str]:
+    """What each of some commands prints that run at the same time. Raises BenchError where one fails."""
+    processes = [
+        subprocess.Popen(  # noqa: S603 - commands of this package
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        for command, environment in zip(commands, environments, strict=True)
+    ]
+    watch([process.pid for process in processes])
     try:
         told = [process.communicate(timeout=TIMEOUT_S) for process in processes]
     finally:
         for process in processes:
             process.kill()
-        ended.set()
-        sampler.join()
-    seconds = time.perf_counter() - started
     for process, (_, stderr) in zip(processes, told, strict=True):
         if process.returncode:
             raise BenchError(f"a host exits {process.returncode}: {stderr[-2000:]}")
-    return Run(ranks, seconds, json.loads(told[0][0]), _loopback_nbytes() - before, dict(seen))
+    return [stdout for stdout, _ in told]
 
 
-def _start(home: Path, node: int, hosts: int, port: int) -> subprocess.Popen[str]:
+def _run(home: Path, ranks: int, hosts: int) -> Run:
+    before, port, seen = _loopback_nbytes(), free_port(), defaultdict[str, Seen](Seen)
+    ended, started = threading.Event(), time.perf_counter()
+
+    def watch(pids: list[int]) -> None:
+        threading.Thread(target=_sample, args=(pids, seen, ended), daemon=True).start()
+
+    try:
+        commands = [_command(home, node, hosts, port) for node in range(hosts)]
+        told = hosts_at_once(commands, [{}] * hosts, watch)
+    finally:
+        ended.set()
+    seconds = time.perf_counter() - started
+    return Run(ranks, seconds, json.loads(told[0]), _loopback_nbytes() - before, dict(seen))
+
+
+def _command(home: Path, node: int, hosts: int, port: int) -> list[str]:
     own = home / f"host-{node}"
-    command = [
+    return [
         *(EPLB, "reshard", str(own / "src"), str(own / "dst"), "--old", str(home / "old.json")),
         *("--new", str(home / "new.json"), "--backend", "gloo", "--no-fsync", "--format", "json"),
-        *("--nnodes", str(hosts), "--node-rank", str(node), "--rdzv-endpoint", f"127.0.0.1:{port}"),
+        *("--nproc-per-node", "1", "--nnodes", str(hosts), "--node-rank", str(node)),
+        *("--rdzv-endpoint", f"127.0.0.1:{port}"),
     ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
 
 
 def _loopback_nbytes() -> int:
