@@ -26,8 +26,8 @@ _MAX_DIGITS = 30
 
 
 def lost_after(timeout_s: float) -> float:
-    """Seconds after which a host is lost, where a run has `timeout_s`."""
-    return min(LOST_S, timeout_s)
+    """Seconds after which a host is lost, where a run has `timeout_s`: before it seems to stand still."""
+    return min(LOST_S, timeout_s / 2)
 
 
 def beat_of(node: int) -> str:

@@ -33,8 +33,6 @@ def was_agreed(request: AnyRequest, hosts: Hosts) -> bool:
     Raises:
         OutputError: EP601, a host has DST, and another one neither that nor what is left to finish.
     """
-    if hosts.count == 1 or not request.resume:
-        return False
     what, manifest = _state(request)
     told = hosts.gather_words({"what": what, "manifest": manifest}, "states")
     states = [(said["what"], said["manifest"]) for said in told]

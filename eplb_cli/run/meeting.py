@@ -8,11 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 
 from eplb_cli.errors import PlanError
-from eplb_cli.hosts.addresses import read_endpoint
 from eplb_cli.hosts.board import Board, BoardError
 from eplb_cli.hosts.hosts import Hosts
-from eplb_cli.hosts.joining import joined
-from eplb_cli.hosts.watch import lost_after
 from eplb_cli.output.destination import meeting_path, real_path
 from eplb_cli.run.crew import ONE_HOST, Crew, over_key, present
 from eplb_cli.run.request import AnyRequest
@@ -72,8 +69,10 @@ def meeting(request: AnyRequest) -> Iterator[Crew]:
     """
     started = present()
     if request.num_hosts == 1 and started is None:
-        yield ONE_HOST
+        yield ONE_HOST  # without importing what finds others
         return
+    from eplb_cli.hosts.joining import joined
+
     node, same, timeout_s = request.host or 0, asked_of_all(request), request.timeout_s
     if started is None:
         with joined(lambda: _meet(request), node, request.num_hosts, same, timeout_s) as hosts:
@@ -93,6 +92,9 @@ def meeting(request: AnyRequest) -> Iterator[Crew]:
 
 def _meet(request: AnyRequest) -> Board:
     """The board of hosts that nothing but the command knows: of host 0, or in the storage of DST."""
+    from eplb_cli.hosts.addresses import read_endpoint
+    from eplb_cli.hosts.watch import lost_after
+
     lost_s = lost_after(request.timeout_s)
     node = request.host or 0
     if request.rendezvous is None:
@@ -107,7 +109,9 @@ def _meet(request: AnyRequest) -> Board:
 
 def _board(request: AnyRequest, name: str) -> Board:
     """A board where the processes of a launcher have met already."""
+    from eplb_cli.hosts.addresses import read_endpoint
     from eplb_cli.hosts.tcp_board import board_at
+    from eplb_cli.hosts.watch import lost_after
 
     endpoint, lost_s = read_endpoint(request.rendezvous or ""), lost_after(request.timeout_s)
     return board_at(endpoint, serve=False, timeout_s=request.timeout_s, lost_s=lost_s, name=name)

@@ -14,8 +14,6 @@ from eplb_cli.progress import ProgressBar, silent
 from eplb_cli.report.report import Report, RunReport
 from eplb_cli.run.clock import Clock
 from eplb_cli.run.crew import Crew
-from eplb_cli.run.finishing import finish, was_agreed
-from eplb_cli.run.host_reports import with_hosts
 from eplb_cli.run.meeting import meeting
 from eplb_cli.run.move import Moved, move
 from eplb_cli.run.preparing import Planned, plan_request
@@ -58,11 +56,15 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
 
 def _reshard(request: AnyRequest, progress: ProgressBar, crew: Crew, *, full: bool) -> Report:
     hosts = crew.hosts
-    agreed = was_agreed(request, hosts)
-    planned = plan_request(request, progress, full=full, crew=crew, is_there=agreed)
-    if agreed:
-        finish(request, hosts, progress)
-        return replace(planned.report, is_finished=True)
+    if request.resume and hosts.count > 1:
+        # What only several hosts need is not imported for one.
+        from eplb_cli.run.finishing import finish, was_agreed
+
+        if was_agreed(request, hosts):
+            planned = plan_request(request, progress, full=full, crew=crew, is_there=True)
+            finish(request, hosts, progress)
+            return replace(planned.report, is_finished=True)
+    planned = plan_request(request, progress, full=full, crew=crew)
     if planned.report.nothing_to_do:
         return planned.report
     outputs = [said.decode() for said in hosts.gather(str(request.destination.absolute()).encode(), "DST")]
@@ -102,7 +104,11 @@ def _reshard(request: AnyRequest, progress: ProgressBar, crew: Crew, *, full: bo
     clock.lap("commit")
     notes = taken_over(prepared, stage, known)
     report = _run_report(planned, moved, proof, stage, clock.seconds, notes)
-    return report if hosts.count == 1 else with_hosts(report, prepared, hosts, known, outputs)
+    if hosts.count == 1:
+        return report
+    from eplb_cli.run.host_reports import with_hosts
+
+    return with_hosts(report, prepared, hosts, known, outputs)
 
 
 def _check(planned: Planned, moved: Moved) -> Proof | None:

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -136,6 +138,7 @@ def test_a_checkout_can_be_run_where_it_lies(tmp_path, program):
 def test_workers_look_nowhere_that_depends_on_the_directory(monkeypatch):
     """PYTHONPATH without what is empty or relative, and nothing put first by `-m`."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "here", "/there", "."]))
-    given = _environment()
+    one_host: Any = SimpleNamespace(endpoint=None)
+    given = _environment(one_host)
     assert given["PYTHONPATH"] == os.pathsep.join([str(ROOT), "/there"])
     assert given["PYTHONSAFEPATH"] == "1"

@@ -115,14 +115,15 @@ def test_a_worker_whose_own_files_do_not_fit(monkeypatch, tmp_path):
     @dataclass(frozen=True)
     class Stub:
         staging: str
-        work: Path = tmp_path
+        desk: Path = tmp_path
+        first_worker: int = 0
 
     monkeypatch.setattr(work, "read_job", lambda _: Stub(""))
     monkeypatch.setattr(work, "run", run)
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
         work.work(tmp_path, tmp_path / ".eplb" / "job.json", 1)
-    error = read_outcomes(tmp_path, 2)[1].error
+    error = read_outcomes(tmp_path, range(2))[1].error
     assert ended.value.code == 1
     assert error is not None
     assert tuple(error[:2]) == ("EP603", "digests-old-1.npy: No space left on device")

@@ -37,8 +37,13 @@ def start():
         def started(where, node, count):
             words = [sys.executable, PROGRAM, where, node, count, LOST_S]
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            process = subprocess.Popen(list(map(str, words)), env=environment, **pipes)
+            process = subprocess.Popen(
+                list(map(str, words)),
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             stack.enter_context(process)
             stack.callback(process.kill)
             return process

@@ -20,7 +20,7 @@ from eplb_cli.progress import silent
 from eplb_cli.run.shared_others import Alike, find_alike
 from eplb_cli.transfer.copies import copies_digests, require_alike
 from tests.support.checkpoints import Model, Style, write_tree
-from tests.support.hosts import in_memory, run_hosts
+from tests.support.leaders import in_memory, run_hosts
 from tests.support.models import models
 from tests.support.pairs import pairs
 from tests.support.scratch import scratch

@@ -114,7 +114,7 @@ def prepared_for(path: Path, case: Case, way: Way) -> Prepared:
 def moved(prepared: Prepared, staging: Path, way: Way) -> list[TransferResult]:
     """Carry a plan out in one of the ways, and check what the workers say they did."""
     staging.mkdir()
-    create_files(staging, prepared.output)
+    create_files(staging, prepared.output, range(len(prepared.output.files)))
     options = TransferOptions(way.buffer_nbytes, 2, 3, way.digests, way.verify, durable=False)
     loopback = Loopback(way.hosting.num_workers, lazy=way.lazy)
     advances: list[int] = []

@@ -28,7 +28,7 @@ from eplb_cli.run.shared_others import find_alike
 from eplb_cli.transfer.copies import copies_digests, require_alike
 from eplb_cli.transfer.resume import known_before, written_before
 from tests.cli.tree import NEW, OLD, placement, stacked, tensor, write_json, write_tree
-from tests.support.hosts import in_memory, run_hosts
+from tests.support.leaders import in_memory, run_hosts
 from tests.support.seen_by_hosts import by_rank, pooled, split
 
 BIG = "model.big.weight"

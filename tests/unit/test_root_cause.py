@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eplb_cli.hosts.hosts import ALONE
 from eplb_cli.plan.hosting import Hosting
 from eplb_cli.run.job import Outcome
 from eplb_cli.run.launch import _root_cause, _watch
@@ -24,7 +25,8 @@ def cause(
     if ends:
         leave_ends(path, ends)
     job: Any = SimpleNamespace(
-        work=path,
+        desk=path,
+        first_worker=0,
         hosting=Hosting.one_host(3, 5, num_workers),
     )
     error = _root_cause(job, {outcome.worker: outcome for outcome in outcomes}, code)
@@ -75,9 +77,9 @@ def test_torchrun_is_waited_for_where_all_workers_are_victims(tmp_path, is_victi
     for worker in range(2):
         Outcome(worker, worker, VICTIM, is_victim=is_victim).write(tmp_path)
     polls: list[int | None] = [None, None, None, -2]
-    job: Any = SimpleNamespace(work=tmp_path)
-    process: Any = SimpleNamespace(poll=lambda: polls.pop(0))
-    _watch(job, process, np.zeros((2, 4), np.int64), 300, lambda _: None)
+    job: Any = SimpleNamespace(desk=tmp_path, workers=range(2))
+    started: Any = SimpleNamespace(is_running=lambda _: polls.pop(0) is None)
+    _watch(job, started, np.zeros((2, 4), np.int64), 300, lambda _: None, ALONE)
     assert len(polls) == polls_left
 
 
