@@ -428,10 +428,11 @@ def read_small_file(path: Path | str, limit: int, *, follow_links: bool = False)
         CheckpointError: EP204, EP201 (also where it is larger than `limit`), EP220.
     """
     with opened_source(path, follow_links=follow_links) as descriptor:
-        return _read_all(descriptor, limit, path)
+        return read_whole(descriptor, limit, path)
 
 
-def _read_all(descriptor: int, limit: int, path: object) -> bytes:
+def read_whole(descriptor: int, limit: int, path: object) -> bytes:
+    """The content of an open file of at most `limit` bytes. Raises EP201 where it has more."""
     nbytes = os.fstat(descriptor).st_size
     if nbytes > limit:
         raise CheckpointError("EP201", f"{path} has {nbytes:,} bytes; more than {limit:,} are not read")
@@ -448,7 +449,7 @@ def read_own_file(path: Path) -> bytes:
     """
     try:
         with closing(open_source(path)) as descriptor:
-            return _read_all(descriptor, MAX_OWN_FILE_NBYTES, path)
+            return read_whole(descriptor, MAX_OWN_FILE_NBYTES, path)
     except CheckpointError as error:
         raise OutputError("EP604", error.message) from error
 

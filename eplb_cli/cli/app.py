@@ -15,6 +15,7 @@ import typer
 import typer.core
 
 from eplb_cli import __version__
+from eplb_cli.cli.command import Command, option_name
 from eplb_cli.errors import EXIT_USAGE
 
 SUMMARIES = {
@@ -34,19 +35,18 @@ SUMMARIES = {
 WIDEST_HELP = 160
 """Columns of the help on a terminal that has as many; beyond it lines are too long to read."""
 
-NO_EXTRAS: dict[str, Any] = {
-    "add_completion": False,
+PLAIN: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
 }
 
 
 @cache
-def _command(name: str) -> Any:  # noqa: ANN401 - a command of click's, which not all versions of typer name
+def made(name: str) -> Any:  # noqa: ANN401 - a command of click's, which not all versions of typer name
     """The command of a name, whole."""
     module = import_module(f"eplb_cli.cli.{name}")
-    alone = typer.Typer(**NO_EXTRAS)
-    alone.command(name, epilog=getattr(module, "EXAMPLES", None))(module.command)
+    alone = typer.Typer(add_completion=False, **PLAIN)
+    alone.command(name, cls=Command, epilog=module.EXAMPLES)(module.command)
     return typer.main.get_command(alone)
 
 
@@ -56,12 +56,16 @@ class _Commands(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:  # noqa: ANN401 - as above
         """The name, the command and the rest of a command line."""
         name, known, rest = super().resolve_command(ctx, args)
-        return name, known and _command(name), rest
+        return name, known and made(name), rest
+
+    def has_option(self, name: str) -> bool:
+        """Whether any command has an option of this name: makes them all, and is asked about mistakes."""
+        return any(name == option_name(option) for at in SUMMARIES for option in made(at).options())
 
 
 app = typer.Typer(
     cls=_Commands,
-    **NO_EXTRAS,
+    **PLAIN,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST_HELP},
     help="Re-shard Mixture-of-Experts checkpoints offline, from one expert-parallel placement to another.",
     epilog="""\b
@@ -76,7 +80,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Nothing but --version; without a command, the help as a mistake."""
+    """Nothing but --version, and typer's options for shells; without a command, the help as a mistake."""
     if version:
         sys.stdout.write(f"eplb {__version__}\n")
         raise typer.Exit

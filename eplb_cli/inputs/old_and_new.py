@@ -24,6 +24,7 @@ from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.own_format import usable
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import read_draft, read_placement
+from eplb_cli.progress import tell
 
 if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import Shards
@@ -124,6 +125,7 @@ def read_old(
     recorded = None if manifest is None else manifest.read_placement(shards.path)
     if old is None:
         given, warnings = _said_inside(shards, recorded, experts)
+        tell("old", f"{shards.path} itself says it")
     elif old in NAMED_MAPS:
         given, warnings = _named_old(shards, old, new, options)
     else:

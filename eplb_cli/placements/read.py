@@ -22,6 +22,7 @@ from eplb_cli.placements.hints import NO_HINTS, Hints
 from eplb_cli.placements.named_map import named_map
 from eplb_cli.placements.own_format import usable
 from eplb_cli.placements.placement import MAX_ENTRIES, Placement
+from eplb_cli.progress import tell
 
 _KINDS = "biuf"
 """Arrays whose items Python has too. A map of booleans or floats is none, and which item is not is told."""
@@ -109,6 +110,7 @@ def draft_of_document(document: Document, hints: Hints) -> Draft:
         draft = Draft(hints, Origin(document.name))
         draft.findings.append(Finding(error.code, "error", error.message, error.hint, document.name))
         return draft
+    tell("dialect", f"{document.name}: {dialect.name}")
     draft = Draft(hints, Origin(document.name, document.json_text, has_rows=dialect.keeps_rows))
     draft.findings += notes
     draft.understand(content)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from eplb_cli.render.findings import print_findings
 from eplb_cli.render.messages import (
+    print_detail,
     print_error,
     print_interrupted,
     print_json,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Progress",
     "print_balances",
+    "print_detail",
     "print_error",
     "print_findings",
     "print_identification",
