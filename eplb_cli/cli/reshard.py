@@ -47,7 +47,8 @@ Examples:
   eplb reshard SRC DST --old linear --new new.json --backend file
   eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)
   eplb reshard SRC DST --plan plan.json
-  eplb reshard SRC DST --new new.json --nnodes 4 --node-rank 0 --rdzv-endpoint node0:29500"""
+  eplb reshard SRC DST --new new.json --nnodes 4 --node-rank 0 \\
+    --rdzv-endpoint node0:29500"""
 
 NO_TORCH = "torch is not installed: --backend auto is one process from file to file"
 NO_WORKERS_NEEDED = (

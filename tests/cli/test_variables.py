@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from eplb_cli.cli.app import SUMMARIES, made
 from eplb_cli.cli.command import option_name, variable_of
 from tests.cli.case import assert_error
 
-NO_OPTIONS = {"DEBUG", "PUSH", "VERIFY", "LIGHT", "REPOSITORY", "REF"}
+NO_OPTIONS = {"DEBUG", "PUSH", "VERIFY", "LIGHT", "REPOSITORY", "REF", "PRESENT"}
 """Variables that mean something else."""
 OPTIONS = [(name, option) for name in SUMMARIES for option in made(name).options()]
 
@@ -74,6 +75,19 @@ def test_json_is_json_for_mistakes_too(case, monkeypatch):
     monkeypatch.setenv("EPLB_FORMAT", "json")
     assert_error(case.eplb("plan", "a", "b", "--nwe"), "EP001", "No such option: --nwe", exit_code=2)
     assert_error(plan(case, "--from", "no"), "EP001", exit_code=2)
+
+
+def test_a_saved_job_has_all_options(case, monkeypatch):
+    """Also those that a variable or a file says here, since on other hosts there may be neither."""
+    monkeypatch.chdir(case.home)
+    monkeypatch.setenv("EPLB_FULL", "0")
+    monkeypatch.setenv("EPLB_NO_FSYNC", "1")
+    monkeypatch.setenv("EPLB_SAVE_JOB", "job.json")
+    (case.home / "eplb.toml").write_text("[reshard]\nthreads = 2\n")
+    assert case.eplb("reshard", "src", "dst", "--new", "new.json", "--old", "old.json").code == 0
+    words = json.loads((case.home / "job.json").read_text())["arguments"]
+    said = ["reshard", "src", "dst", "--new", "new.json", "--old", "old.json"]
+    assert words == [*said, "--threads", "2", "--no-fsync", "--config", "none"]
 
 
 def test_a_contradiction_with_what_nobody_sees(case, monkeypatch):
