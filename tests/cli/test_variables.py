@@ -121,6 +121,13 @@ def test_quiet_hides_notes_and_warnings(case):
     assert case.eplb(*arguments, "-q").err == ""
 
 
+def test_quiet_hides_the_note_about_workers(case):
+    """Which is said before anything is read."""
+    arguments = ("reshard", case.src, case.dst, "--new", "nothing.json", "--old", "linear")
+    assert case.eplb(*arguments).err.startswith("note: ")
+    assert case.eplb(*arguments, "-q").err.startswith("error[EP101]")
+
+
 def test_verbose(case, monkeypatch):
     """Where options came from, what was decided, and the stages: on stderr, and stdout as without."""
     monkeypatch.setenv("EPLB_THREADS", "2")
