@@ -14,7 +14,9 @@ from eplb_cli.cli.settings import FROM_FILES
 ABOUT = {
     "Options from variables and files": """\
 Every option is also a variable: `--ranks-per-node 8` is `EPLB_RANKS_PER_NODE=8`. Flags take `1` and `0`,
-options that may be given several times take words with blanks between. An empty variable says nothing.
+options that may be given several times take words with blanks between. An empty variable says nothing,
+and a word that only other commands take leaves a command as it is: `EPLB_FORMAT=github` is for
+`validate`.
 
 Options that are marked with *file* may also be set in a file, by their name without dashes: in
 `eplb.toml`, or in the table `[tool.eplb]` of `pyproject.toml`; for one command in its own table,

@@ -7,6 +7,7 @@ both is done for the one command that was called. Typer itself knows each by its
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ import typer
 import typer.core
 
 from eplb_cli import __version__
-from eplb_cli.cli.command import Command, option_name
+from eplb_cli.cli.command import Command, choices_of, option_name
 from eplb_cli.errors import EXIT_USAGE
 
 SUMMARIES = {
@@ -60,7 +61,15 @@ class _Commands(typer.core.TyperGroup):
 
     def has_option(self, name: str) -> bool:
         """Whether any command has an option of this name: makes them all, and is asked about mistakes."""
-        return any(name == option_name(option) for at in SUMMARIES for option in made(at).options())
+        return any(name == option_name(option) for option in _all_options())
+
+    def takes(self, name: str, word: object) -> bool:
+        """Whether the option of this name takes a word of any command's few; made and asked likewise."""
+        return any(name == option_name(option) and word in choices_of(option) for option in _all_options())
+
+
+def _all_options() -> Iterator[Any]:
+    return (option for name in SUMMARIES for option in made(name).options())
 
 
 app = typer.Typer(

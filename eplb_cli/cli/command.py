@@ -20,7 +20,7 @@ from eplb_cli.errors import UsageError
 from eplb_cli.progress import details, is_quiet, tell, unsaid
 
 if TYPE_CHECKING:
-    from eplb_cli.cli.settings import Kind
+    from eplb_cli.cli.settings import Kind, Setting
 
 VARIABLE_PREFIX = "EPLB_"
 
@@ -66,27 +66,27 @@ class _FromFile(dict[str, Any]):
     def __init__(self, command: Command, ctx: Any) -> None:  # noqa: ANN401 - a context of click's
         super().__init__()
         self._command, self._ctx = command, ctx
-        self.places: dict[str, str] | None = None
+        self.settings: dict[str, Setting] | None = None
 
     def get(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - as of any dict
         """The value that the file sets for a parameter."""
-        if self.places is None and name != CONFIG:
+        if self.settings is None and name != CONFIG:
             self._read()
         return super().get(name, default)
 
     def _read(self) -> None:
         from eplb_cli.cli.settings import read_settings
 
-        self.places = {}
+        self.settings = {}
         group = self._ctx.parent.command
         settings = read_settings(self._ctx.params.get(CONFIG), group.commands, group.has_option)
         if settings is None:
             return
         options = {option_name(option): option for option in self._command.options()}
         kinds = {name: _kind(option) for name, option in options.items()}
-        for name, setting in settings.for_command(str(self._command.name), kinds).items():
-            self[options[name].name] = setting.value
-            self.places[options[name].name] = f"{name} in {setting.place}"
+        found = settings.for_command(str(self._command.name), kinds)
+        self.settings = {options[name].name: setting for name, setting in found.items()}
+        self.update({name: setting.value for name, setting in self.settings.items()})
         format_of_file.set(str(super().get("output_format", "")))
 
 
@@ -123,14 +123,27 @@ class Command(typer.core.TyperCommand):
         """
         if not ctx.resilient_parsing:  # which a shell does that completes a word
             ctx.default_map = _FromFile(self, ctx)
+        given = list(args)
         try:
             return list(super().parse_args(ctx, args))
         except mistakes.Mistake as error:
             param = getattr(error, "param", None)
-            if param is not None and (source := _source(ctx, param)):
-                mistakes.say_what_was_meant(error)
-                raise mistakes.as_error_of(source, param.consume_value(ctx, {})[0], error) from error
-            raise
+            if param is None or not (source := _source(ctx, param)):
+                raise
+            word = param.consume_value(ctx, {})[0]
+            if _is_for_others(ctx, param, word):
+                return self._parse_without(ctx, param, given)
+            mistakes.say_what_was_meant(error)
+            raise mistakes.as_error_of(source, word, error) from error
+
+    def _parse_without(self, ctx: Any, option: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - as above
+        """Understand a command line, and leave to other commands what a variable or a file says to all.
+
+        EPLB_FORMAT=github, which `validate` takes, is no mistake of whoever calls `plan` beside it.
+        """
+        rest = self.parse_args(ctx, [*_words(option, option.default), *args])
+        ctx.set_parameter_source(option.name, type(ctx.get_parameter_source(option.name))["DEFAULT"])
+        return rest
 
     def get_help(self, ctx: Any) -> str:  # noqa: ANN401 - as above
         """The help, which is the same wherever one stands."""
@@ -183,8 +196,16 @@ def _source(ctx: Any, param: Any) -> str:  # noqa: ANN401 - a context and a para
     if source is not None and source.name == "ENVIRONMENT":
         return str(param.envvar)
     if source is not None and source.name == "DEFAULT_MAP":
-        return str(ctx.default_map.places[param.name])
+        return f"{option_name(param)} in {ctx.default_map.settings[param.name].place}"
     return ""
+
+
+def _is_for_others(ctx: Any, option: Any, word: object) -> bool:  # noqa: ANN401 - as above
+    """Whether a value that a command does not take is one that other commands take, said to all of them."""
+    is_of_file = ctx.get_parameter_source(option.name).name == "DEFAULT_MAP"
+    is_general = not is_of_file or ctx.default_map.settings[option.name].is_general
+    is_known = is_general and ctx.parent.command.takes(option_name(option), word)
+    return is_known and option.default is not None
 
 
 def _set_volume(ctx: Any) -> None:  # noqa: ANN401 - as above

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,10 +47,11 @@ _HEADER = b"tool.eplb"
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of a file, and where it is: `[reshard] of eplb.toml`."""
+    """One value of a file, where it is (`[reshard] of eplb.toml`), and whether it is for all commands."""
 
     value: Any
     place: str
+    is_general: bool
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ class Settings:
         own = self.by_command.get(command, {})
         for name in own.keys() - kinds.keys():
             raise UsageError("EP001", f"{command} has no --{name}, and {self._place(command)} sets it")
-        found = {name: Setting(value, self._place()) for name, value in self.general.items()}
-        found |= {name: Setting(value, self._place(command)) for name, value in own.items()}
+        found = {name: Setting(value, self._place(), True) for name, value in self.general.items()}
+        found |= {name: Setting(value, self._place(command), False) for name, value in own.items()}
         return {
-            name: Setting(_as_said(name, setting, kinds[name]), setting.place)
+            name: replace(setting, value=_as_said(name, setting, kinds[name]))
             for name, setting in found.items()
             if name in kinds
         }

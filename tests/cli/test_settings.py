@@ -143,6 +143,7 @@ def test_a_file_that_is_named(case, here, monkeypatch):
         ("num_ranks = 2", ["'num_ranks' is no option", "did you mean num-ranks"]),
         ("[pln]\nfull = true", ["'pln' is no command", "did you mean plan?"]),
         ("[plan]\ncurve = true", ["plan has no --curve", "[plan] of "]),
+        ("[plan]\nformat = 'github'", ["format in [plan] of ", "'github' is not one of 'text', 'json'"]),
         ("senders = 'vlm'", ["senders in ", "'vlm' is not one of 'balanced', 'vllm'. Did you mean vllm?"]),
         ("num-ranks = 0", ["num-ranks in ", "'0' is not a whole number from 1 on."]),
         ("num-ranks = 1.5", ["'1.5' is not a whole number"]),
@@ -169,6 +170,15 @@ def test_what_a_file_may_not_say(case, here, content, says):
     code = ("EP201", 3) if says == ["more than"] else ("EP001", 2)
     refused(case, *says, code=code[0], exit_code=code[1])
     assert plan(case, "--config", "none").code == 0
+
+
+def test_a_word_for_other_commands(case, here):
+    """What all commands are told, and only some take, leaves the others as they are."""
+    (here / "eplb.toml").write_text("format = 'github'")
+    result = plan(case, "-v")
+    assert result.out.startswith("plan for 2 ranks")
+    assert "option: --format" not in result.err
+    assert plan(case, "--format", "json").json
 
 
 def test_the_help_reads_no_file(case, here):

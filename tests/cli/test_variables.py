@@ -70,6 +70,19 @@ def test_a_value_that_is_none(case, monkeypatch, variable, value, says):
     assert_error(plan(case), "EP001", says, exit_code=2)
 
 
+def test_a_word_for_other_commands(case, monkeypatch):
+    """A variable speaks to all commands: what only some take leaves the others as they are."""
+    monkeypatch.setenv("EPLB_FORMAT", "github")
+    result = plan(case, "-v")
+    assert (result.code, result.out.startswith("plan for 2 ranks")) == (0, True)
+    assert "option: --format" not in result.err
+    assert plan(case, "--format", "json").json
+    (case.home / "old.json").write_text("{}")
+    assert case.eplb("validate", case.home / "old.json").out.startswith("::error")
+    monkeypatch.setenv("EPLB_FORMAT", "gitub")
+    assert_error(plan(case), "EP001", "EPLB_FORMAT: 'gitub' is not one of", exit_code=2)
+
+
 def test_json_is_json_for_mistakes_too(case, monkeypatch):
     """Whoever has set EPLB_FORMAT=json is a program."""
     monkeypatch.setenv("EPLB_FORMAT", "json")
