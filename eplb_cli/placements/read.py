@@ -98,6 +98,7 @@ def draft_of_bytes(data: bytes, name: str, hints: Hints) -> Draft:
 
 def draft_of_document(document: Document, hints: Hints) -> Draft:
     """What can be understood of a placement in whichever dialect it is."""
+    tell("placement", str(document.name))
     notes: list[Finding] = []
 
     def note(code: str, message: str) -> None:
@@ -110,7 +111,6 @@ def draft_of_document(document: Document, hints: Hints) -> Draft:
         draft = Draft(hints, Origin(document.name))
         draft.findings.append(Finding(error.code, "error", error.message, error.hint, document.name))
         return draft
-    tell("dialect", f"{document.name}: {dialect.name}")
     draft = Draft(hints, Origin(document.name, document.json_text, has_rows=dialect.keeps_rows))
     draft.findings += notes
     draft.understand(content)
@@ -125,10 +125,12 @@ def find_and_read(value: object, hints: Hints, note: Note) -> tuple[Dialect, Map
             EP104 or EP109, it is not well-formed.
     """
     if hints.dialect in {None, EPLB.name} and EPLB.fits(value):
+        tell("dialect", EPLB.name)
         return EPLB, EPLB.read(value, hints, note)
     from eplb_cli.placements.dialects.find import find_dialect
 
     dialect = find_dialect(value, hints)
+    tell("dialect", dialect.name)
     return dialect, dialect.read(value, hints, note)
 
 

@@ -141,7 +141,7 @@ def test_a_file_that_is_named(case, here, monkeypatch):
         ("[reshard]\nno-verify = true", ["--no-verify cannot be set in a file"]),
         ("config = 'x'", ["--config cannot be set in a file"]),
         ("num_ranks = 2", ["'num_ranks' is no option", "did you mean num-ranks"]),
-        ("[pln]\nfull = true", ["'pln' is no command", "did you mean plan?"]),
+        ("[pln]\nfull = true", ["'pln' is no command", "did you mean plan"]),
         ("[plan]\ncurve = true", ["plan has no --curve", "[plan] of "]),
         ("[plan]\nformat = 'github'", ["format in [plan] of ", "'github' is not one of 'text', 'json'"]),
         ("senders = 'vlm'", ["senders in ", "'vlm' is not one of 'balanced', 'vllm'. Did you mean vllm?"]),

@@ -152,7 +152,7 @@ def test_verbose(case, monkeypatch):
         "option: --threads 2, from EPLB_THREADS",
         "option: --full off, from EPLB_FULL",
         f"layout: {case.src}: sharded-state",
-        f"dialect: {case.home}/old.json: eplb",
+        f"placement: {case.home}/old.json\ndialect: eplb\n",
         "backend: file, workers: 1 (asked for: file, ",
         "stage: plan, ",
         "transfer: buffers of ",
