@@ -18,6 +18,7 @@ import typer
 
 from eplb_cli import render
 from eplb_cli.cli.app import app
+from eplb_cli.cli.options import FORMAT_VARIABLE
 from eplb_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, EplbError, UsageError, WorkerError
 from eplb_cli.interrupts import handled, interrupts
 from eplb_cli.progress import NOTHING_WRITTEN, come_of_it, command
@@ -91,7 +92,8 @@ def _unexpected(error: Exception) -> EplbError:
 
 def _wants_json() -> bool:
     """Whether stdout is for a program: told from the words themselves, whatever else is wrong with them."""
-    words, said = takewhile(lambda word: word != "--", sys.argv[1:]), ""
+    words = [*takewhile(lambda word: word != "--", sys.argv[1:])]
+    said = os.environ.get(FORMAT_VARIABLE, "") if words[:1] == ["validate"] else ""
     for word, after in pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option == "--format":

@@ -47,9 +47,13 @@ class FindingsFormat(StrEnum):
     text = "text"
     json = "json"
     github = "github"
+    sarif = "sarif"
+    junit = "junit"
 
 
 BACKEND_VARIABLE = "EPLB_BACKEND"
+FORMAT_VARIABLE = "EPLB_FORMAT"
+"""What --format of `validate` is where it is not said."""
 
 
 def chosen_backend(option: Backend | None) -> Backend:

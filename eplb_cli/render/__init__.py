@@ -4,7 +4,8 @@
 
     text          numbers and untrusted words as text; writing to any stream
     messages      json, errors, warnings
-    findings      what `validate` found: text, json, annotations
+    findings      what `validate` found: text and json; github, sarif and junit have its other forms
+    explanation   what `explain` says of a code
     progress      bytes done, on stderr
     words         what the numbers of a report are called and mean
     page          rich: the console and the table all pages share
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from eplb_cli.render.findings import print_findings
+from eplb_cli.render.github import annotate_error
 from eplb_cli.render.messages import (
     print_error,
     print_interrupted,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Progress",
+    "annotate_error",
     "print_balances",
     "print_error",
     "print_findings",

@@ -20,7 +20,10 @@ from tests.cli.tree import NEW, OLD, Result, stacked, write_tree
 def _plain_terminal(monkeypatch):
     """80 columns, no colours, no debugging."""
     monkeypatch.setenv("COLUMNS", "80")
-    for name in ("NO_COLOR", "FORCE_COLOR", "EPLB_DEBUG", "EPLB_BACKEND"):
+    for name in (
+        *("NO_COLOR", "FORCE_COLOR", "EPLB_DEBUG", "EPLB_BACKEND", "EPLB_FORMAT"),
+        "GITHUB_STEP_SUMMARY",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
