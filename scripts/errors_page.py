@@ -11,8 +11,9 @@ from eplb_cli.report.explanation import Explanation, explanations
 HEAD = """\
 # Errors and findings
 
-Each message of eplb has a code, which never changes its meaning. `eplb explain EP106` says the same as this page, without any
-network. Made by `scripts/docs` from `eplb_cli/report/explanations`; every example of EP1xx with a command is run by the tests.
+Each message of eplb has a code, which never changes its meaning. `eplb explain EP106` says the same as this
+page, without any network. Made by `scripts/docs` from `eplb_cli/report/explanations`; every example with a
+command is run by the tests.
 
 | code | what is wrong |
 |---|---|

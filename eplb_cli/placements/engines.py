@@ -1,7 +1,7 @@
 """What an engine takes as a map of experts: one table, for `validate --engine` and what is said of shards.
 
-Read in the engines' own sources, autumn 2026: vLLM 0.33, SGLang 0.5, TensorRT-LLM (whose `MoeLoadBalancerConfig`
-asserts that the ranks divide the slots, and has no default for a layer that its map leaves out), vllm-ascend.
+Read in the engines' own sources, autumn 2026: vLLM 0.33, SGLang 0.5, vllm-ascend, and TensorRT-LLM, whose
+`MoeLoadBalancerConfig` asserts that ranks divide the slots, and that a map has each layer it is asked for.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Explanation:
         run: a command that causes it; empty where it takes more than a command line.
         files: what that command reads, by name.
         remedy: what to do about it.
-        exit_code: of a command that ends with it; `validate` reports it as a finding where it can, with exit code 1.
+        exit_code: of a command that ends with it; where `validate` finds it in a file, that ends with 1.
     """
 
     code: str

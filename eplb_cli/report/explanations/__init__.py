@@ -1,4 +1,4 @@
-"""What is said of each code: one TOML file for a family of errors, which `explain` and docs/errors.md are made of."""
+"""What `explain` and docs/errors.md say of each code: a TOML file for each family of errors."""
 
 from __future__ import annotations
 
