@@ -56,7 +56,7 @@ def find_files(names: Sequence[str]) -> Found:
         if name in NAMED_MAPS or not os.path.isdir(name):  # noqa: PTH112 - a name, as it is everywhere here
             files.append(name)
             continue
-        inside = [(path, _counts(path)) for path in _walked(name)]
+        inside = [(path, _counts(path)) for path in sorted(_walked(name))]
         files += (path for path, counts in inside if counts)
         skipped += (path for path, counts in inside if not counts)
         if not any(counts for _, counts in inside):
@@ -67,14 +67,14 @@ def find_files(names: Sequence[str]) -> Found:
 
 
 def _walked(directory: str) -> Iterator[str]:
-    """Files with one of the endings in a directory and below, ascending; no links to directories."""
+    """Files with one of the endings in a directory and below; no links to directories are followed."""
 
     def refuse(error: OSError) -> None:
         raise PlacementError("EP101", f"{error.filename} cannot be read: {error.strerror}")
 
     for folder, folders, files in os.walk(directory, onerror=refuse):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        for file in sorted(files):
+        folders[:] = (each for each in folders if not each.startswith("."))
+        for file in files:
             if not file.startswith(".") and file.lower().endswith(SUFFIXES):
                 yield os.path.normpath(os.path.join(folder, file))  # noqa: PTH118 - the name as it was given
 

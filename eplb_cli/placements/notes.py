@@ -22,7 +22,7 @@ def _empty_slots(placement: Placement) -> Iterator[Finding]:
     if len(layers):
         index, slot = int(layers[0]), int(is_empty[layers[0]].argmax())
         layer, rank = placement.layer_number(index), int(placement.rank_of_slot[slot])
-        rest = f"; {int(is_empty.sum()):,} empty slots in {_layers(len(layers))}"
+        rest = f"; {_plural(int(is_empty.sum()), 'empty slot')} in {_plural(len(layers), 'layer')}"
         yield Finding(
             "EP121", "note", f"layer {layer}, slot {slot} is empty{rest}", layer=layer, slot=slot, rank=rank
         )
@@ -43,10 +43,10 @@ def _unequal_replicas(placement: Placement) -> Iterator[Finding]:
         few = int(np.flatnonzero(counts[index] == least[index])[0])
         message = (
             f"layer {layer}: expert {most} is in {counts[index, most]:,} slots and expert {few} in "
-            f"{least[index]:,}; {_layers(len(layers))} with replicas as unequal or nearly so"
+            f"{least[index]:,}; {_plural(len(layers), 'layer')} with replicas as unequal or nearly so"
         )
         yield Finding("EP122", "note", message, layer=layer)
 
 
-def _layers(count: int) -> str:
-    return f"{count:,} layer{'' if count == 1 else 's'}"
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -143,7 +143,7 @@ def test_what_is_installed(light):
     assert not {"torch", "scipy"} & packages
     assert {"numpy", "typer", "eplb_cli"} <= packages
     nbytes = sum(path.stat().st_size for path in environment.rglob("*") if path.is_file())
-    assert nbytes < 150_000_000
+    assert nbytes < 130_000_000
 
 
 @pytest.mark.parametrize(
