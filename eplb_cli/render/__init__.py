@@ -29,7 +29,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from eplb_cli.render.findings import print_findings
-from eplb_cli.render.github import annotate_error
 from eplb_cli.render.messages import (
     print_error,
     print_interrupted,
@@ -42,6 +41,7 @@ from eplb_cli.render.progress import Progress
 from eplb_cli.render.text import write
 
 if TYPE_CHECKING:
+    from eplb_cli.errors import EplbError
     from eplb_cli.models.model import Model
     from eplb_cli.report.balance import Balances
     from eplb_cli.report.explanation import Explanation
@@ -149,6 +149,13 @@ def print_load(load: LoadSummary, stream: TextIO | None = None) -> None:
 
     with page(stream or sys.stdout) as console:
         show_load(console, load)
+
+
+def annotate_error(error: EplbError) -> None:
+    """Print an annotation of what ended the command, for GitHub, beside its message on stderr."""
+    from eplb_cli.render.github import error_command
+
+    write(sys.stdout, error_command(error) + "\n")
 
 
 def print_explanation(found: Explanation, output_format: str = "text") -> None:

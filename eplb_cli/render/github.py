@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from eplb_cli.files import append, size_of
 from eplb_cli.render.text import printable, write
@@ -45,11 +45,11 @@ def print_for_github(report: FindingsReport, title: str) -> None:
         append(Path(path), step_summary(report.findings, title, room).encode())
 
 
-def annotate_error(error: EplbError) -> None:
-    """An annotation of what ended the command, beside its message on stderr."""
+def error_command(error: EplbError) -> str:
+    """An annotation of what ended the command."""
     line = None if error.where.line is None else str(error.where.line)
     properties = {"file": error.where.file, "line": line, "title": error.code}
-    write(sys.stdout, _command("error", properties, _with_hint(error.message, error.hint)) + "\n")
+    return _command("error", properties, _with_hint(error.message, error.hint))
 
 
 def github_commands(findings: Sequence[Finding]) -> list[str]:
@@ -67,8 +67,8 @@ def step_summary(findings: Sequence[Finding], title: str, room: int) -> str:
     """Markdown of at most `room` bytes in UTF-8: a table of all findings, or of as many as fit in."""
     head = f"### eplb validate: {_in_markdown(title)}\n\n" + (_HEAD if findings else "")
     rows = [_row(finding) for finding in _worst_first(findings)]
-    ends = np.cumsum([len(row.encode()) for row in rows]) + len(head.encode()) + _ROOM_FOR_THE_END
-    fitting = int(np.searchsorted(ends, room, side="right"))
+    ends = [*accumulate(len(row.encode()) for row in rows)]
+    fitting = bisect_right(ends, room - len(head.encode()) - _ROOM_FOR_THE_END)
     if fitting < len(rows):
         rows[fitting:] = [f"\n{len(rows) - fitting:,} more have no room here.\n"]
     text = "".join([head, *rows, "\n"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -88,6 +89,12 @@ def test_text(eplb, home):
     result = eplb("validate", "bad.json", "good.json", "--engine", "vllm", "--ignore", "EP125")
     assert (result.code, result.err) == (1, "")
     assert result.out == TEXT
+
+
+def test_the_page_shows_it():
+    """docs/validate.md has the same output, to the letter."""
+    page = (Path(__file__).parents[2] / "docs" / "validate.md").read_text()
+    assert f"$ eplb validate bad.json good.json --engine vllm --ignore EP125\n{TEXT}```" in page
 
 
 def test_github(eplb, home, monkeypatch):
