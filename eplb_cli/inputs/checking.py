@@ -65,7 +65,7 @@ class Checking:
             old, draft = None, self._read(name, _hints(name, self._shards, self._options))
         else:
             old, draft = draft_beside(known, self._old, name, self._options, self._read)
-        found = findings_of(draft, old, self._engine)
+        found = findings_of(draft, old, self._engine, has_load=self._judging is not None)
         yield from found
         is_usable = not any(finding.severity == "error" for finding in found)
         if self._judging is not None and self._old is not None and old is not None:

@@ -10,9 +10,9 @@ from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import EMPTY, Placement
 
 
-def notes_on(placement: Placement) -> list[Finding]:
-    """EP121 and EP122."""
-    return [*_empty_slots(placement), *_unequal_replicas(placement)]
+def notes_on(placement: Placement, *, has_load: bool = False) -> list[Finding]:
+    """EP121, and EP122 where no load says whether replicas are where they should be."""
+    return [*_empty_slots(placement), *([] if has_load else _unequal_replicas(placement))]
 
 
 def _empty_slots(placement: Placement) -> Iterator[Finding]:

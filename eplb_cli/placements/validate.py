@@ -9,7 +9,9 @@ from eplb_cli.placements.notes import notes_on
 from eplb_cli.placements.placement import Placement
 
 
-def findings_of(draft: Draft, old: Placement | None = None, engine: Engine | None = None) -> list[Finding]:
+def findings_of(
+    draft: Draft, old: Placement | None = None, engine: Engine | None = None, *, has_load: bool = False
+) -> list[Finding]:
     """The findings about one file, the way to it from OLD, and what an engine can do with it.
 
     Where only the ranks are wrong, the experts are looked at nevertheless. The most frequent are shortened.
@@ -23,5 +25,5 @@ def findings_of(draft: Draft, old: Placement | None = None, engine: Engine | Non
         checks += check_pair(old, draft.rankless)
     if draft.placement is not None:
         checks += [] if engine is None else check_engine(draft.placement, engine, draft.hints)
-        checks += notes_on(draft.placement)
+        checks += notes_on(draft.placement, has_load=has_load)
     return listed(draft.findings + draft.origin.locate(checks, draft.rankless))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import field
+from functools import partial
 from typing import Any
 
 from eplb_cli.errors import CODES, EXIT_FINDINGS, HINTS, UsageError, error_of
-from eplb_cli.files import read_small_file
+from eplb_cli.formats.reading import read_toml
 from eplb_cli.report.explanations import FAMILIES
 from eplb_cli.values import dataclass
-
-_MAX_NBYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def explanations() -> dict[str, Explanation]:
     """All codes, in their order."""
     said: dict[str, dict[str, Any]] = {}
     for name in FAMILIES.names:
-        said |= tomllib.loads(read_small_file(FAMILIES.path(name), _MAX_NBYTES).decode())
+        said |= read_toml(FAMILIES.path(name), partial(error_of, "EP401"))
     return {
         code: Explanation(
             code, title, **said[code], remedy=HINTS[code], exit_code=error_of(code, "").exit_code

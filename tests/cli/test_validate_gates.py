@@ -321,13 +321,15 @@ class TestNotes:
         assert (finding["severity"], finding["layer"], finding["slot"], finding["rank"]) == ("note", 4, 4, 1)
         assert finding["message"] == "layer 4, slot 4 is empty; 2 empty slots in 1 layer"
 
-    def test_unequal_replicas(self, check):
+    def test_unequal_replicas(self, check, tmp_path):
         """Where shares could be more equal: a difference of one is all that equal shares may need."""
         unequal = placement([[0, 1, 0, 2, 0, 3], [0, 1, 2, 3, 0, 1]], 3)
         (finding,) = (each for each in check(unequal).json["findings"] if each["code"] == "EP122")
         assert (finding["severity"], finding["layer"]) == ("note", 3)
         assert "expert 0 is in 3 slots and expert 1 in 1; 1 layer " in finding["message"]
         assert "EP122" not in codes(check(placement([[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 2, 3]], 3)))
+        write_json(tmp_path / "load.json", [[9, 1, 1, 1], [1, 1, 1, 1]])
+        assert "EP122" not in codes(check(unequal, "--load", tmp_path / "load.json"))
 
 
 @pytest.mark.parametrize(
