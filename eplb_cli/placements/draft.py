@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from eplb_cli.placements.findings import Finding, Severity, first_of_each_layer,
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import FORMAT, KEYS, MAP, find_layer_ids, find_num_experts, find_slots_per_rank
 from eplb_cli.placements.placement import EMPTY, Placement
+
+if TYPE_CHECKING:
+    from eplb_cli.formats.yaml_text import YamlText
 
 _REQUIRED_KEYS = ("format", MAP)
 _INT64 = np.iinfo(np.int64)
@@ -34,11 +37,11 @@ class Origin:
     `rows`: those of the map, as they are in the value of the text; a dialect may have made others of them.
     """
 
-    def __init__(self, name: str, json_text: JsonText | None = None) -> None:
+    def __init__(self, name: str, text: JsonText | YamlText | None = None) -> None:
         self.name = name
         self.rows: Sequence[object] = ()
-        self.repeated_keys = [] if json_text is None else json_text.repeated_keys
-        self._json_text = json_text
+        self.repeated_keys = [] if text is None else [*text.repeated_keys]
+        self._text = text
 
     def place(self, key: str, row: int | None = None) -> Place | None:
         """Where a key's value, or a row of the map, begins."""
@@ -60,11 +63,11 @@ class Origin:
 
     @cached_property
     def _key_places(self) -> dict[str, Place]:
-        return {} if self._json_text is None else self._json_text.key_places()
+        return {} if self._text is None else self._text.key_places()
 
     @cached_property
     def _row_places(self) -> dict[int, Place]:
-        places = [] if self._json_text is None else self._json_text.list_places()
+        places = [] if self._text is None else self._text.list_places()
         return {id(found): place for found, place in places}
 
 

@@ -103,13 +103,13 @@ def draft_of_document(document: Document, hints: Hints) -> Draft:
         notes.append(Finding(code, "warning", message, file=document.name))
 
     try:
-        value = document.value if document.json_text else _as_lists(document.value)
+        value = document.value if document.text else _as_lists(document.value)
         content = content_of(value, hints, note)
     except PlacementError as error:
         draft = Draft(hints, Origin(document.name))
         draft.findings.append(Finding(error.code, "error", error.message, error.hint, document.name))
         return draft
-    draft = Draft(hints, Origin(document.name, document.json_text))
+    draft = Draft(hints, Origin(document.name, document.text))
     draft.findings += notes
     draft.understand(content)
     return draft

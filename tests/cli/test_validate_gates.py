@@ -363,3 +363,12 @@ def test_a_key_twice_tells_no_row(eplb, tmp_path):
     result = eplb("validate", tmp_path / "new.json", "--num-logical-experts", 2, "--format", "json")
     found = {each["code"]: each["line"] for each in result.json["findings"]}
     assert found["EP105"] == 2
+
+
+def test_the_place_of_a_layer_in_yaml(eplb, tmp_path):
+    """TensorRT-LLM's, in flow and in block."""
+    text = "initial_global_assignments:\n  3: [0, 1]\n  4:\n  - 0\n  - 9\n  5: [0, 8]\nnum_slots: 2\n"
+    (tmp_path / "new.yaml").write_text(text)
+    result = eplb("validate", tmp_path / "new.yaml", "--ep-size", 2, "--format", "json", "--select", "EP110")
+    found = [(each["layer"], each["line"], each["column"]) for each in result.json["findings"]]
+    assert found == [(3, 2, 6), (4, 4, 3), (5, 6, 6)]
