@@ -23,13 +23,13 @@ printf '%s\\0' "${EPLB_FORMAT-}" "$@" >>"$GITHUB_STEP_SUMMARY"
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory) -> Path:
+def checkout(tmp_path_factory):
     """This repository as it is now, committed."""
     return copy_of_this(tmp_path_factory.mktemp("eplb"))
 
 
 @pytest.fixture(scope="session")
-def light(checkout) -> Path:
+def light(checkout):
     """The same with its environment made; skipped where packages cannot be had."""
     done = subprocess.run(
         [checkout / "scripts" / "light", "--version"],
@@ -45,7 +45,7 @@ def light(checkout) -> Path:
 
 
 @pytest.fixture
-def repository(tmp_path) -> Path:
+def repository(tmp_path):
     """One that keeps placements, one good and one bad, and something else beside them."""
     home = tmp_path / "repository"
     (home / "placements" / "more").mkdir(parents=True)
