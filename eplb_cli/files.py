@@ -381,6 +381,22 @@ def write_file(path: Path, content: bytes, *, durable: bool) -> None:
             sync(descriptor, path)
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 where there is none. Raises EP604."""
+    with writing(path), contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to a file that another program collects, be it there yet or not. Raises EP603 or EP604."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    with writing(path):
+        descriptor = attempt("open", os.open, path, flags, 0o666)
+    with closing(descriptor):
+        write_from(descriptor, memoryview(content), 0, path)  # the offset means nothing here
+
+
 def require_replaceable(path: Path, *, replace: bool) -> None:
     """Refuse to write a single file over what is no regular file, or over anything without `replace`.
 

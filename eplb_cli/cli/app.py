@@ -23,6 +23,7 @@ SUMMARIES = {
     "reshard": "Rearrange shards for another placement.",
     "plan": "Show what would move, without moving it.",
     "validate": "Check placement files.",
+    "explain": "Say what the code of a message means.",
     "verify": "Prove again that an output is what it should be.",
     "inspect": "Show what a directory of shards, or a load dump, holds.",
     "balance": "Make a placement that balances a load.",

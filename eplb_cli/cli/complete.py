@@ -49,3 +49,11 @@ def engines(incomplete: str) -> list[str]:
     from eplb_cli.huggingface.engines import engine_names
 
     return [name for name in engine_names() if name.startswith(incomplete)]
+
+
+def codes(incomplete: str) -> list[str]:
+    """A code of a message, or the last of several with commas between."""
+    from eplb_cli.errors import CODES
+
+    before, comma, begun = incomplete.rpartition(",")
+    return [before + comma + code for code in CODES if code.startswith(begun)]

@@ -47,6 +47,8 @@ class FindingsFormat(StrEnum):
     text = "text"
     json = "json"
     github = "github"
+    sarif = "sarif"
+    junit = "junit"
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -26,7 +26,7 @@ FROM_FILES = frozenset({
     "backend", "bandwidth", "buffer-size", "curve", "engine", "expert-bytes", "format", "from", "full",
     "layout", "max-imbalance", "max-moved-bytes", "model", "mtp", "nproc-per-node", "num-groups",
     "num-logical-experts", "num-ranks", "num-redundant-experts", "old-from", "old-num-ranks", "quiet",
-    "ranks-per-node", "senders", "threads", "timeout", "to", "verbose",
+    "ranks-per-node", "senders", "strict", "threads", "timeout", "to", "verbose",
 })  # fmt: skip
 """The options that a file may set; all others are for the command line and for EPLB_* variables."""
 

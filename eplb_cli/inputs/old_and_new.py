@@ -9,7 +9,7 @@ Every command completes them in the same way::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -56,12 +56,17 @@ def read_alone(old: str, options: PlacementOptions) -> tuple[Placement | None, l
 
 
 def draft_beside(
-    known: Placement | None, old: str, new: str, options: PlacementOptions
+    known: Placement | None,
+    old: str,
+    new: str,
+    options: PlacementOptions,
+    read: Callable[[str, Hints], Draft] = read_draft,
 ) -> tuple[Placement | None, Draft]:
     """OLD, and NEW as far as it is understood, each with what the other one says.
 
     Args:
         known: OLD, None where `old` names a map that has to be made for NEW.
+        read: how `new` is read.
 
     Returns:
         OLD, None where it hangs on a NEW that cannot be used; NEW.
@@ -70,12 +75,12 @@ def draft_beside(
         PlacementError: OLD cannot be made, or NEW cannot be read.
     """
     if known is None and new not in NAMED_MAPS:
-        draft = read_draft(new, _new_hints(new, options))
+        draft = read(new, _new_hints(new, options))
         like = draft.placement or draft.rankless
         hints = _alone_hints(old, options)
         return None if like is None else read_placement(old, _named_like(hints, like))[0], draft
     first = known or read_placement(old, _alone_hints(old, options))[0]
-    return first, read_draft(new, _new_hints(new, options, first))
+    return first, read(new, _new_hints(new, options, first))
 
 
 def _alone_hints(old: str, options: PlacementOptions) -> Hints:

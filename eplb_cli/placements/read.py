@@ -14,7 +14,7 @@ from eplb_cli.formats.budget import NotReadableError
 from eplb_cli.formats.document import Document, parse_document
 from eplb_cli.formats.reading import read_bytes
 from eplb_cli.placements.choice import NAMED_MAPS
-from eplb_cli.placements.dialects.dialect import Dialect, Note
+from eplb_cli.placements.dialects.dialect import Note
 from eplb_cli.placements.dialects.eplb import DIALECT as EPLB
 from eplb_cli.placements.draft import Draft, Origin
 from eplb_cli.placements.findings import Finding
@@ -105,20 +105,20 @@ def draft_of_document(document: Document, hints: Hints) -> Draft:
         notes.append(Finding(code, "warning", message, file=document.name))
 
     try:
-        value = document.value if document.json_text else _as_lists(document.value)
-        dialect, content = find_and_read(value, hints, note)
+        value = document.value if document.text else _as_lists(document.value)
+        content = content_of(value, hints, note)
     except PlacementError as error:
         draft = Draft(hints, Origin(document.name))
         draft.findings.append(Finding(error.code, "error", error.message, error.hint, document.name))
         return draft
-    draft = Draft(hints, Origin(document.name, document.json_text, has_rows=dialect.keeps_rows))
+    draft = Draft(hints, Origin(document.name, document.text))
     draft.findings += notes
     draft.understand(content)
     return draft
 
 
-def find_and_read(value: object, hints: Hints, note: Note) -> tuple[Dialect, Mapping[str, Any]]:
-    """The dialect of a value, and the content of an eplb-placement/1 file that says the same.
+def content_of(value: object, hints: Hints, note: Note) -> Mapping[str, Any]:
+    """The content of an eplb-placement/1 file that says what a value of any dialect says.
 
     Raises:
         PlacementError: EP116, it is not of the dialect that is named, or of several with other layers; EP103,
@@ -126,12 +126,12 @@ def find_and_read(value: object, hints: Hints, note: Note) -> tuple[Dialect, Map
     """
     if hints.dialect in {None, EPLB.name} and EPLB.fits(value):
         tell("dialect", EPLB.name)
-        return EPLB, EPLB.read(value, hints, note)
+        return EPLB.read(value, hints, note)
     from eplb_cli.placements.dialects.find import find_dialect
 
     dialect = find_dialect(value, hints)
     tell("dialect", dialect.name)
-    return dialect, dialect.read(value, hints, note)
+    return dialect.read(value, hints, note)
 
 
 def _as_lists(value: Any) -> Any:  # noqa: ANN401 - whatever a document holds

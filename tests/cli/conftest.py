@@ -21,7 +21,7 @@ def _plain_terminal(monkeypatch):
     """80 columns, no colours, no debugging, and no options but those of the test."""
     monkeypatch.setenv("COLUMNS", "80")
     ours = [name for name in os.environ if name.startswith("EPLB_") and name != "EPLB_LIGHT"]
-    for name in ("NO_COLOR", "FORCE_COLOR", *ours):
+    for name in ("NO_COLOR", "FORCE_COLOR", "GITHUB_STEP_SUMMARY", *ours):
         monkeypatch.delenv(name, raising=False)
 
 

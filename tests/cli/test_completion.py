@@ -16,6 +16,7 @@ from eplb_cli.checkpoint.layouts import LAYOUTS
 from eplb_cli.cli import entry
 from eplb_cli.cli.app import SUMMARIES, made
 from eplb_cli.cli.command import choices_of
+from eplb_cli.errors import CODES
 from eplb_cli.huggingface.engines import engine_names
 from eplb_cli.models.presets import PRESETS
 from eplb_cli.placements.choice import NAMED_MAPS
@@ -89,6 +90,9 @@ VALUES = [
     ("eplb shard hf dst --placement l", ["linear"]),
     ("eplb balance --repair l", ["linear"]),
     ("eplb validate --format g", ["github"]),
+    ("eplb explain EP10", begun(CODES, "EP10")),
+    ("eplb validate --select EP106,EP10", [f"EP106,{code}" for code in begun(CODES, "EP10")]),
+    ("eplb validate new.json --against l", ["linear"]),
     ("eplb verify ", []),
 ]
 

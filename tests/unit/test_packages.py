@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "checkpoint": {"formats", "models", "placements", "plan"},
     "exchange": set(),
     "hosts": set(),
-    "report": {"balance", "models", "placements", "plan"},
+    "report": {"balance", "formats", "models", "placements", "plan"},
     "live": {"exchange", "models", "placements", "plan"},
     "output": {"checkpoint", "formats", "hosts", "models", "placements", "plan"},
     "inputs": {"balance", "checkpoint", "formats", "hosts", "models", "placements", "plan", "report"},
