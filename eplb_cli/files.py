@@ -381,6 +381,22 @@ def write_file(path: Path, content: bytes, *, durable: bool) -> None:
             sync(descriptor, path)
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 where there is none. Raises EP604."""
+    with writing(path), contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to a file that another program collects, be it there yet or not. Raises EP603 or EP604."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    with writing(path):
+        descriptor = attempt("open", os.open, path, flags, 0o666)
+    with closing(descriptor):
+        write_from(descriptor, memoryview(content), 0, path)  # the offset means nothing here
+
+
 def require_replaceable(path: Path, *, replace: bool) -> None:
     """Refuse to write a single file over what is no regular file, or over anything without `replace`.
 
@@ -428,10 +444,11 @@ def read_small_file(path: Path | str, limit: int, *, follow_links: bool = False)
         CheckpointError: EP204, EP201 (also where it is larger than `limit`), EP220.
     """
     with opened_source(path, follow_links=follow_links) as descriptor:
-        return _read_all(descriptor, limit, path)
+        return read_whole(descriptor, limit, path)
 
 
-def _read_all(descriptor: int, limit: int, path: object) -> bytes:
+def read_whole(descriptor: int, limit: int, path: object) -> bytes:
+    """The content of an open file of at most `limit` bytes. Raises EP201 where it has more."""
     nbytes = os.fstat(descriptor).st_size
     if nbytes > limit:
         raise CheckpointError("EP201", f"{path} has {nbytes:,} bytes; more than {limit:,} are not read")
@@ -448,7 +465,7 @@ def read_own_file(path: Path) -> bytes:
     """
     try:
         with closing(open_source(path)) as descriptor:
-            return _read_all(descriptor, MAX_OWN_FILE_NBYTES, path)
+            return read_whole(descriptor, MAX_OWN_FILE_NBYTES, path)
     except CheckpointError as error:
         raise OutputError("EP604", error.message) from error
 

@@ -22,12 +22,31 @@ REMOVED = "what was written is removed"
 command: ContextVar[list[str]] = ContextVar("command", default=[])  # noqa: B039 - nobody changes it
 """The words of the command line, without `eplb`; none where a program calls."""
 
+unsaid: ContextVar[list[str]] = ContextVar("unsaid", default=[])  # noqa: B039 - as above
+"""Options of the command that its words do not have, because a variable or a file says them: as words."""
+
 come_of_it: ContextVar[str] = ContextVar("come_of_it", default=NOTHING_WRITTEN)
 """What is true of the output by now, in words: set by whoever writes it, for whoever ends the command."""
 
 
 before_bytes: ContextVar[str] = ContextVar("before_bytes", default="")
 """What is going on while no byte is done yet, in words: set by whoever waits, for whoever shows bytes."""
+
+is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
+"""Whether nobody wants to hear of anything but the result and errors (`-q`)."""
+
+details: ContextVar[Callable[[str, str], None] | None] = ContextVar("details", default=None)
+"""What shows `tell` to whoever wants to know how a result came about (`-v`)."""
+
+
+def tell(kind: str, words: str) -> None:
+    """Say what was decided, or which stage has ended: shown with `-v`, and lost without.
+
+    Args:
+        kind: a word that all of its kind begin with, as "layout" or "stage".
+    """
+    if show := details.get():
+        show(kind, words)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ def main(directory: str) -> int:
     source = package | files_of("configs", "docs", "scripts", "tests") | {*TEXTS}
     missing = [f"{archive.name} lacks {name}" for name in sorted(source - archived)]
     missing += [f"{wheel.name} lacks {name}" for name in sorted(package - packed)]
+    if not any(name.endswith(".data/data/share/man/man1/eplb.1") for name in packed):
+        missing.append(f"{wheel.name} lacks the manual page")
     found = f"{wheel.name} has all {len(package)} files of eplb_cli, {archive.name} all {len(source)}"
     print("\n".join(missing) or found)
     return bool(missing)

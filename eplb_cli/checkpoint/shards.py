@@ -36,6 +36,7 @@ from eplb_cli.formats.safetensors_header import Header, TensorEntry, read_header
 from eplb_cli.models.config import ModelConfig, config_beside
 from eplb_cli.models.names import LayerNames, number_layers
 from eplb_cli.placements.placement import MAX_ENTRIES
+from eplb_cli.progress import tell
 from eplb_cli.values import dataclass
 
 
@@ -307,6 +308,7 @@ def open_pool(found: Pool, layout: str | Layout = "auto", lost: Collection[int] 
         layout = find_layout(
             layout, names, dict.fromkeys(key for one in found.headers for key in one.tensors)
         )
+    tell("layout", f"{path}: {layout.name}")
     if manifest is not None and not lost and not found.is_of_many:
         refuse_part(path, names, layout, manifest)
     opened = shards_of(found, layout, manifest, lost)

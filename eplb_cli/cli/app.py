@@ -7,6 +7,7 @@ both is done for the one command that was called. Typer itself knows each by its
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from typing import Annotated, Any
@@ -15,12 +16,14 @@ import typer
 import typer.core
 
 from eplb_cli import __version__
+from eplb_cli.cli.command import Command, choices_of, option_name
 from eplb_cli.errors import EXIT_USAGE
 
 SUMMARIES = {
     "reshard": "Rearrange shards for another placement.",
     "plan": "Show what would move, without moving it.",
     "validate": "Check placement files.",
+    "explain": "Say what the code of a message means.",
     "verify": "Prove again that an output is what it should be.",
     "inspect": "Show what a directory of shards, or a load dump, holds.",
     "balance": "Make a placement that balances a load.",
@@ -34,19 +37,18 @@ SUMMARIES = {
 WIDEST_HELP = 160
 """Columns of the help on a terminal that has as many; beyond it lines are too long to read."""
 
-NO_EXTRAS: dict[str, Any] = {
-    "add_completion": False,
+PLAIN: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
 }
 
 
 @cache
-def _command(name: str) -> Any:  # noqa: ANN401 - a command of click's, which not all versions of typer name
+def made(name: str) -> Any:  # noqa: ANN401 - a command of click's, which not all versions of typer name
     """The command of a name, whole."""
     module = import_module(f"eplb_cli.cli.{name}")
-    alone = typer.Typer(**NO_EXTRAS)
-    alone.command(name, epilog=getattr(module, "EXAMPLES", None))(module.command)
+    alone = typer.Typer(add_completion=False, **PLAIN)
+    alone.command(name, cls=Command, epilog=module.EXAMPLES)(module.command)
     return typer.main.get_command(alone)
 
 
@@ -56,12 +58,24 @@ class _Commands(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:  # noqa: ANN401 - as above
         """The name, the command and the rest of a command line."""
         name, known, rest = super().resolve_command(ctx, args)
-        return name, known and _command(name), rest
+        return name, known and made(name), rest
+
+    def has_option(self, name: str) -> bool:
+        """Whether any command has an option of this name: makes them all, and is asked about mistakes."""
+        return any(name == option_name(option) for option in _all_options())
+
+    def takes(self, name: str, word: object) -> bool:
+        """Whether the option of this name takes a word of any command's few; made and asked likewise."""
+        return any(name == option_name(option) and word in choices_of(option) for option in _all_options())
+
+
+def _all_options() -> Iterator[Any]:
+    return (option for name in SUMMARIES for option in made(name).options())
 
 
 app = typer.Typer(
     cls=_Commands,
-    **NO_EXTRAS,
+    **PLAIN,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST_HELP},
     help="Re-shard Mixture-of-Experts checkpoints offline, from one expert-parallel placement to another.",
     epilog="""\b
@@ -76,7 +90,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Nothing but --version; without a command, the help as a mistake."""
+    """Nothing but --version, and typer's options for shells; without a command, the help as a mistake."""
     if version:
         sys.stdout.write(f"eplb {__version__}\n")
         raise typer.Exit

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import render
+from eplb_cli.cli import complete
 from eplb_cli.cli.options import (
     A_PLACEMENT,
     Format,
@@ -18,7 +19,6 @@ from eplb_cli.cli.options import (
     OldFromOption,
     OldNumRanks,
     RanksPerNode,
-    dialect_option,
     named_model,
     whole_number,
 )
@@ -26,6 +26,7 @@ from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
 from eplb_cli.cli.repair import LostRanksOption, RepairOption
 from eplb_cli.cli.repair import repair as repair_placement
 from eplb_cli.errors import UsageError
+from eplb_cli.placements.dialects.registry import DialectName
 from eplb_cli.report.sizes import parse_limit, parse_size
 
 if TYPE_CHECKING:
@@ -88,7 +89,12 @@ def command(
     ] = None,
     old: Annotated[
         str | None,
-        typer.Option("--old", metavar="OLD", help=f"The placement there is, to move little: {A_PLACEMENT}."),
+        typer.Option(
+            "--old",
+            metavar="OLD",
+            autocompletion=complete.maps,
+            help=f"The placement there is, to move little: {A_PLACEMENT}.",
+        ),
     ] = None,
     max_moved_bytes: Annotated[
         str | None,
@@ -108,7 +114,7 @@ def command(
         str | None,
         typer.Option("--expert-bytes", metavar="SIZE", help="Bytes of one expert, for sizes without shards."),
     ] = None,
-    to: Annotated[str, dialect_option("--to", "The dialect to write.")] = "eplb",
+    to: Annotated[DialectName, typer.Option("--to", help="The dialect to write.")] = "eplb",
     html: Annotated[
         Path | None,
         typer.Option(

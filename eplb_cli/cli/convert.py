@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli import render
+from eplb_cli.cli import complete
 from eplb_cli.cli.options import (
     A_PLACEMENT,
     Format,
@@ -16,11 +17,11 @@ from eplb_cli.cli.options import (
     ModelOption,
     NumExperts,
     NumRedundant,
-    dialect_option,
     named_model,
     whole_number,
 )
 from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
+from eplb_cli.placements.dialects.registry import DialectName
 
 EXAMPLES = """\b
 Examples:
@@ -30,16 +31,20 @@ Examples:
 
 
 def command(
-    source: Annotated[str, typer.Argument(metavar="IN", help=f"In any dialect: {A_PLACEMENT}.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="IN", autocompletion=complete.maps, help=f"In any dialect: {A_PLACEMENT}."),
+    ],
     output: Annotated[
         Path,
         typer.Argument(
             metavar="OUT", help="A new file, with a suffix that the dialect has: mostly .json; - is stdout."
         ),
     ],
-    to: Annotated[str, dialect_option("--to", "The dialect to write.")],
+    to: Annotated[DialectName, typer.Option("--to", help="The dialect to write.")],
     dialect: Annotated[
-        str | None, dialect_option("--from", "The dialect of IN, if its content fits several.")
+        DialectName | None,
+        typer.Option("--from", help="The dialect of IN, if its content fits several."),
     ] = None,
     num_ranks: Annotated[
         int | None,

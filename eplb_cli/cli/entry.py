@@ -14,16 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import typer
-
 from eplb_cli import render
 from eplb_cli.cli.app import app
+from eplb_cli.cli.command import VARIABLE_PREFIX, format_of_file
+from eplb_cli.cli.mistakes import Mistake, say_what_was_meant
 from eplb_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, EplbError, UsageError, WorkerError
 from eplb_cli.interrupts import handled, interrupts
 from eplb_cli.progress import NOTHING_WRITTEN, come_of_it, command
-
-_Mistake: type[Exception] = typer.BadParameter.__bases__[0]
-"""What click raises for a call that it does not understand; not all versions of typer have a name for it."""
 
 
 class _Interrupted(BaseException):
@@ -58,9 +55,10 @@ def main() -> None:
     _outlive_readers()
     _replace_closed_streams()
     come_of_it.set(NOTHING_WRITTEN)
+    format_of_file.set("")
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except _Mistake as error:
+        sys.exit(app(prog_name="eplb", standalone_mode=False) or 0)
+    except Mistake as error:
         _correct(error)
     except EplbError as error:
         _fail(error)
@@ -91,7 +89,8 @@ def _unexpected(error: Exception) -> EplbError:
 
 def _wants_json() -> bool:
     """Whether stdout is for a program: told from the words themselves, whatever else is wrong with them."""
-    words, said = takewhile(lambda word: word != "--", sys.argv[1:]), ""
+    words = takewhile(lambda word: word != "--", sys.argv[1:])
+    said = os.environ.get(f"{VARIABLE_PREFIX}FORMAT") or format_of_file.get()
     for word, after in pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option == "--format":
@@ -101,6 +100,7 @@ def _wants_json() -> bool:
 
 def _correct(error: Any) -> NoReturn:  # noqa: ANN401 - an exception of click's
     """End with what click says of a call that it does not understand."""
+    say_what_was_meant(error)
     if _wants_json():
         _fail(UsageError("EP001", error.format_message(), error.ctx.get_usage() if error.ctx else ""))
     error.show()

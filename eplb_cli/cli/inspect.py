@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from eplb_cli.report.inspection import Inspection
 
 
+EXAMPLES = """\b
+Examples:
+  eplb inspect SRC
+  eplb inspect SRC --deep --format json
+  eplb inspect load.npy --model deepseek-v3
+  eplb inspect SRC --identify HF_DIR --out old.json
+  eplb inspect --models"""
+
+
 def command(
     src: Annotated[
         Path | None,

@@ -10,6 +10,11 @@ import typer
 from eplb_cli.cli.options import DryRunOption, Format, FormatOption, NoFsyncOption, NoKeepOption, ResumeOption
 from eplb_cli.cli.show import print_written, progress_bar
 
+EXAMPLES = """\b
+Examples:
+  eplb merge SRC HF_DIR
+  eplb merge SRC HF_DIR --bake"""
+
 
 def command(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="What `eplb shard` wrote, resharded or not.")],

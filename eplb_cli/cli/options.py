@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eplb_cli.checkpoint.layouts import LAYOUTS
-from eplb_cli.errors import UsageError, did_you_mean
+from eplb_cli.cli import complete
+from eplb_cli.errors import UsageError
 from eplb_cli.placements.choice import NAMED_MAPS
-from eplb_cli.placements.dialects.registry import NAMES
+from eplb_cli.placements.dialects.registry import DialectName
 from eplb_cli.plan.choice import RankScalars, Relabel, Senders
 
 if TYPE_CHECKING:
@@ -47,20 +47,8 @@ class FindingsFormat(StrEnum):
     text = "text"
     json = "json"
     github = "github"
-
-
-BACKEND_VARIABLE = "EPLB_BACKEND"
-
-
-def chosen_backend(option: Backend | None) -> Backend:
-    """The backend of --backend, or else of the environment. Raises EP001 for a variable that names none."""
-    word = os.environ.get(BACKEND_VARIABLE) or Backend.auto
-    if option is not None:
-        return option
-    if word not in {*Backend}:
-        problem = f"{BACKEND_VARIABLE} is {word[:80]!r}, and there is no such backend"
-        raise UsageError("EP001", problem, f"set it to one of {', '.join(Backend)}, or unset it")
-    return Backend(word)
+    sarif = "sarif"
+    junit = "junit"
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -96,19 +84,6 @@ def seconds(word: str | float) -> float:
     if number < 1:
         raise typer.BadParameter(f"{str(word)!r} is not a number of seconds from 1 on.")
     return number
-
-
-def dialect_option(flag: str, help_text: str) -> Any:  # noqa: ANN401 - what typer.Option returns
-    """An option that takes the name of a dialect, and lists them all for any other word."""
-
-    def dialect(word: str) -> str:
-        if word not in NAMES:
-            listed = ", ".join(map(repr, NAMES))
-            meant = did_you_mean(word, NAMES).capitalize()
-            raise typer.BadParameter(f"{word!r} is not one of {listed}. {meant}".rstrip())
-        return word
-
-    return typer.Option(flag, parser=dialect, metavar=f"<{'|'.join(NAMES)}>", help=help_text)
 
 
 SendersOption = Annotated[
@@ -157,6 +132,7 @@ LayoutOption = Annotated[
     typer.Option(
         "--layout",
         metavar="auto|NAME|FILE",
+        autocompletion=complete.layouts,
         help=f"How tensors are named: {', '.join(LAYOUTS.names)}, or a TOML file.",
     ),
 ]
@@ -165,6 +141,7 @@ KeysOption = Annotated[
     typer.Option(
         "--layout",
         metavar="auto|NAME|FILE",
+        autocompletion=complete.layouts,
         help="A TOML file that says what the names of tensors in HF_DIR mean, if their shapes do not.",
     ),
 ]
@@ -206,17 +183,19 @@ NumRedundant = Annotated[
     ),
 ]
 FromOption = Annotated[
-    str | None,
-    dialect_option("--from", "The dialect of the placement wanted (NEW), if its content fits several."),
+    DialectName | None,
+    typer.Option("--from", help="The dialect of the placement wanted (NEW), if its content fits several."),
 ]
 OldFromOption = Annotated[
-    str | None, dialect_option("--old-from", "The dialect of OLD, if its content fits several.")
+    DialectName | None,
+    typer.Option("--old-from", help="The dialect of OLD, if its content fits several."),
 ]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="PRESET|config.json",
+        autocompletion=complete.models,
         help="The model: its layers, experts and sizes; `eplb inspect --models` lists presets.",
     ),
 ]

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from eplb_cli.cli import complete
 from eplb_cli.cli.options import (
     A_PLACEMENT,
     Format,
@@ -47,8 +48,18 @@ Examples:
 
 
 def command(
-    old: Annotated[str, typer.Argument(metavar="OLD", help=f"The placement there is: {A_PLACEMENT}.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help=f"The placement wanted: {A_PLACEMENT}.")],
+    old: Annotated[
+        str,
+        typer.Argument(
+            metavar="OLD", autocompletion=complete.maps, help=f"The placement there is: {A_PLACEMENT}."
+        ),
+    ],
+    new: Annotated[
+        str,
+        typer.Argument(
+            metavar="NEW", autocompletion=complete.maps, help=f"The placement wanted: {A_PLACEMENT}."
+        ),
+    ],
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="SRC", help="Shards under OLD, for sizes in bytes.")
     ] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import render
+from eplb_cli.cli import complete
 from eplb_cli.cli.options import A_PLACEMENT, Format, rank_numbers
 from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
 from eplb_cli.errors import UsageError
@@ -23,6 +24,7 @@ RepairOption = Annotated[
     typer.Option(
         "--repair",
         metavar="OLD",
+        autocompletion=complete.maps,
         help="Bring experts back to life that were lost with ranks of OLD, on those that are left; LOAD says "
         f"which replicas are missed least, and may be left out. OLD is {A_PLACEMENT}.",
     ),

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from eplb_cli import render
+from eplb_cli.cli import complete
 from eplb_cli.cli.options import (
     A_PLACEMENT,
-    BACKEND_VARIABLE,
     Backend,
     DryRunOption,
     Format,
@@ -29,7 +29,6 @@ from eplb_cli.cli.options import (
     RanksPerNode,
     RelabelOption,
     ResumeOption,
-    chosen_backend,
     rank_numbers,
     seconds,
     whole_number,
@@ -48,12 +47,13 @@ Examples:
   eplb reshard SRC DST --old linear --new new.json --backend file
   eplb reshard DST DST2 --new newer.json   (the eplb.json in DST says OLD)
   eplb reshard SRC DST --plan plan.json
-  eplb reshard SRC DST --new new.json --nnodes 4 --node-rank 0 --rdzv-endpoint node0:29500"""
+  eplb reshard SRC DST --new new.json --nnodes 4 --node-rank 0 \\
+    --rdzv-endpoint node0:29500"""
 
 NO_TORCH = "torch is not installed: --backend auto is one process from file to file"
 NO_WORKERS_NEEDED = (
-    "one process can open SRC and DST here: `--backend file`, or "
-    f"{BACKEND_VARIABLE}=file, does the same without starting workers"
+    "one process can open SRC and DST here: `--backend file`, or EPLB_BACKEND=file, does the same "
+    "without starting workers"
 )
 KEPT = "is the storage stuck? what was done is kept: --resume goes on from it"
 
@@ -65,13 +65,19 @@ def command(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="Where the result appears: new, or empty.")],
     new: Annotated[
         str | None,
-        typer.Option("--new", metavar="FILE|MAP", help=f"The placement wanted, NEW: {A_PLACEMENT}."),
+        typer.Option(
+            "--new",
+            metavar="FILE|MAP",
+            autocompletion=complete.maps,
+            help=f"The placement wanted, NEW: {A_PLACEMENT}.",
+        ),
     ] = None,
     old: Annotated[
         str | None,
         typer.Option(
             "--old",
             metavar="FILE|MAP",
+            autocompletion=complete.maps,
             help=f"The placement of SRC, OLD, if SRC has no eplb.json that says it: {A_PLACEMENT}.",
         ),
     ] = None,
@@ -83,14 +89,13 @@ def command(
     ] = None,
     layout: LayoutOption = "auto",
     backend: Annotated[
-        Backend | None,
+        Backend,
         typer.Option(
             "--backend",
             help="What moves bytes: nccl or gloo between the workers of a torchrun job, or one process from "
-            "file to file; auto is nccl with a GPU for each worker, else gloo, and file without torch. "
-            f"Where it is left out it is ${BACKEND_VARIABLE}, or else auto.",
+            "file to file; auto is nccl with a GPU for each worker, else gloo, and file without torch.",
         ),
-    ] = None,
+    ] = Backend.auto,
     nproc_per_node: Annotated[
         int | None,
         typer.Option(
@@ -237,9 +242,8 @@ def command(
         problem = "--plan FILE has the placements, --senders and --ranks-per-node"
         raise UsageError("EP001", problem, "leave out what is about these, or leave out --plan")
     require_out_new(relabel, out_new, is_made=True)
-    chosen = chosen_backend(backend)
     if save_job is not None:
-        _save_job(save_job, is_of_many=nnodes is not None, backend=chosen)
+        _save_job(save_job, is_of_many=nnodes is not None, backend=backend)
         return
     from eplb_cli.run import judge
 
@@ -253,7 +257,7 @@ def command(
 
     common: dict[str, Any] = {
         "layout": layout,
-        "backend": chosen.value,
+        "backend": backend.value,
         "num_workers": nproc_per_node,
         "buffer_nbytes": None if buffer_size is None else parse_size(buffer_size),
         "threads": threads,
@@ -303,7 +307,7 @@ def command(
     else:
         from eplb_cli.run.reshard import reshard as run
 
-        if chosen is Backend.auto:
+        if backend is Backend.auto:
             render.print_note(NO_WORKERS_NEEDED if has_package("torch") else NO_TORCH)
         report = write_new(run(request, progress_bar, full=full), out_new)
     if report.run is not None and report.run.host and output_format is Format.text:
@@ -315,15 +319,18 @@ def command(
 
 
 def _save_job(path: Path, *, is_of_many: bool, backend: Backend) -> None:
-    """Write the words of this command, but for those that say where to. Raises EP001 and OutputError."""
+    """Write the words of this command, but for those that say where to. Raises EP001 and OutputError.
+
+    What variables and a file have set here is among them: on other hosts there may be neither.
+    """
     from eplb_cli import files
-    from eplb_cli.progress import command
+    from eplb_cli.progress import command, unsaid
     from eplb_cli.run.launched import job_bytes
 
     if is_of_many or backend is Backend.file:
         what = "--nnodes is found out" if is_of_many else "--backend file has no workers"
         raise UsageError("EP001", f"{what} by the processes of a saved job", "leave it out")
-    words, kept = iter(command.get()), []
+    words, kept = iter([*command.get(), *unsaid.get(), "--config", "none"]), []
     for word in words:
         if word == "--save-job":
             next(words, None)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from eplb_cli.cli import complete
 from eplb_cli.cli.options import (
     A_PLACEMENT,
     DryRunOption,
@@ -38,13 +39,19 @@ def command(
     ],
     placement: Annotated[
         str,
-        typer.Option("--placement", metavar="FILE|MAP", help=f"In any dialect: {A_PLACEMENT}."),
+        typer.Option(
+            "--placement",
+            metavar="FILE|MAP",
+            autocompletion=complete.maps,
+            help=f"In any dialect: {A_PLACEMENT}.",
+        ),
     ],
     engine: Annotated[
         str,
         typer.Option(
             "--engine",
             metavar="ENGINE",
+            autocompletion=complete.engines,
             help=f"Whose names tensors get, one of: {', '.join(engine_names())}.",
         ),
     ],

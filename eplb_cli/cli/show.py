@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from eplb_cli import render
 from eplb_cli.cli.options import Format
+from eplb_cli.progress import is_quiet
 
 if TYPE_CHECKING:
     from eplb_cli.report.report import Report
@@ -77,8 +78,8 @@ def print_warnings(report: Report) -> None:
 
 @contextlib.contextmanager
 def progress_bar(total_nbytes: int, description: str) -> Iterator[Callable[[int], None]]:
-    """What a command shows while bytes move; nothing where there are none."""
-    if total_nbytes == 0:
+    """What a command shows while bytes move; nothing where there are none, or with `-q`."""
+    if total_nbytes == 0 or is_quiet.get():
         yield lambda _: None
         return
     with render.Progress(total_nbytes, description) as bar:

@@ -11,6 +11,11 @@ from eplb_cli import render
 from eplb_cli.cli.options import Format, FormatOption, rank_numbers
 from eplb_cli.cli.show import progress_bar
 
+EXAMPLES = """\b
+Examples:
+  eplb verify DST
+  eplb verify DST --against SRC"""
+
 
 def command(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="A directory that eplb wrote.")],

@@ -7,12 +7,15 @@ held to the budget before anything is built from it.
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eplb_cli.formats.budget import NotReadableError
 from eplb_cli.formats.json_text import JsonText, parse_json, require_budget
 from eplb_cli.machine import needed
 from eplb_cli.values import dataclass
+
+if TYPE_CHECKING:
+    from eplb_cli.formats.yaml_text import YamlText
 
 MAX_RECORDS = 100_000
 """Lines of a .jsonl file that are read."""
@@ -24,12 +27,12 @@ class Document:
 
     Attributes:
         value: objects, lists, numbers and strings as Python has them; tensors as arrays, CSV as a `Table`.
-        json_text: where it is one JSON text, with the lines of its values.
+        text: where it is one text in JSON or YAML, with the places of its values.
     """
 
     name: str
     value: Any
-    json_text: JsonText | None = None
+    text: JsonText | YamlText | None = None
 
 
 def parse_document(name: str, data: bytes) -> Document:
@@ -52,7 +55,8 @@ def parse_document(name: str, data: bytes) -> Document:
         with needed("yaml", "a YAML file"):
             from eplb_cli.formats.yaml_text import parse_yaml
 
-        return Document(name, parse_yaml(data))
+        yaml_text = parse_yaml(data)
+        return Document(name, yaml_text.value, yaml_text)
     if suffix == ".csv":
         from eplb_cli.formats.csv_text import parse_csv
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 from eplb_cli.formats.budget import (
@@ -32,10 +32,19 @@ _MAX_DIGITS = 4300
 _CLAMPED_DIGITS = 30
 _SHARED_INTEGERS = 1 << 16
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_LIST_OR_STRING = re.compile(r'\[|"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _GAP = re.compile(r"[\s,:]*")
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a text: line and column (in characters), both from 1."""
+
+    line: int
+    column: int
 
 
 @dataclass(frozen=True)
@@ -52,17 +61,22 @@ class JsonText:
     value: Any
     repeated_keys: list[str] = field(default_factory=list)
 
-    def key_lines(self) -> dict[str, int]:
-        """The line on which the value of each key of the outermost object begins."""
+    def key_places(self) -> dict[str, Place]:
+        """Where the value of each key of the outermost object begins."""
         keys, offsets = self._keys()
-        return dict(zip(keys, _lines(self.text, offsets), strict=True))
+        return dict(zip(keys, _places(self.text, offsets), strict=True))
 
-    def item_lines(self, key: str) -> list[int]:
-        """The line on which each item of the outermost object's list `key` begins; empty without one."""
-        start = dict(zip(*self._keys(), strict=True)).get(key)
-        if start is None or self.text[start] != "[":
+    def list_places(self) -> list[tuple[list[Any], Place]]:
+        """Every list in the value with the place of its bracket, in the order of the text.
+
+        A list is told by what it is (`is`), not by what is in it: many are equal. Nothing where a key is
+        there more than once, since the value has only one of its lists.
+        """
+        lists = list(_lists(self.value))
+        offsets = [token.start() for token in _LIST_OR_STRING.finditer(self.text) if token[0] == "["]
+        if len(lists) != len(offsets):
             return []
-        return list(_lines(self.text, [offset for offset, _ in _members(self.text, start)]))
+        return list(zip(lists, _places(self.text, offsets), strict=True))
 
     def _keys(self) -> tuple[list[str], list[int]]:
         """Keys of the outermost object as they come, and the offset of the value of each."""
@@ -190,7 +204,20 @@ def _end_of_gap(text: str, offset: int) -> int:
     return match.end() if match else offset
 
 
-def _lines(text: str, offsets: list[int]) -> Iterator[int]:
-    """The line of each of the ascending offsets."""
-    breaks = (text.count("\n", begin, end) for begin, end in pairwise([0, *offsets]))
-    return (1 + count for count in accumulate(breaks))
+def _lists(value: object) -> Iterator[list[Any]]:
+    """All lists in a value, each before those inside it. The depth is bounded where the text is parsed."""
+    if isinstance(value, list):
+        yield value
+    items = value.values() if isinstance(value, dict) else value
+    if isinstance(items, Collection) and {list, dict} & set(map(type, items)):  # few lists hold others
+        for item in items:
+            yield from _lists(item)
+
+
+def _places(text: str, offsets: list[int]) -> Iterator[Place]:
+    """Line and column of each of the ascending offsets."""
+    line, begin = 1, 0
+    for offset in offsets:
+        line += text.count("\n", begin, offset)
+        begin = offset
+        yield Place(line, offset - text.rfind("\n", 0, offset))

@@ -6,6 +6,7 @@ the error, with the file in it. A file that cannot be opened is EP201 or EP204.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,17 @@ def read_bytes(path: str, limit: int = MAX_FILE_NBYTES) -> bytes:
         return files.read_small_file(path, limit, follow_links=True)
     except CheckpointError as error:
         raise PlacementError("EP101", error.message, where=error.where) from error
+
+
+def read_stdin(limit: int = MAX_FILE_NBYTES) -> bytes:
+    """All that stdin has. Raises EP101 where it is closed, cannot be read, or has more than `limit` bytes."""
+    try:
+        content = b"" if sys.stdin is None else sys.stdin.buffer.read(limit + 1)
+    except OSError as error:
+        raise PlacementError("EP101", f"stdin cannot be read: {error.strerror}") from error
+    if len(content) > limit:
+        raise PlacementError("EP101", f"stdin has more than {limit:,} bytes, which are not read")
+    return content
 
 
 def read_json(path: Path, limit: int, fault: Fault) -> Any:  # noqa: ANN401 - JSON is anything

@@ -16,14 +16,33 @@ from eplb_cli.formats.budget import (
     Allowance,
     NotReadableError,
 )
+from eplb_cli.formats.json_text import Place
+from eplb_cli.values import dataclass
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _WORDS = {"null": None, "~": None, "": None, "true": True, "false": False}
 _MAX_DIGITS = 30
 
 
-def parse_yaml(data: bytes, limit: int = MAX_FILE_NBYTES) -> Any:  # noqa: ANN401 - YAML is anything
-    """The value of the only document; whole numbers are integers, every other scalar is a string.
+@dataclass(frozen=True)
+class YamlText:
+    """A well-formed text: its value, and every list in that with the place where it begins."""
+
+    value: Any
+    lists: list[tuple[list[Any], Place]]
+    repeated_keys: tuple[str, ...] = ()
+
+    def list_places(self) -> list[tuple[list[Any], Place]]:
+        """As those of `JsonText`."""
+        return self.lists
+
+    def key_places(self) -> dict[str, Place]:
+        """None are told."""
+        return {}
+
+
+def parse_yaml(data: bytes, limit: int = MAX_FILE_NBYTES) -> YamlText:
+    """The only document; whole numbers are integers, every other scalar is a string.
 
     Args:
         limit: bytes that a file of this kind may have.
@@ -32,7 +51,8 @@ def parse_yaml(data: bytes, limit: int = MAX_FILE_NBYTES) -> Any:  # noqa: ANN40
         NotReadableError: it is no YAML, or more of it than is looked at.
     """
     try:
-        return _document(_counted(data, Allowance.of(len(data), limit)))
+        lists: list[tuple[list[Any], Place]] = []
+        return YamlText(_document(_counted(data, Allowance.of(len(data), limit)), lists), lists)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -62,31 +82,34 @@ def _counted(data: bytes, allowance: Allowance) -> Iterator[Any]:
         yield event
 
 
-def _document(events: Iterator[Any]) -> Any:  # noqa: ANN401 - as parse_yaml
-    """The value of the first document, None without one; there is no second."""
+def _document(events: Iterator[Any], lists: list[tuple[list[Any], Place]]) -> Any:  # noqa: ANN401 - YAML is anything
+    """The value of the first document, None without one; there is no second. Adds all its lists."""
     value, found = None, False
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
             if found:
                 line = event.start_mark.line + 1
                 raise NotReadableError("not well-formed YAML: another document begins", line)
-            value, found = _value(next(events), events), True
+            value, found = _value(next(events), events, lists), True
     return value
 
 
-def _value(event: Any, events: Iterator[Any]) -> Any:  # noqa: ANN401 - as parse_yaml
+def _value(event: Any, events: Iterator[Any], lists: list[tuple[list[Any], Place]]) -> Any:  # noqa: ANN401 - as above
     """The value that begins with `event`; takes from `events` what belongs to it."""
     if isinstance(event, yaml.ScalarEvent):
         return _scalar(event)
     if isinstance(event, yaml.SequenceStartEvent):
-        return [_value(item, events) for item in _until(yaml.SequenceEndEvent, events)]
+        items: list[Any] = []
+        lists.append((items, Place(event.start_mark.line + 1, event.start_mark.column + 1)))
+        items += (_value(item, events, lists) for item in _until(yaml.SequenceEndEvent, events))
+        return items
     content = {}
     for key_event in _until(yaml.MappingEndEvent, events):
         key = _scalar(key_event) if isinstance(key_event, yaml.ScalarEvent) else None
         if key is None or key in content:
             problem = "a key is no word or number" if key is None else f"{key!r} is there more than once"
             raise NotReadableError(problem, key_event.start_mark.line + 1)
-        content[key] = _value(next(events), events)
+        content[key] = _value(next(events), events, lists)
     return content
 
 
@@ -98,7 +121,7 @@ def _until(end: type, events: Iterator[Any]) -> Iterator[Any]:
         yield event
 
 
-def _scalar(event: Any) -> Any:  # noqa: ANN401 - as parse_yaml
+def _scalar(event: Any) -> Any:  # noqa: ANN401 - as above
     text = event.value
     if event.style:  # quoted, or a block
         return text

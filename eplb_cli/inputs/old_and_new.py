@@ -9,7 +9,7 @@ Every command completes them in the same way::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +24,7 @@ from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.own_format import usable
 from eplb_cli.placements.placement import Placement
 from eplb_cli.placements.read import read_draft, read_placement
+from eplb_cli.progress import tell
 
 if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import Shards
@@ -55,12 +56,17 @@ def read_alone(old: str, options: PlacementOptions) -> tuple[Placement | None, l
 
 
 def draft_beside(
-    known: Placement | None, old: str, new: str, options: PlacementOptions
+    known: Placement | None,
+    old: str,
+    new: str,
+    options: PlacementOptions,
+    read: Callable[[str, Hints], Draft] = read_draft,
 ) -> tuple[Placement | None, Draft]:
     """OLD, and NEW as far as it is understood, each with what the other one says.
 
     Args:
         known: OLD, None where `old` names a map that has to be made for NEW.
+        read: how `new` is read.
 
     Returns:
         OLD, None where it hangs on a NEW that cannot be used; NEW.
@@ -69,12 +75,12 @@ def draft_beside(
         PlacementError: OLD cannot be made, or NEW cannot be read.
     """
     if known is None and new not in NAMED_MAPS:
-        draft = read_draft(new, _new_hints(new, options))
+        draft = read(new, _new_hints(new, options))
         like = draft.placement or draft.rankless
         hints = _alone_hints(old, options)
         return None if like is None else read_placement(old, _named_like(hints, like))[0], draft
     first = known or read_placement(old, _alone_hints(old, options))[0]
-    return first, read_draft(new, _new_hints(new, options, first))
+    return first, read(new, _new_hints(new, options, first))
 
 
 def _alone_hints(old: str, options: PlacementOptions) -> Hints:
@@ -124,6 +130,7 @@ def read_old(
     recorded = None if manifest is None else manifest.read_placement(shards.path)
     if old is None:
         given, warnings = _said_inside(shards, recorded, experts)
+        tell("old", f"{shards.path} itself says it")
     elif old in NAMED_MAPS:
         given, warnings = _named_old(shards, old, new, options)
     else:

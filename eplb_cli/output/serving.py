@@ -1,7 +1,8 @@
 """How an engine loads shards that lie under a placement, or what it would make of them without an error.
 
-One table for `shard` and `reshard`, by engine, family, placement, ranks and tensor parallelism. What engines
-do was read in vLLM 0.32 and SGLang 0.5.23, and what was run besides stands in docs/serving.md.
+One place for `shard` and `reshard`, by engine, family, placement, ranks and tensor parallelism; which slots
+an engine can have at all is in `placements/engines`, for `validate --engine` too. What engines do was read in
+vLLM 0.32 and SGLang 0.5.23, and what was run besides stands in docs/serving.md.
 
 From shards an engine takes rows as they come, and its own map decides which experts it believes them to be.
 Where sizes fit, a wrong map is no error: such a placement is `misread`, and that is a warning.
@@ -16,12 +17,15 @@ from functools import cached_property
 import numpy as np
 
 from eplb_cli.errors import EplbError
+from eplb_cli.placements.choice import EngineName
+from eplb_cli.placements.engines import engine_called, slot_findings
 from eplb_cli.placements.hints import Hints
-from eplb_cli.placements.named_map import named_map, slots_of_linear
+from eplb_cli.placements.named_map import named_map
 from eplb_cli.placements.placement import EMPTY, Placement
 from eplb_cli.values import dataclass
 
-VLLM, SGLANG = "vllm", "sglang"
+VLLM: EngineName = "vllm"
+SGLANG: EngineName = "sglang"
 NO_ENGINE = "nothing loads this placement from shards; see docs/serving.md"
 
 _STOPS_AT_MTP = "its loader of shards stops at tensors of MTP; `shard --mtp skip` leaves them out"
@@ -40,17 +44,8 @@ _OTHER_BACKENDS = (
     "is linear then. --load-format eplb reads eplb.json"
 )
 
-_WITHOUT_VLLM_EPLB = {"gpt_oss", "olmoe", "qwen2_moe"}
-"""Families whose models have no EPLB in vLLM, and so no replicas."""
-
 _SGLANG_MAPS = {"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe", "kimi_k2", "qwen2_moe", "qwen3_moe"}
 """Families whose models take a map in SGLang (`get_model_config_for_expert_location`), of those looked at."""
-
-_SGLANG_WITHOUT_MAPS = {"mixtral", "olmoe"}
-"""Families whose models take none; their attention knows no data parallelism either."""
-
-_SGLANG_WITHOUT_REPLICAS = {"glm4_moe"}
-"""Families whose models have no slots for replicas in SGLang, map or not."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +98,9 @@ class Served:
         has_empty = bool((placement.physical_to_logical == EMPTY).any())
         return not has_empty and bool(placement.slots_per_rank.all())
 
-    @property
-    def is_even(self) -> bool:
-        """Whether all ranks have as many slots."""
-        return len(set(self.placement.slots_per_rank.tolist())) == 1
+    def has_slots_in(self, engine: EngineName) -> bool:
+        """Whether an engine can have these slots, and enough of them."""
+        return self.num_redundant >= 0 and not any(slot_findings(self.placement, engine_called(engine)))
 
     def is_named(self, name: str) -> bool:
         """Whether every layer is the named map, with as many redundant experts as there are."""
@@ -184,12 +178,9 @@ def _vllm_with_maps(served: Served) -> Serving:
 
 def _vllm_lacks(served: Served) -> str:
     """Why vLLM has no slots for a placement; nothing where it has."""
-    experts, has_replicas = served.placement.num_logical_experts, served.num_redundant > 0
-    if has_replicas and served.family in _WITHOUT_VLLM_EPLB:
+    if served.num_redundant > 0 and served.family in engine_called(VLLM).without_replicas:
         return f"it has no EPLB for {served.family}, and so no replicas"
-    own = slots_of_linear(experts, served.num_ranks)
-    fits = served.is_even if has_replicas else np.array_equal(served.placement.slots_per_rank, own)
-    return "" if served.is_full and served.num_redundant >= 0 and fits else NO_ENGINE
+    return "" if served.has_slots_in(VLLM) else NO_ENGINE
 
 
 def _vllm_grants_round_robin(served: Served) -> bool:
@@ -225,10 +216,10 @@ def _vllm_stock(served: Served, options: Iterable[str]) -> str:
 
 def _sglang(served: Served) -> Serving:
     """It takes any map, for models that know of maps, with as many slots on each rank."""
-    is_default, family = served.is_named("trivial"), served.family
-    no_maps = family in _SGLANG_WITHOUT_MAPS and not (is_default and served.num_ranks == 1)
-    no_replicas = family in _SGLANG_WITHOUT_REPLICAS and served.num_redundant > 0
-    if served.num_redundant < 0 or not served.is_full or not served.is_even or no_maps or no_replicas:
+    is_default, family, engine = served.is_named("trivial"), served.family, engine_called(SGLANG)
+    no_maps = family in engine.without_maps and not (is_default and served.num_ranks == 1)
+    no_replicas = family in engine.without_replicas and served.num_redundant > 0
+    if no_maps or no_replicas or not served.has_slots_in(SGLANG):
         return Serving((f"SGLang: {NO_ENGINE}",))
     if served.has_mtp:
         return Serving((f"SGLang: {_STOPS_AT_MTP}",))

@@ -6,21 +6,24 @@ possible, in the order in which the keys need each other: layer numbers, map, ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_cli.errors import PlacementError
-from eplb_cli.formats.json_text import JsonText, shown, shown_keys
+from eplb_cli.formats.json_text import JsonText, Place, shown, shown_keys
 from eplb_cli.models.model import MAX_EXPERTS, MAX_LAYERS
 from eplb_cli.placements.findings import Finding, Severity, first_of_each_layer, others
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import FORMAT, KEYS, MAP, find_layer_ids, find_num_experts, find_slots_per_rank
 from eplb_cli.placements.placement import EMPTY, Placement
+
+if TYPE_CHECKING:
+    from eplb_cli.formats.yaml_text import YamlText
 
 _REQUIRED_KEYS = ("format", MAP)
 _INT64 = np.iinfo(np.int64)
@@ -31,38 +34,48 @@ T = TypeVar("T")
 class Origin:
     """Where a placement comes from; its lines are looked for only when there is a finding.
 
-    `has_rows`: the rows of the map are those of the text, one by one.
+    `rows`: those of the map, as they are in the value of the text; a dialect may have made others of them.
     """
 
-    def __init__(self, name: str, json_text: JsonText | None = None, *, has_rows: bool = True) -> None:
+    def __init__(self, name: str, text: JsonText | YamlText | None = None) -> None:
         self.name = name
-        self.repeated_keys = [] if json_text is None else json_text.repeated_keys
-        self._json_text = json_text if has_rows else None
+        self.rows: Sequence[object] = ()
+        self.repeated_keys = [] if text is None else [*text.repeated_keys]
+        self._text = text
 
-    def line(self, key: str, row: int | None = None) -> int | None:
-        """The line on which a key's value, or a row of the map, begins."""
-        if row is not None and row < len(self._row_lines):
-            return self._row_lines[row]
-        return self._key_lines.get(key)
+    def place(self, key: str, row: int | None = None) -> Place | None:
+        """Where a key's value, or a row of the map, begins."""
+        if row is not None and row < len(self.rows) and id(self.rows[row]) in self._row_places:
+            return self._row_places[id(self.rows[row])]
+        return self._key_places.get(key)
+
+    def located(self, finding: Finding, key: str, row: int | None = None) -> Finding:
+        """A finding about a key or a row of the map, with file, line and column."""
+        place = self.place(key, row)
+        if place is None:
+            return replace(finding, file=self.name)
+        return replace(finding, file=self.name, line=place.line, column=place.column)
 
     def locate(self, findings: Iterable[Finding], placement: Placement) -> list[Finding]:
-        """Findings about the layers of `placement`, with file and line."""
+        """Findings about the layers of `placement`, with file, line and column."""
         rows: dict[int | None, int] = {placement.layer_number(r): r for r in range(placement.num_layers)}
-        return [replace(f, file=self.name, line=self.line(MAP, rows.get(f.layer))) for f in findings]
+        return [self.located(finding, MAP, rows.get(finding.layer)) for finding in findings]
 
     @cached_property
-    def _key_lines(self) -> dict[str, int]:
-        return {} if self._json_text is None else self._json_text.key_lines()
+    def _key_places(self) -> dict[str, Place]:
+        return {} if self._text is None else self._text.key_places()
 
     @cached_property
-    def _row_lines(self) -> list[int]:
-        return [] if self._json_text is None else self._json_text.item_lines(MAP)
+    def _row_places(self) -> dict[int, Place]:
+        places = [] if self._text is None else self._text.list_places()
+        return {id(found): place for found, place in places}
 
 
 class Draft:
     """A placement as far as its JSON is understood.
 
     Attributes:
+        hints: what it may leave out.
         origin: where it comes from.
         findings: all problems of form, in the order in which they were met.
         placement: None after an error.
@@ -74,7 +87,7 @@ class Draft:
         self.placement: Placement | None = None
         self.rankless: Placement | None = None
         self.origin = origin
-        self._hints = hints
+        self.hints = hints
         self._content: dict[str, Any] = {}
         self._layer_ids: NDArray[np.int64] | None = None
 
@@ -86,10 +99,10 @@ class Draft:
             return
         self._content = content
         self._check_keys()
-        num_experts = self._attempt("num_logical_experts", find_num_experts, self._hints)
+        num_experts = self._attempt("num_logical_experts", find_num_experts, self.hints)
         rows = self._rows()
         if rows is not None:
-            self._layer_ids = self._attempt("layer_ids", find_layer_ids, len(rows), self._hints)
+            self._layer_ids = self._attempt("layer_ids", find_layer_ids, len(rows), self.hints)
             table = self._table(rows)
             if table is not None:
                 self._check_ids(rows, table, num_experts or MAX_EXPERTS)
@@ -101,7 +114,7 @@ class Draft:
         if not self._has_errors():
             self.rankless = Placement(table, np.array([0, num_slots]), num_experts, self._layer_ids)
         key = "slots_per_rank" if "slots_per_rank" in self._content else "num_ranks"
-        slots = self._attempt(key, find_slots_per_rank, num_slots, self._hints)
+        slots = self._attempt(key, find_slots_per_rank, num_slots, self.hints)
         if slots is not None and not self._has_errors():
             first_slot = np.concatenate([[0], np.cumsum(slots)])
             self.placement = Placement(table, first_slot, num_experts, self._layer_ids)
@@ -121,15 +134,14 @@ class Draft:
         self, code: str, message: str, *, hint: str = "", key: str = "", severity: Severity = "error"
     ) -> None:
         """Add a finding about a key."""
-        line = self.origin.line(key)
-        self.findings.append(Finding(code, severity, message, hint, self.origin.name, line))
+        self.findings.append(self.origin.located(Finding(code, severity, message, hint), key))
 
     def _note_layer(self, code: str, row: int, slot: int | None, problem: str) -> None:
         """Add an error about a layer, or about one of its slots."""
         layer = row if self._layer_ids is None else int(self._layer_ids[row])
         message = f"layer {layer} {problem}" if slot is None else f"layer {layer}, slot {slot}: {problem}"
-        file, line = self.origin.name, self.origin.line(MAP, row)
-        self.findings.append(Finding(code, "error", message, file=file, line=line, layer=layer, slot=slot))
+        finding = Finding(code, "error", message, layer=layer, slot=slot)
+        self.findings.append(self.origin.located(finding, MAP, row))
 
     def _check_keys(self) -> None:
         """EP102 for keys that are there twice; EP103 for unknown and missing ones, and the format."""
@@ -152,6 +164,7 @@ class Draft:
         """The rows of the map, each of them unchecked; None without any."""
         rows = self._content.get(MAP)
         if isinstance(rows, list) and 1 <= len(rows) <= MAX_LAYERS:
+            self.origin.rows = rows
             return rows
         if isinstance(rows, list):
             problem = f"has {len(rows):,} layers, not from 1 to {MAX_LAYERS:,}"

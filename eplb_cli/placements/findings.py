@@ -16,7 +16,7 @@ from eplb_cli.errors import PlacementError, Where
 from eplb_cli.placements.placement import Placement
 from eplb_cli.values import dataclass
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "note"]
 
 MAX_LISTED = 20
 """Findings of one code that are listed for one file before they are only counted."""
@@ -28,11 +28,13 @@ class Finding:
 
     Attributes:
         code: one of `errors.CODES`.
-        severity: an "error" makes the placement unusable, a "warning" does not.
+        severity: an "error" makes the placement unusable, a "warning" does not, and a "note"
+            is only good to know.
         message: what is wrong, with layer, slot and rank, but without file and line.
         hint: what to do about it.
         file: the file it is in.
         line: the line of that file, from 1.
+        column: the character of that line, from 1.
         layer: the model's own number of the layer where the placement knows it, else its index.
         slot: the first slot concerned.
         rank: the rank concerned.
@@ -47,6 +49,7 @@ class Finding:
     layer: int | None = None
     slot: int | None = None
     rank: int | None = None
+    column: int | None = None
 
     @property
     def place(self) -> str:
@@ -126,8 +129,11 @@ def missing_experts(placement: Placement) -> Iterator[Finding]:
         yield Finding("EP110", "error", message, layer=layer)
 
 
-def _repeated_experts(placement: Placement) -> Iterator[Finding]:
-    """EP112. Sorted by (rank, expert), a slot that equals the one before it; empty slots equal none."""
+def repeats_on_ranks(placement: Placement) -> NDArray[np.bool_]:
+    """(L, P): slots whose rank holds their expert in an earlier slot too.
+
+    Sorted by (rank, expert), a slot that equals the one before it; empty slots equal none.
+    """
     table, num_experts = placement.physical_to_logical, placement.num_logical_experts
     empty = -1 - np.arange(placement.num_slots)
     keys = np.where(table >= 0, placement.rank_of_slot * num_experts + table, empty)
@@ -135,7 +141,13 @@ def _repeated_experts(placement: Placement) -> Iterator[Finding]:
     in_order = np.take_along_axis(keys, order, axis=1)
     repeats = np.zeros(table.shape, dtype=bool)
     np.put_along_axis(repeats, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
-    for index, slot, rest in first_of_each_layer(repeats):
+    return repeats
+
+
+def _repeated_experts(placement: Placement) -> Iterator[Finding]:
+    """EP112."""
+    table = placement.physical_to_logical
+    for index, slot, rest in first_of_each_layer(repeats_on_ranks(placement)):
         layer, rank = placement.layer_number(index), int(placement.rank_of_slot[slot])
         message = f"layer {layer}, slot {slot}: rank {rank} already holds expert {table[index, slot]}{rest}"
         yield Finding("EP112", "warning", message, layer=layer, slot=slot, rank=rank)

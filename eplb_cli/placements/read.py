@@ -14,7 +14,7 @@ from eplb_cli.formats.budget import NotReadableError
 from eplb_cli.formats.document import Document, parse_document
 from eplb_cli.formats.reading import read_bytes
 from eplb_cli.placements.choice import NAMED_MAPS
-from eplb_cli.placements.dialects.dialect import Dialect, Note
+from eplb_cli.placements.dialects.dialect import Note
 from eplb_cli.placements.dialects.eplb import DIALECT as EPLB
 from eplb_cli.placements.draft import Draft, Origin
 from eplb_cli.placements.findings import Finding
@@ -22,6 +22,7 @@ from eplb_cli.placements.hints import NO_HINTS, Hints
 from eplb_cli.placements.named_map import named_map
 from eplb_cli.placements.own_format import usable
 from eplb_cli.placements.placement import MAX_ENTRIES, Placement
+from eplb_cli.progress import tell
 
 _KINDS = "biuf"
 """Arrays whose items Python has too. A map of booleans or floats is none, and which item is not is told."""
@@ -97,37 +98,40 @@ def draft_of_bytes(data: bytes, name: str, hints: Hints) -> Draft:
 
 def draft_of_document(document: Document, hints: Hints) -> Draft:
     """What can be understood of a placement in whichever dialect it is."""
+    tell("placement", str(document.name))
     notes: list[Finding] = []
 
     def note(code: str, message: str) -> None:
         notes.append(Finding(code, "warning", message, file=document.name))
 
     try:
-        value = document.value if document.json_text else _as_lists(document.value)
-        dialect, content = find_and_read(value, hints, note)
+        value = document.value if document.text else _as_lists(document.value)
+        content = content_of(value, hints, note)
     except PlacementError as error:
         draft = Draft(hints, Origin(document.name))
         draft.findings.append(Finding(error.code, "error", error.message, error.hint, document.name))
         return draft
-    draft = Draft(hints, Origin(document.name, document.json_text, has_rows=dialect.keeps_rows))
+    draft = Draft(hints, Origin(document.name, document.text))
     draft.findings += notes
     draft.understand(content)
     return draft
 
 
-def find_and_read(value: object, hints: Hints, note: Note) -> tuple[Dialect, Mapping[str, Any]]:
-    """The dialect of a value, and the content of an eplb-placement/1 file that says the same.
+def content_of(value: object, hints: Hints, note: Note) -> Mapping[str, Any]:
+    """The content of an eplb-placement/1 file that says what a value of any dialect says.
 
     Raises:
         PlacementError: EP116, it is not of the dialect that is named, or of several with other layers; EP103,
             EP104 or EP109, it is not well-formed.
     """
     if hints.dialect in {None, EPLB.name} and EPLB.fits(value):
-        return EPLB, EPLB.read(value, hints, note)
+        tell("dialect", EPLB.name)
+        return EPLB.read(value, hints, note)
     from eplb_cli.placements.dialects.find import find_dialect
 
     dialect = find_dialect(value, hints)
-    return dialect, dialect.read(value, hints, note)
+    tell("dialect", dialect.name)
+    return dialect.read(value, hints, note)
 
 
 def _as_lists(value: Any) -> Any:  # noqa: ANN401 - whatever a document holds

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from eplb_cli.placements.draft import Draft
+from eplb_cli.placements.engines import Engine, check_engine
 from eplb_cli.placements.findings import Finding, check_pair, check_placement, listed, missing_experts
+from eplb_cli.placements.notes import notes_on
 from eplb_cli.placements.placement import Placement
 
 
-def findings_of(draft: Draft, old: Placement | None = None) -> list[Finding]:
-    """The findings about one file, and about the way to it from OLD; the most frequent ones shortened.
+def findings_of(
+    draft: Draft, old: Placement | None = None, engine: Engine | None = None, *, has_load: bool = False
+) -> list[Finding]:
+    """The findings about one file, the way to it from OLD, and what an engine can do with it.
 
-    Where only the ranks are wrong, the experts are looked at nevertheless.
+    Where only the ranks are wrong, the experts are looked at nevertheless. The most frequent are shortened.
     """
     if draft.rankless is None:
         return listed(draft.findings)
@@ -19,4 +23,7 @@ def findings_of(draft: Draft, old: Placement | None = None) -> list[Finding]:
         checks = check_placement(draft.placement)
     if old is not None:
         checks += check_pair(old, draft.rankless)
+    if draft.placement is not None:
+        checks += [] if engine is None else check_engine(draft.placement, engine, draft.hints)
+        checks += notes_on(draft.placement, has_load=has_load)
     return listed(draft.findings + draft.origin.locate(checks, draft.rankless))

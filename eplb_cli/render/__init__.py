@@ -4,7 +4,8 @@
 
     text          numbers and untrusted words as text; writing to any stream
     messages      json, errors, warnings
-    findings      what `validate` found: text, json, annotations
+    findings      what `validate` found: text and json; github, sarif and junit have its other forms
+    explanation   what `explain` says of a code
     progress      bytes done, on stderr
     words         what the numbers of a report are called and mean
     page          rich: the console and the table all pages share
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from eplb_cli.render.findings import print_findings
 from eplb_cli.render.messages import (
+    print_detail,
     print_error,
     print_interrupted,
     print_json,
@@ -37,10 +39,13 @@ from eplb_cli.render.messages import (
     print_warning,
 )
 from eplb_cli.render.progress import Progress
+from eplb_cli.render.text import write
 
 if TYPE_CHECKING:
+    from eplb_cli.errors import EplbError
     from eplb_cli.models.model import Model
     from eplb_cli.report.balance import Balances
+    from eplb_cli.report.explanation import Explanation
     from eplb_cli.report.identification import Identification
     from eplb_cli.report.inspection import Inspection
     from eplb_cli.report.load import LoadSummary
@@ -52,8 +57,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Progress",
+    "annotate_error",
     "print_balances",
+    "print_detail",
     "print_error",
+    "print_explanation",
+    "print_explanations",
     "print_findings",
     "print_identification",
     "print_inspection",
@@ -142,6 +151,35 @@ def print_load(load: LoadSummary, stream: TextIO | None = None) -> None:
 
     with page(stream or sys.stdout) as console:
         show_load(console, load)
+
+
+def annotate_error(error: EplbError) -> None:
+    """Print an annotation of what ended the command, for GitHub, beside its message on stderr."""
+    from eplb_cli.render.github import error_command
+
+    write(sys.stdout, error_command(error) + "\n")
+
+
+def print_explanation(found: Explanation, output_format: str = "text") -> None:
+    """Print what is known of a code."""
+    from eplb_cli.render.explanation import explanation_text
+    from eplb_cli.report.explanation import explanation_json
+
+    if output_format == "json":
+        print_json(explanation_json(found))
+    else:
+        write(sys.stdout, explanation_text(found))
+
+
+def print_explanations(found: Sequence[Explanation], output_format: str = "text") -> None:
+    """Print all codes: a line for each, and for a program all that is known."""
+    from eplb_cli.render.explanation import list_text
+    from eplb_cli.report.explanation import explanation_json
+
+    if output_format == "json":
+        print_json({"format": "eplb-codes/1", "codes": list(map(explanation_json, found))})
+    else:
+        write(sys.stdout, list_text())
 
 
 def print_models(models: Sequence[Model], stream: TextIO | None = None) -> None:

@@ -1,9 +1,10 @@
-"""What a check found, in the words of whoever asked: a person, a script or GitHub."""
+"""What a check found, in the words of whoever asked: a person, a script, GitHub, another program."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -13,47 +14,69 @@ from eplb_cli.render.text import plural, printable, severity_tag, write
 if TYPE_CHECKING:
     from eplb_cli.placements.findings import Finding
     from eplb_cli.report.balance import Balances
+    from eplb_cli.report.findings import FindingsReport
 
-FindingsFormat = Literal["text", "json", "github"]
+FindingsFormat = Literal["text", "json", "github", "sarif", "junit"]
 
-MAX_ANNOTATIONS = 9
-"""GitHub shows ten annotations of a step and drops the others; the tenth says how many there are."""
-
-_COMMAND_ESCAPES = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
-_PROPERTY_ESCAPES = _COMMAND_ESCAPES | str.maketrans({":": "%3A", ",": "%2C"})
+_MAX_SKIPPED = 5
+"""Names of skipped files in a line for people."""
 
 
-def print_findings(
-    findings: Sequence[Finding],
-    checked: Sequence[str],
-    output_format: FindingsFormat = "text",
-    load: Balances | None = None,
-) -> None:
-    """Print the findings in the `checked` files to stdout, and how evenly they spread a load.
+def print_findings(report: FindingsReport, output_format: FindingsFormat = "text") -> None:
+    """Print findings to stdout, and how evenly the placements spread a load.
 
-    As annotations for GitHub the summary goes to stderr, because every line of stdout is a command.
+    Where stdout is for a program of another kind than ours, the summary goes to stderr. For GitHub the whole
+    table goes to the summary of its step as well, if there is one. Raises EP603 or EP604 for that.
     """
     if output_format == "json":
-        print_json(_json(findings, checked, load))
-    elif output_format == "github":
-        write(sys.stdout, "".join(f"{line}\n" for line in github_commands(findings)))
-        write(sys.stderr, summary(findings, checked) + "\n")
+        print_json(_json(report))
+    elif output_format == "text":
+        _print_text(report)
     else:
-        write(sys.stdout, findings_text(findings, checked, sys.stdout))
-        if load is not None and load.placements:
-            _print_load(load)
-        write(sys.stdout, summary(findings, checked) + "\n")
+        if output_format == "github":
+            from eplb_cli.render.github import print_for_github
+
+            print_for_github(report, summary(report))
+        elif output_format == "sarif":
+            from eplb_cli.render.sarif import sarif
+
+            write(sys.stdout, json.dumps(sarif(report), indent=1) + "\n")
+        else:
+            from eplb_cli.render.junit import junit
+
+            write(sys.stdout, junit(report))
+        write(sys.stderr, summary(report) + "\n")
 
 
-def _json(findings: Sequence[Finding], checked: Sequence[str], load: Balances | None) -> dict[str, Any]:
+def _json(report: FindingsReport) -> dict[str, Any]:
     """Findings as `--format json` shows them; "load" is there only where one is given."""
-    entries = [asdict(finding) for finding in findings]
-    result: dict[str, Any] = {"format": "eplb-findings/1", "files": list(checked), "findings": entries}
-    if load is not None:
+    result: dict[str, Any] = {
+        "format": "eplb-findings/1",
+        "files": list(report.files),
+        "skipped": list(report.skipped),
+        "num_ignored": report.num_ignored,
+        "findings": [asdict(finding) for finding in report.findings],
+    }
+    if report.load is not None:
         from eplb_cli.report.balance import balances_json
 
-        result["load"] = balances_json(load)
+        result["load"] = balances_json(report.load)
     return result
+
+
+def _print_text(report: FindingsReport) -> None:
+    """A paragraph for each file, one for the load, and the sum of it."""
+    paragraphs = (_paragraph(name, found, sys.stdout) for name, found in report.by_file.items())
+    write(sys.stdout, "".join(paragraphs))
+    if report.load is not None and report.load.placements:
+        _print_load(report.load)
+    if report.skipped:
+        more = (
+            f" and {len(report.skipped) - _MAX_SKIPPED:,} more" if len(report.skipped) > _MAX_SKIPPED else ""
+        )
+        names = ", ".join(map(printable, report.skipped[:_MAX_SKIPPED]))
+        write(sys.stdout, f"skipped, as no placements: {names}{more}\n")
+    write(sys.stdout, summary(report) + "\n")
 
 
 def _print_load(load: Balances) -> None:
@@ -66,21 +89,14 @@ def _print_load(load: Balances) -> None:
         console.print()
 
 
-def summary(findings: Sequence[Finding], checked: Sequence[str]) -> str:
+def summary(report: FindingsReport) -> str:
     """`3 files checked: 2 errors, 1 warning`."""
-    errors = sum(finding.severity == "error" for finding in findings)
-    counts = [plural(errors, "error")] if errors else []
-    if errors < len(findings):
-        counts.append(plural(len(findings) - errors, "warning"))
-    return f"{plural(len(checked), 'file')} checked: {', '.join(counts) or 'no findings'}"
-
-
-def findings_text(findings: Sequence[Finding], checked: Sequence[str], stream: TextIO) -> str:
-    """One paragraph per file, in the order of `checked`; what belongs to no single file comes last."""
-    by_file: dict[str | None, list[Finding]] = {name: [] for name in checked}
-    for finding in findings:
-        by_file.setdefault(finding.file, []).append(finding)
-    return "".join(_paragraph(name, found, stream) for name, found in by_file.items())
+    counts = report.counts
+    parts = [plural(counts[each], each) for each in ("error", "warning", "note") if counts[each]]
+    parts = parts or ["no findings"]
+    if report.num_ignored:
+        parts.append(f"{report.num_ignored:,} ignored")
+    return f"{plural(len(report.files), 'file')} checked: {', '.join(parts)}"
 
 
 def _paragraph(name: str | None, findings: Iterable[Finding], stream: TextIO) -> str:
@@ -95,27 +111,3 @@ def _lines(finding: Finding, stream: TextIO) -> list[str]:
     place = "" if finding.line is None else f"line {finding.line}: "
     tag = severity_tag(stream, finding.severity, finding.code)
     return message_text(tag, place + finding.message, finding.hint).splitlines()
-
-
-def github_commands(findings: Sequence[Finding]) -> list[str]:
-    """Annotations by workflow commands: errors first, `MAX_ANNOTATIONS` at most, and one for the rest."""
-    in_order = sorted(findings, key=lambda finding: finding.severity != "error")
-    commands = [_annotation(finding) for finding in in_order[:MAX_ANNOTATIONS]]
-    rest = in_order[MAX_ANNOTATIONS:]
-    if rest:
-        text = f"{len(rest):,} more: `eplb validate` without `--format github` lists all of them"
-        commands.append(_command(rest[0].severity, {"title": "eplb"}, text))
-    return commands
-
-
-def _annotation(finding: Finding) -> str:
-    line = None if finding.line is None else str(finding.line)
-    properties = {"file": finding.file, "line": line, "title": finding.code}
-    text = finding.message + (f"\nhint: {finding.hint}" if finding.hint else "")
-    return _command(finding.severity, properties, text)
-
-
-def _command(severity: str, properties: dict[str, str | None], text: str) -> str:
-    """`::error file=a.json,title=EP106::text`; GitHub turns the escapes back, newlines included."""
-    given = [f"{key}={value.translate(_PROPERTY_ESCAPES)}" for key, value in properties.items() if value]
-    return f"::{severity} {','.join(given)}::{text.translate(_COMMAND_ESCAPES)}"

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from eplb_cli.errors import EplbError
+from eplb_cli.progress import is_quiet
 from eplb_cli.render.text import printable, severity_tag, write
 
 if TYPE_CHECKING:
@@ -66,8 +67,14 @@ def _error_json(error: EplbError) -> dict[str, Any]:
 
 
 def print_note(note: str) -> None:
-    """Print what is good to know before the work, and odd in no way, to stderr."""
-    write(sys.stderr, message_text("note", note))
+    """Print what is good to know before the work, and odd in no way, to stderr; nothing with `-q`."""
+    if not is_quiet.get():
+        write(sys.stderr, message_text("note", note))
+
+
+def print_detail(kind: str, words: str) -> None:
+    """Print what `-v` asks for, to stderr: an option and where it came from, a decision, a stage."""
+    write(sys.stderr, message_text(kind, words))
 
 
 def print_interrupted(come_of_it: str) -> None:
@@ -76,7 +83,12 @@ def print_interrupted(come_of_it: str) -> None:
 
 
 def print_warning(warning: Finding | str, *, is_grave: bool = False) -> None:
-    """Print a warning to stderr, where it does not disturb the result; a grave one as red as an error."""
+    """Print a warning to stderr, where it does not disturb the result; a grave one as red as an error.
+
+    With `-q` there are only grave ones.
+    """
+    if is_quiet.get() and not is_grave:
+        return
     if isinstance(warning, str):
         tag = severity_tag(sys.stderr, "warning", colour="error" if is_grave else "")
         write(sys.stderr, message_text(tag, warning))

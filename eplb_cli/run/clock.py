@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from eplb_cli.progress import tell
+
 
 class Clock:
     """Wall-clock seconds of each stage; `before` are stages that have ended already."""
@@ -16,6 +18,7 @@ class Clock:
     def lap(self, stage: str) -> None:
         """End a stage, or a further part of it."""
         now = time.perf_counter()
+        tell("stage", f"{stage}, {now - self._last:.2f} s")
         self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
         self._last = now
 

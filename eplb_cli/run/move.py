@@ -13,7 +13,7 @@ from eplb_cli.hosts.hosts import Hosts
 from eplb_cli.machine import available_memory_nbytes, default_buffer_nbytes, reading_threads, writing_threads
 from eplb_cli.output.journal import Known, write_written
 from eplb_cli.output.staging import Staging
-from eplb_cli.progress import ProgressBar, telling
+from eplb_cli.progress import ProgressBar, bytes_in_words, tell, telling
 from eplb_cli.run.preparing import Planned
 from eplb_cli.transfer.meter import Activity, Summary, summarize
 from eplb_cli.transfer.traffic import TransferOptions, largest_chunk_nbytes
@@ -43,6 +43,11 @@ class Moved:
 def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) -> Moved:
     """Move the bytes with whichever backend was chosen; on all hosts, which know of all of it then."""
     began, options = time.perf_counter(), _options(planned)
+    tell(
+        "transfer",
+        f"buffers of {bytes_in_words(options.buffer_nbytes)} a worker; threads that write: "
+        f"{options.threads}, that read: {options.readers}",
+    )
     if stage.is_held and (options.digests or stage.resumes):
         write_written(stage.work, known.written, planned.prepared.digest)
     with progress(_nbytes_here(planned, options, known), planned.backend) as show:

@@ -26,7 +26,7 @@ from eplb_cli.output.prepared import Prepared, bind_and_plan
 from eplb_cli.output.tree import check_output, plan_output
 from eplb_cli.plan.choice import RankScalars
 from eplb_cli.plan.hosting import Hosting
-from eplb_cli.progress import ProgressBar, silent
+from eplb_cli.progress import ProgressBar, silent, tell
 from eplb_cli.report.report import Report
 from eplb_cli.report.tally import plan_report
 from eplb_cli.run.clock import Clock
@@ -96,6 +96,7 @@ def plan_request(
     if given.shards.missing_from is not None:
         check_destination(given.shards.missing_from, request.destination)
     backend, workers = choose_workers(request, given.num_ranks, crew)
+    tell("backend", f"{backend}, workers: {sum(workers):,} (asked for: {request.backend}, {_machine()})")
     threads = request.threads or reading_threads(1)
     copy = request.copy or bool(given.shards.lost)  # files of ranks that close up get other names
     hosting = _hosting(given, backend, workers)
@@ -260,8 +261,7 @@ def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:
         raise UsageError("EP001", problem, f"a worker without a rank has nothing to do: {most:,} are enough")
     if backend == "file":
         if wanted not in (None, 1):
-            hint = "leave out --nproc-per-node, or EPLB_BACKEND where that says file"
-            raise UsageError("EP001", "--backend file has one process", hint)
+            raise UsageError("EP001", "--backend file has one process", "leave out --nproc-per-node")
         return backend, 1
     if not has_package("torch"):
         return _without_torch(backend, wanted)
@@ -273,6 +273,12 @@ def choose_backend(request: AnyRequest, num_ranks: int) -> tuple[str, int]:
             raise UsageError("EP001", problem, "--backend gloo and --backend file need none")
         return backend, wanted or devices
     return backend, wanted or min(num_ranks, count_cores())
+
+
+def _machine() -> str:
+    """What the backend depends on, in words."""
+    torch = "installed" if has_package("torch") else "not installed"
+    return f"CUDA devices: {count_devices():,}, torch {torch}"
 
 
 def _without_torch(backend: str, wanted: int | None) -> tuple[str, int]:

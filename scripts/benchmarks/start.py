@@ -26,6 +26,9 @@ TINY = Shape(num_layers=2, width=2)
 
 IMPORTS = "import typer, numpy"
 BARE = ("pass", "import typer", "import numpy", IMPORTS)
+COMPLETION = ("_EPLB_COMPLETE=complete_bash", "COMP_WORDS=eplb plan a b --model deep", "COMP_CWORD=5")
+"""What bash asks for where somebody completes a preset."""
+
 LIMITS = {"plan": 1.25, "validate": 1.25, "convert": 1.25, "reshard": 2.0, "--help": 1.0, "--version": 1.0}
 """The most that the whole command may take, in times of `python -c 'import typer, numpy'`."""
 
@@ -41,6 +44,7 @@ def main(arguments: list[str]) -> int:
         sides = {f"python -c {code!r}": _side([PYTHON, "-c", code], home) for code in BARE}
         commands = _commands(home)
         sides |= {name: _side([EPLB, *line], home) for name, line in commands.items()}
+        sides["eplb plan a b --model deep<TAB>"] = _side(["env", *COMPLETION, EPLB], home)
         samples = interleave(sides, options.runs)
     print(render([line for kind in ("whole", "cpu") for line in _lines(samples, commands, kind)]))
     return 0

@@ -18,9 +18,10 @@ from tests.cli.tree import NEW, OLD, Result, stacked, write_tree
 
 @pytest.fixture(autouse=True)
 def _plain_terminal(monkeypatch):
-    """80 columns, no colours, no debugging."""
+    """80 columns, no colours, no debugging, and no options but those of the test."""
     monkeypatch.setenv("COLUMNS", "80")
-    for name in ("NO_COLOR", "FORCE_COLOR", "EPLB_DEBUG", "EPLB_BACKEND"):
+    ours = [name for name in os.environ if name.startswith("EPLB_") and name != "EPLB_LIGHT"]
+    for name in ("NO_COLOR", "FORCE_COLOR", "GITHUB_STEP_SUMMARY", *ours):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -97,7 +97,7 @@ def test_a_word_that_is_no_backend(case, monkeypatch, word):
     monkeypatch.setenv("EPLB_BACKEND", word)
     for options in ([], ["--dry-run"]):
         result = case.eplb(*arguments(case, *options))
-        says = (f"EPLB_BACKEND is {word[:80]!r}", "one of auto, nccl, gloo, file, or unset it")
+        says = (f"EPLB_BACKEND: {word[:80]!r}", "is not one of 'auto', 'nccl', 'gloo', 'file'.")
         assert_error(result, "EP001", *says, exit_code=2)
         assert len(result.err) < 300
     assert not case.dst.exists()
@@ -107,4 +107,4 @@ def test_workers_for_a_backend_that_has_none(case, monkeypatch):
     """The hint thinks of the variable, which the command line does not show."""
     monkeypatch.setenv("EPLB_BACKEND", "file")
     result = case.eplb(*arguments(case, "--nproc-per-node", 2))
-    assert_error(result, "EP001", "--backend file has one process", "EPLB_BACKEND", exit_code=2)
+    assert_error(result, "EP001", "has one process", "--backend comes from EPLB_BACKEND", exit_code=2)

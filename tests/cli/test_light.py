@@ -126,6 +126,11 @@ def saved() -> bytes:
 LINES = [
     "validate old.json new.json --against old.json --checkpoint src",
     "validate new.json --format github",
+    "validate . --num-ranks 2 --num-logical-experts 4 --ignore EP1 --format sarif",
+    "validate once.json --engine sglang --model hf/config.json --format junit",
+    "validate new.json --against old.json --expert-bytes 1MB --max-moved-bytes 1GB --strict --select EP127",
+    "explain EP106",
+    "explain --format json",
     "validate new.json --load load.json --max-imbalance 2",
     "validate map.yaml --num-ranks 2",
     "plan old.json new.json --checkpoint src --load load.json --out plan.json",

@@ -209,7 +209,7 @@ class TestValidate:
         old, new = sides
         result = case.eplb("validate", new, "--against", old, "--load", load, "--format", "json")
         assert result.code == 0
-        assert list(result.json) == ["format", "files", "findings", "load"]
+        assert list(result.json) == ["format", "files", "skipped", "num_ignored", "findings", "load"]
         found = [(each["name"], each["worst_layer"]) for each in result.json["load"]["placements"]]
         assert found == [(str(old), 3), (str(new), 3)]
 
@@ -240,6 +240,7 @@ class TestValidate:
             "layer": 3,
             "slot": None,
             "rank": 0,
+            "column": 123,
         }
         assert worst["hint"].startswith("`eplb balance LOAD")
         assert (other["layer"], other["rank"]) == (4, 0)

@@ -77,6 +77,15 @@ def test_colours_on_a_terminal(case):
     assert "\x1b" not in seen
 
 
+@pytest.mark.parametrize("line", [["--help"], ["reshard", "--help"], ["reshard"], ["pln"]])
+def test_help_and_mistakes_are_text(line):
+    """Without a colour, so that they can be read on any theme, and not fewer words than in a pipe."""
+    seen, code = on_a_terminal(line)
+    piped = subprocess.run([*COMMAND, *line], capture_output=True, text=True, check=False)
+    assert "\x1b" not in seen
+    assert (seen.split(), code) == ((piped.stdout + piped.stderr).split(), piped.returncode)
+
+
 LEVELS = {0: 0.0, 95: 0.114435, 135: 0.242281, 175: 0.428690, 215: 0.679542, 255: 1.0}
 """Steps of the colour cube of 256 colours, and the light of each (sRGB, as WCAG 2.2 has it)."""
 

@@ -236,6 +236,17 @@ def test_an_engine_that_was_probably_meant(eplb, tmp_path):
     assert_error(result, "EP224", "did you mean vllm? engines: ")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_on_a_narrow_terminal(eplb, monkeypatch, command):
+    """In 60 columns all is there but for the ends of long examples; and nothing is in colour."""
+    monkeypatch.setenv("COLUMNS", "60")
+    page, _, examples = eplb(command, "--help").out.rpartition("\n\n")
+    long = [line for line in page.splitlines() if len(line) > 60]
+    assert [line for line in long if not re.fullmatch(r"  -[-\w, ]+ <[\w|-]+>", line)] == []
+    assert examples.startswith("  Example")
+    assert "\x1b" not in page
+
+
 def test_the_help_uses_the_width(eplb, monkeypatch):
     """Of a wide terminal, but no more of it than can be read."""
     for columns, least, most in (("120", 100, 120), ("400", 130, 160)):

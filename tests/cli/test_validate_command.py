@@ -64,7 +64,9 @@ def test_github(eplb, tmp_path):
     assert result.code == 1
     lines = result.out.splitlines()
     assert len(lines) == 10
-    assert lines[0].startswith(f"::error file={tmp_path / 'bad.json'},line=2,title=EP105::layer 3, slot 0")
+    assert lines[0].startswith(
+        f"::error file={tmp_path / 'bad.json'},line=2,col=1,title=EP105::layer 3, slot 0"
+    )
     assert "11 more" in lines[-1]
     assert result.err == "1 file checked: 20 errors\n"
 

@@ -52,6 +52,7 @@ OPENINGS = {
     "run/leash.py: files.open_output",  # the file of the owner, to hold it
     "run/launched.py: os.fdopen",  # a pipe
     "placements/read.py: read_bytes",  # files that a user names
+    "inputs/found.py: read_bytes",
     "models/load.py: read_bytes",
     "models/model.py: read_bytes",  # presets
     "formats/tensor_file.py: torch.load",  # of bytes that were read

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "checkpoint": {"formats", "models", "placements", "plan"},
     "exchange": set(),
     "hosts": set(),
-    "report": {"balance", "models", "placements", "plan"},
+    "report": {"balance", "formats", "models", "placements", "plan"},
     "live": {"exchange", "models", "placements", "plan"},
     "output": {"checkpoint", "formats", "hosts", "models", "placements", "plan"},
     "inputs": {"balance", "checkpoint", "formats", "hosts", "models", "placements", "plan", "report"},
@@ -38,8 +38,8 @@ MAY_IMPORT = {
     },
     "render": {"balance", "models", "placements", "plan", "report"},
     "cli": {
-        "audit", "checkpoint", "huggingface", "inputs", "models", "placements", "plan", "render", "report",
-        "run",
+        "audit", "checkpoint", "formats", "huggingface", "inputs", "models", "placements", "plan", "render",
+        "report", "run",
     },
 }  # fmt: skip
 """In the order of the flow: whoever stands below may import from above, never the reverse."""

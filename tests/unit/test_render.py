@@ -25,6 +25,7 @@ from eplb_cli.render.text import (
     printable,
     write,
 )
+from eplb_cli.report.findings import FindingsReport
 
 ERROR = Finding("EP105", "error", "layer 3, slot 1: expert 9", "experts go up to 7", "maps/b.json", 12)
 WARNING = Finding("EP111", "warning", "8 experts are a guess", file="maps/b.json")
@@ -170,7 +171,7 @@ def test_json_has_a_line_per_element(capsys):
 
 def test_findings_are_grouped_by_file(capsys):
     """A clean file has one line, and what concerns no single file comes last."""
-    render.print_findings([WARNING, BETWEEN, ERROR], ["maps/a.json", "maps/b.json"], "text")
+    render.print_findings(FindingsReport([WARNING, BETWEEN, ERROR], ["maps/a.json", "maps/b.json"]), "text")
     assert capsys.readouterr().out == (
         "maps/a.json: OK\n"
         "maps/b.json:\n"
@@ -185,10 +186,12 @@ def test_findings_are_grouped_by_file(capsys):
 
 def test_findings_as_json(capsys):
     """Every finding has every key."""
-    render.print_findings([ERROR], ["maps/b.json"], "json")
+    render.print_findings(FindingsReport([ERROR], ["maps/b.json"]), "json")
     assert json.loads(capsys.readouterr().out) == {
         "format": "eplb-findings/1",
         "files": ["maps/b.json"],
+        "skipped": [],
+        "num_ignored": 0,
         "findings": [
             {
                 "code": "EP105",
@@ -200,6 +203,7 @@ def test_findings_as_json(capsys):
                 "layer": None,
                 "slot": None,
                 "rank": None,
+                "column": None,
             }
         ],
     }
@@ -207,7 +211,7 @@ def test_findings_as_json(capsys):
 
 def test_findings_as_annotations(capsys):
     """Errors come first; stdout has nothing but commands."""
-    render.print_findings([WARNING, ERROR], ["maps/b.json"], "github")
+    render.print_findings(FindingsReport([WARNING, ERROR], ["maps/b.json"]), "github")
     out, err = capsys.readouterr()
     assert out == (
         "::error file=maps/b.json,line=12,title=EP105::"
@@ -219,13 +223,14 @@ def test_findings_as_annotations(capsys):
 
 def test_annotations_escape_what_github_would_read_as_its_own(capsys):
     """A file name cannot end its property, nor a message its command."""
-    render.print_findings([Finding("EP101", "error", "100%: a\r\n::stop", file="a,b:c%.json")], [], "github")
+    report = FindingsReport([Finding("EP101", "error", "100%: a\r\n::stop", file="a,b:c%.json")], [])
+    render.print_findings(report, "github")
     assert capsys.readouterr().out == ("::error file=a%2Cb%3Ac%25.json,title=EP101::100%25: a%0D%0A::stop\n")
 
 
 def test_at_most_nine_annotations_and_the_number_of_the_others(capsys):
     """GitHub shows ten, so the tenth says what is missing."""
-    render.print_findings([WARNING] * 5 + [ERROR] * 8, ["maps/b.json"], "github")
+    render.print_findings(FindingsReport([WARNING] * 5 + [ERROR] * 8, ["maps/b.json"]), "github")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["::error"] * 8 + ["::warning"] * 2
     assert lines[-1].startswith("::warning title=eplb::4 more: ")
@@ -300,11 +305,12 @@ import sys
 from types import SimpleNamespace
 from eplb_cli import render
 from eplb_cli.errors import EplbError
+from eplb_cli.report.findings import FindingsReport
 render.print_json({"a": 1})
 render.print_error(EplbError("EP101", "x"))
 render.print_warning("x")
-for form in ("text", "json", "github"):
-    render.print_findings([], ["a"], form)
+for form in ("text", "json", "github", "sarif", "junit"):
+    render.print_findings(FindingsReport([], ["a"]), form)
 with render.Progress(1, "x"):
     pass
 sys.exit("rich" in sys.modules)

@@ -26,12 +26,14 @@ def write(tmp_path):
 
 
 def said(findings):
+    """All but notes, which most of these files have."""
+    findings = [finding for finding in findings if finding.severity != "note"]
     return [(f.file.rpartition("/")[2], f.line, f.code, f.severity, f.layer) for f in findings]
 
 
 def test_good_files_have_no_findings(write):
     """Any number of them, and none at all."""
-    assert validate([write("a.json"), write("b.json", slots_per_rank=[3, 1])]) == []
+    assert said(validate([write("a.json"), write("b.json", slots_per_rank=[3, 1])])) == []
     assert validate([]) == []
 
 
@@ -54,7 +56,7 @@ def test_a_load(write, tmp_path):
     """The findings of `--load` and `--max-imbalance`, for programs: with file, line and rank."""
     load, file = tmp_path / "load.json", Path(write("a.json"))
     load.write_text("[[4, 0, 0], [0, 0, 5]]")  # by rank 2 and 2, 5 and none
-    assert validate([file], load=load) == []
+    assert said(validate([file], load=load)) == []
     assert said(validate([file], load=load, max_imbalance=1.9)) == [("a.json", 5, "EP120", "error", 4)]
     with pytest.raises(UsageError, match="--max-imbalance is of a load"):
         validate([file], max_imbalance=2)

@@ -34,7 +34,6 @@ class Dialect:
         fits: whether a value may be of this dialect.
         read: the content of an eplb-placement/1 file that says the same. Raises PlacementError.
         write: the text of a file with one of the suffixes. Raises EP117 for what it cannot say.
-        keeps_rows: rows of the map stand in the text as they are read.
         has_mtp: it has rows for MTP layers, which the others do not count.
     """
 
@@ -43,7 +42,6 @@ class Dialect:
     fits: Callable[[Any], bool]
     read: Callable[[Any, Hints, Note], Mapping[str, Any]]
     write: Callable[[Placement, Hints, str], str]
-    keeps_rows: bool = False
     has_mtp: bool = False
 
 

@@ -35,4 +35,4 @@ def _write(placement: Placement, hints: Hints, suffix: str) -> str:
     return format_placement(placement)
 
 
-DIALECT = Dialect("eplb", (".json",), _fits, _read, _write, keeps_rows=True, has_mtp=True)
+DIALECT = Dialect("eplb", (".json",), _fits, _read, _write, has_mtp=True)

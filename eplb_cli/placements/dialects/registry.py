@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from eplb_cli.errors import UsageError, did_you_mean
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from eplb_cli.placements.dialects.dialect import Dialect
 
 OWN = "eplb"
-NAMES = (OWN, "vllm", "sglang", "tensorrt-llm", "ascend", "deepseek")
+DialectName = Literal["eplb", "vllm", "sglang", "tensorrt-llm", "ascend", "deepseek"]
+NAMES: tuple[DialectName, ...] = get_args(DialectName)
 """In the order they are tried; each is the `DIALECT` of the module of its name, with _ for -."""
 
 
