@@ -134,7 +134,10 @@ def model_of(shards: Shards) -> Model:
     """What shards show of their model: MoE layers, beyond the hidden ones those of MTP, and E if said."""
     layers, config = shards.layers, shards.config
     experts = None if config is None else config.num_logical_experts
-    return Model(str(shards.path), layers.hidden, tuple(layers.placed), tuple(layers.beside), experts)
+    family = "" if config is None else config.model_type
+    return Model(
+        str(shards.path), layers.hidden, tuple(layers.placed), tuple(layers.beside), experts, family=family
+    )
 
 
 def model_in(checkpoint: Path | None) -> Model | None:

@@ -176,10 +176,10 @@ def read_model(path: Path, read: Read = read_small_file) -> Model:
     hidden = _hidden(config)
     said = _said_layers(config, hidden)
     if weights is not None:
-        return _of_weights(config, weights, hidden, said)
+        return replace(_of_weights(config, weights, hidden, said), family=config.model_type)
     if isinstance(said, str):
         raise _unsaid(config, said)
-    return _of_keys(config, hidden, said)
+    return replace(_of_keys(config, hidden, said), family=config.model_type)
 
 
 def _unsaid(config: ModelConfig, reason: str) -> PlacementError:

@@ -44,6 +44,7 @@ class Model:
         experts: the key of an expert tensor, with {layer}, {tensor} and, unless stacked, {expert}.
         tensors: what one expert consists of, by the value of {tensor}; empty where it is not known.
         source: where the numbers of a preset are from.
+        family: the `model_type` of a config.json; empty where none was read.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Model:
     description: str = ""
     source: str = ""
     num_groups: int | None = None
+    family: str = ""
 
     @property
     def expert_nbytes(self) -> int | None:

@@ -62,12 +62,17 @@ def engine_called(name: EngineName) -> Engine:
 
 
 def check_engine(placement: Placement, engine: Engine, hints: Hints) -> list[Finding]:
-    """All that keeps an engine from taking a placement as its map: EP123 to EP126.
+    """All that keeps an engine from taking a placement as its map: EP123 to EP126, and EP129.
 
     Args:
         hints: which layers the model has; without them it is a note that rows could not be compared.
     """
-    return [*slot_findings(placement, engine), *_rows(placement, engine, hints)]
+    family = "" if hints.model is None else hints.model.family
+    return [
+        *slot_findings(placement, engine),
+        *_rows(placement, engine, hints),
+        *_of_family(placement, engine, family),
+    ]
 
 
 def slot_findings(placement: Placement, engine: Engine) -> Iterator[Finding]:
@@ -122,3 +127,12 @@ def _rows(placement: Placement, engine: Engine, hints: Hints) -> Iterator[Findin
             further = f" and {len(missing) - 1:,} more have" if len(missing) > 1 else " has"
             message = f"MoE layer {missing[0]}{further} no row, and {engine.title} wants one for each"
             yield Finding("EP125", "error", message)
+
+
+def _of_family(placement: Placement, engine: Engine, family: str) -> Iterator[Finding]:
+    """EP129: no map at all, or no slots for replicas, whatever the map."""
+    has_replicas = placement.num_slots > placement.num_logical_experts
+    if family in engine.without_maps:
+        yield Finding("EP129", "error", f"{engine.title} takes no map for models of the family {family}")
+    elif has_replicas and family in engine.without_replicas:
+        yield Finding("EP129", "error", f"{engine.title} has no replicas for models of the family {family}")

@@ -218,7 +218,8 @@ def test_the_summary_has_an_end():
     assert [row.startswith("| error") for row in rows[:11]] == [True] * 10 + [False]
     assert rows[0].startswith("| error | EP110 | a\\|b | \\|&lt;e>\\`\\|&lt;e>")
     assert f"\n{3_010 - len(rows):,} more have no room here.\n" in text
-    assert step_summary(findings, "x", 100) == ""
+    for room in range(2_000):
+        assert len(step_summary(findings, "x", room).encode()) <= room
 
 
 @pytest.mark.usefixtures("home")

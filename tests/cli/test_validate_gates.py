@@ -243,6 +243,26 @@ class TestEngines:
             result = eplb("convert", tmp_path / "new.json", out, "--to", name, "--model", config)
             assert (result.code == 0) == (findings == []), (content, result.err)
 
+    @pytest.mark.parametrize(
+        ("family", "engine", "content", "expected"),
+        [
+            ("mixtral", "sglang", GOOD, ["EP129"]),
+            ("mixtral", "vllm", TWICE, []),
+            ("olmoe", "vllm", TWICE, ["EP129"]),
+            ("olmoe", "vllm", GOOD, []),
+        ],
+    )
+    def test_families(self, eplb, tmp_path, family, engine, content, expected):
+        """No map at all, or no replicas; from --model or from beside the shards."""
+        config = write_json(
+            tmp_path / "config.json", {"model_type": family, "num_hidden_layers": 2, "num_experts": 4}
+        )
+        if family == "mixtral":
+            write_json(config, {"model_type": family, "num_hidden_layers": 2, "num_local_experts": 4})
+        new = write_json(tmp_path / "new.json", {**content, "layer_ids": [0, 1]})
+        options = ("--engine", engine, "--model", config, "--select", "EP129", "--format", "json")
+        assert codes(eplb("validate", new, *options)) == expected
+
     def test_vllm_deals_out(self):
         """Only vLLM has ranks of different sizes, and those without replicas."""
         assert [engine_called(name).deals_out for name in ("vllm", "sglang")] == [True, False]
