@@ -219,7 +219,7 @@ def test_the_summary_has_an_end():
     assert rows[0].startswith("| error | EP110 | a\\|b | \\|&lt;e>\\`\\|&lt;e>")
     assert f"\n{3_010 - len(rows):,} more have no room here.\n" in text
     for room in range(2_000):
-        assert len(step_summary(findings, "x", room).encode()) <= room
+        assert len(step_summary(findings[-5:], "x", room).encode()) <= room
 
 
 @pytest.mark.usefixtures("home")
