@@ -219,7 +219,9 @@ def test_the_summary_has_an_end():
     assert rows[0].startswith("| error | EP110 | a\\|b | \\|&lt;e>\\`\\|&lt;e>")
     assert f"\n{3_010 - len(rows):,} more have no room here.\n" in text
     for room in range(2_000):
-        assert len(step_summary(findings[-5:], "x", room).encode()) <= room
+        text = step_summary(findings[-5:], "x", room)
+        assert len(text.encode()) <= room
+        assert text or room < 400
 
 
 @pytest.mark.usefixtures("home")
