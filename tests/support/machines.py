@@ -20,17 +20,20 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.support.faults import Ended
+from tests.support.faults import Ended, Fault
+from tests.support.forked import Forked
 from tests.support.namespaces import (
     Link,
     Namespace,
     children,
     descendants,
+    enter_host,
     make_cable,
     make_host,
     make_switch,
@@ -56,12 +59,9 @@ class Traffic(NamedTuple):
 class Process:
     """A process on a host; what it says is in files, so that nobody has to read it for it to go on."""
 
-    def __init__(self, words: Sequence[str], said: Path, environment: Mapping[str, str]) -> None:
-        self._out, self._err = said.with_suffix(".out"), said.with_suffix(".err")
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self._entering = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment
-            )
+    def __init__(self, entering: subprocess.Popen[bytes] | Forked, says: tuple[Path, Path]) -> None:
+        self._entering = entering
+        self._out, self._err = says
 
     @property
     def pid(self) -> int | None:
@@ -97,7 +97,7 @@ class Process:
     def discard(self) -> None:
         """Be rid of it; what it has started ends with its host."""
         self._entering.kill()
-        self._entering.wait()
+        self._entering.wait(_GIVE_UP_S)
 
 
 @dataclass
@@ -124,8 +124,34 @@ class Machine:
     def popen(self, words: Sequence[object], env: Mapping[str, str] | None = None) -> Process:
         """Start a process here, in `home`."""
         entering = [*self._namespace.enter, "env", f"--chdir={self.home}", *map(str, words)]
-        environment = {**os.environ, "TMPDIR": str(self.home / "tmp"), **(env or {})}
-        process = Process(entering, self._said / f"{self.name}-{len(self._started)}", environment)
+        out, err = says = self._says()
+        with out.open("wb") as to_out, err.open("wb") as to_err:
+            popen = subprocess.Popen(
+                entering, stdin=subprocess.DEVNULL, stdout=to_out, stderr=to_err, env=self._environment(env)
+            )
+        return self._add(Process(popen, says))
+
+    def fork(
+        self,
+        arguments: Sequence[object],
+        env: Mapping[str, str] | None = None,
+        faults: Mapping[str, Fault] | None = None,
+        interval_s: float = 30.0,
+    ) -> Process:
+        """The same for a command of eplb that has loaded all it needs, and may have faults (`forked`)."""
+        says = self._says()
+        enter = partial(enter_host, self._switch.pid, self._namespace.pid, self._environment(env), self.home)
+        forked = Forked(says, [*arguments], faults or {}, interval_s, enter=enter)
+        return self._add(Process(forked, says))
+
+    def _says(self) -> tuple[Path, Path]:
+        said = self._said / f"{self.name}-{len(self._started)}"
+        return said.with_suffix(".out"), said.with_suffix(".err")
+
+    def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
+        return {**os.environ, "TMPDIR": str(self.home / "tmp"), **(more or {})}
+
+    def _add(self, process: Process) -> Process:
         self._started.append(process)
         return process
 

@@ -6,7 +6,9 @@ Without root it is done in a user namespace. What the system refuses is a Called
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ from typing import NamedTuple
 _WIRE = Path(__file__).with_name("wire.py")
 _OWN = ("--net", "--mount", "--uts", "--ipc", "--pid")
 
-_HOLD = "trap '' CHLD; exec cat"
+_HOLD = "exec env --ignore-signal=CHLD cat"
 """Of PID 1 of a host: it lives until its input ends, and what loses its parent leaves no zombie."""
 
 _BOOT = """
@@ -92,6 +94,27 @@ def make_cable(switch: Namespace, host: Namespace, port: str, link: Link | None)
             stack.enter_context(_holding([*switch.enter[:-1], sys.executable, "-IS", *map(str, words)]))
         switch.run("ip", "link", "set", port, "up")
         yield
+
+
+def enter_host(switch: int, host: int, environment: Mapping[str, str], home: Path) -> None:
+    """Let a child of this process, which has no threads, go on as a process of a host."""
+    kinds = ("user",) * bool(os.geteuid()) + ("mnt", "net", "uts", "ipc", "pid")
+    opened = [os.open(f"/proc/{switch if kind == 'user' else host}/ns/{kind}", os.O_RDONLY) for kind in kinds]
+    for descriptor in opened:
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0):
+            raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}")
+        os.close(descriptor)
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0 and code != -signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        if code < 0:
+            os.kill(os.getpid(), -code)
+        os._exit(code)
+    os.environ.update(environment)
+    os.chdir(home)
 
 
 def descendants(pid: int) -> list[int]:
