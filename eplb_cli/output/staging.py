@@ -251,6 +251,8 @@ def publish_proved(destination: Path, prove: Callable[[Path], None], *, durable:
                 files.attempt("rename", os.replace, stage.work / MANIFEST_NAME, path / MANIFEST_NAME)
             with contextlib.suppress(FileExistsError):
                 files.attempt("mkdir", os.mkdir, stage.work, 0o700)  # which `_publish` takes away
+            if os.path.lexists(path / _ENDED_WORK):  # that run ended while it took away its own
+                files.remove_tree(path / _ENDED_WORK)
         prove(path)
         _publish(stage)
     come_of_it.set(_published(stage))
@@ -291,6 +293,9 @@ def _end(stage: Staging, error: BaseException, *, keep: bool) -> None:
     """Keep staging or remove it, and say which."""
     if is_at(stage.destination, stage.descriptor):
         come_of_it.set(_published(stage))
+        if isinstance(error, EplbError) and stage.hosts.count > 1:
+            finishes = f"{_resuming()} on all hosts finishes it where it is not"
+            error.hint = "; ".join(filter(None, [error.hint, f"{_published(stage)} here: {finishes}"]))
     elif keep and (stage.is_proved or _can_be_resumed(error, stage)) and not interrupts.is_repeated():
         kept = _kept(stage)
         come_of_it.set(kept)
@@ -310,9 +315,13 @@ def _published(stage: Staging) -> str:
 
 def _kept(stage: Staging) -> str:
     """How much is done, where it is, and how to go on."""
+    return f"what was done{_done(stage)} is kept in {stage.path}: {_resuming()} goes on from it"
+
+
+def _resuming() -> str:
+    """How to run again with what is there, in words."""
     words = going_on(command.get())
-    how = f"`{words}`" if words else "resume=True"
-    return f"what was done{_done(stage)} is kept in {stage.path}: {how} goes on from it"
+    return f"`{words}`" if words else "resume=True"
 
 
 def _done(stage: Staging) -> str:

@@ -45,6 +45,9 @@ STEPS = {
 }
 """What a worker is doing before and after it moves bytes."""
 
+WAITS = (JOINING, ENDING, 0)
+"""Where others keep a worker."""
+
 
 @dataclass(frozen=True)
 class Job:

@@ -20,17 +20,27 @@ from eplb_cli.errors import EplbError, WorkerError, error_of
 from eplb_cli.hosts.addresses import interface_of, local_address, read_endpoint
 from eplb_cli.hosts.board import Board
 from eplb_cli.hosts.hosts import Hosts
+from eplb_cli.hosts.watch import lost_after
 from eplb_cli.hosts.words import to_words
 from eplb_cli.machine import find_process
 from eplb_cli.output.lock import inheritable
 from eplb_cli.progress import before_bytes
 from eplb_cli.run.crew import ONE_HOST, Crew, Present, job_key
-from eplb_cli.run.job import ASKED, KEEPS, Job, Outcome, doing_in_words, progress_counters, read_outcomes
+from eplb_cli.run.job import (
+    ASKED,
+    KEEPS,
+    WAITS,
+    Job,
+    Outcome,
+    doing_in_words,
+    progress_counters,
+    read_outcomes,
+)
 from eplb_cli.run.torchrun import leave_ends, read_ends
 
 POLL_S = 0.05
-CAUSE_S = 40.0
-"""How long a host may take to say why its workers went; one that is silent is lost before."""
+CAUSE_S = 10.0
+"""How long a host may take to say what keeps its workers, or why they went, where it is not lost."""
 
 GRACE_S = 2.0
 """How long the other workers may take to write their outcomes after the first has failed."""
@@ -88,13 +98,16 @@ def launch(
         return outcomes
     error = _root_cause(job, outcomes, code)
     if not any(map(_has_own_error, outcomes.values())) and any(end.is_victim for end in outcomes.values()):
-        _wait_for_cause(crew.hosts)
+        _wait_for_cause(crew.hosts, timeout_s)
     raise error
 
 
-def _wait_for_cause(hosts: Hosts) -> None:
-    """Raise what another host says it was, if one does within a while; here workers only saw others go."""
-    give_up = time.monotonic() + CAUSE_S
+def _wait_for_cause(hosts: Hosts, timeout_s: float) -> None:
+    """Raise what another host says it was, or that it is lost, if that is known within a while.
+
+    Here workers only saw others go, or wait for them.
+    """
+    give_up = time.monotonic() + lost_after(timeout_s) + CAUSE_S
     while hosts.count > 1 and time.monotonic() < give_up:
         hosts.check()
         time.sleep(POLL_S)
@@ -245,6 +258,8 @@ def _watch(
         elif hosts.moved_at() > moved_at:
             moved_at = hosts.moved_at()
         elif time.monotonic() - moved_at > timeout_s:
+            if np.isin(now[:, 1], WAITS).all():
+                _wait_for_cause(hosts, timeout_s)
             raise _stands_still(job, now, timeout_s)
         seen = now
         show(int(seen[:, 0].sum()))

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ _PRELOADED = [
     "eplb_cli.cli",
     "eplb_cli.run.reshard",
     "eplb_cli.run.work",
+    "eplb_cli.hosts.tcp_board",
 ]
 _GIVE_UP_S = 60.0
 """Only ends a test that would hang; no result depends on it."""
@@ -49,21 +50,67 @@ def run_forked(
         faults: by process, `LAUNCHER` or the number of a worker.
         interval_s: of the journals. second_s: within which a second signal says to keep nothing.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    given = (str(directory), [str(argument) for argument in arguments], dict(faults), interval_s, second_s)
-    process = context.Process(target=_command, args=given)
-    process.start()
-    process.join(_GIVE_UP_S)
-    if process.exitcode is None:
+    says = (directory / "out", directory / "err")
+    process = Forked(says, arguments, faults, interval_s, second_s)
+    try:
+        code = process.wait(_GIVE_UP_S)
+    except subprocess.TimeoutExpired:
         process.kill()
-        raise AssertionError("the command did not end")
-    out, err = ((directory / name).read_text() for name in ("out", "err"))
-    return Ended(process.exitcode, out, err)
+        raise AssertionError("the command did not end") from None
+    out, err = (path.read_text() for path in says)
+    return Ended(code, out, err)
+
+
+class Forked:
+    """A command that was started, and may run somewhere else: what `subprocess.Popen` has of that name.
+
+    Args:
+        says: the files of what it says, and what it says on stderr.
+        arguments, faults, interval_s, second_s: as for `run_forked`.
+        enter: called in its process before anything else.
+    """
+
+    def __init__(
+        self,
+        says: tuple[Path, Path],
+        arguments: list[object],
+        faults: Mapping[str, Fault],
+        interval_s: float = 30.0,
+        second_s: float = 1.0,
+        enter: Callable[[], None] | None = None,
+    ) -> None:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command does before it loads torch
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        words = [str(argument) for argument in arguments]
+        given = (says, words, dict(faults), interval_s, second_s, enter)
+        self._process = context.Process(target=_command, args=given)
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("command", timeout)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """End it."""
+        self._process.kill()
 
 
 def _command(
-    directory: str, arguments: list[str], faults: dict[str, Fault], interval_s: float, second_s: float
+    says: tuple[Path, Path],
+    arguments: list[str],
+    faults: dict[str, Fault],
+    interval_s: float,
+    second_s: float,
+    enter: Callable[[], None] | None,
 ) -> None:
     """Be the command."""
     from eplb_cli import files, interrupts
@@ -71,11 +118,13 @@ def _command(
     from eplb_cli.output import journal
     from eplb_cli.run import request, shared_others
 
-    for number, name in ((1, "out"), (2, "err")):
-        opened = os.open(Path(directory) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number, path in enumerate(says, 1):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, number)
         os.close(opened)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    if enter is not None:
+        enter()
     journal.INTERVAL_S = interval_s
     interrupts.SECOND_S = second_s
     shared_others.LEAST_SHARED_NBYTES = 0
@@ -105,9 +154,12 @@ class Agent:
         if not self.pid:
             try:
                 os.setpgid(0, 0)
-                os.dup2(options["stdin"], 0)
+                log = options["stdout"].fileno()
+                for opened, kept in ((options["stdin"], 0), (log, 1), (log, 2)):
+                    os.dup2(opened, kept)
+                os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # as Popen does: connections are the command's
                 _tie(command[-1])
-                _supervise(int(number.partition("=")[2]), command[-1], faults, options)
+                _supervise(int(number.partition("=")[2]), command[-1], faults, options["env"])
             finally:
                 os._exit(1)
         with suppress(OSError):
@@ -139,13 +191,12 @@ def _tie(job: str) -> None:
     tie(Path(job), generations=1)
 
 
-def _supervise(num_workers: int, job: str, faults: Mapping[str, Fault], options: Mapping[str, Any]) -> None:
+def _supervise(
+    num_workers: int, job: str, faults: Mapping[str, Fault], environment: Mapping[str, str]
+) -> None:
     """Be the agent."""
     from eplb_cli.run.torchrun import leave_ends
 
-    log = options["stdout"].fileno()
-    for number in (1, 2):
-        os.dup2(log, number)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
     workers = {}
@@ -153,7 +204,7 @@ def _supervise(num_workers: int, job: str, faults: Mapping[str, Fault], options:
         pid = os.fork()
         if not pid:
             try:
-                _work(number, job, faults.get(str(number)), options["env"])
+                _work(number, job, faults.get(str(number)), environment)
             finally:
                 os._exit(1)
         workers[pid] = number
