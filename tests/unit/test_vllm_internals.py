@@ -87,18 +87,18 @@ def test_a_host_with_the_shards_of_its_ranks(vllm, tmp_path, monkeypatch, rank):
     monkeypatch.setenv("EPLB_VERIFY", "1")
     dst = make(tmp_path, FOUR)
     host = part_of(dst, tmp_path / "host", {rank, rank ^ 1})
-    weights, path = [], tmp_path / "now.json"
+    there, path = Served(vllm, dst, rank, eplb=True).there, tmp_path / "now.json"
     for tree in (dst, host):
         served = Served(vllm, tree, rank, eplb=True, extra={"current_map": str(path)})
         model = served.load()
         vllm_stand_in.eplb_state().EplbState().add_model(model, served.config)
         assert vllm.table == FOUR["physical_to_logical_map"]
-        weights.append({key: each.reshape(-1).view(torch.uint8) for key, each in model.named_parameters()})
+        weights = dict(model.named_parameters())
+        assert weights.keys() == there.keys()
+        for key, tensor in there.items():
+            here, whole = (each.reshape(-1).view(torch.uint8) for each in (weights[key], tensor))
+            assert torch.equal(here, whole), key
         assert path.exists() == (rank == 0)
-    assert weights[0].keys() == weights[1].keys() == served.there.keys()
-    for key, there in served.there.items():
-        assert torch.equal(weights[0][key], weights[1][key]), key
-        assert torch.equal(weights[1][key], there.reshape(-1).view(torch.uint8)), key
     if rank == 0:
         assert eplb_cli.read_placement(path)[0].physical_to_logical.tolist() == vllm.table
 
