@@ -62,24 +62,38 @@ def open_left(
 def open_ranks(path: Path, manifest: Manifest, whole: Placement, ranks: Sequence[int]) -> ShardedCheckpoint:
     """Some ranks of a tree that eplb wrote, as if the others were lost; their files are not looked at.
 
-    Layers of which these ranks have no row may be left out.
-
     Args:
         manifest: of the tree, whose files of these ranks are there.
         whole: its placement.
         ranks: their numbers in it, ascending; all of them for the whole tree.
 
     Raises:
-        CheckpointError, BytesError: as `open_shards` and `bind`; EP212, nothing says which layers these are.
+        CheckpointError, BytesError: as `open_shards` and `bind_left`.
     """
     layout = layout_from_json(manifest.layout, path / MANIFEST_NAME)
     lost = {*range(whole.num_ranks)} - {*ranks}
     rank_of = files_of(manifest.files, layout)
     names = [name for name in manifest.files if rank_of.get(name) not in lost]
     found = pool(path, [see(path, [*names, *manifest.carried])], 0, [""])
-    shards = shards_of(found, layout, manifest, lost)
-    left = Survivors(whole, np.array(ranks, np.int64)).placement if lost else whole
-    if lost and left.layer_ids is not None:
+    return bind_left(shards_of(found, layout, manifest, lost), manifest, whole)
+
+
+def bind_left(shards: Shards, manifest: Manifest, whole: Placement) -> ShardedCheckpoint:
+    """Lay what a placement says of the ranks that are there over their shards.
+
+    Layers of which these ranks have no row may be left out.
+
+    Args:
+        shards: of some ranks; the others are lost.
+        whole: of all ranks.
+
+    Raises:
+        CheckpointError: as `bind`; EP212, nothing says which layers these are.
+    """
+    if not shards.lost:
+        return bind(shards, whole)
+    left = Survivors(whole, np.array(shards.recorded_ranks, np.int64)).placement
+    if left.layer_ids is not None:
         here = np.isin(left.layer_ids, shards.moe_layers)
         if not here.all():
             _require_numbers(shards, manifest)

@@ -11,11 +11,17 @@ if TYPE_CHECKING:
     from eplb_cli.checkpoint.shards import TensorAt
 
 
-def looks_sharded(shapes: Sequence[Mapping[str, tuple[int, ...]]], config: ModelConfig | None) -> list[str]:
+def looks_sharded(
+    shapes: Sequence[Mapping[str, tuple[int, ...]]], config: ModelConfig | None, num_ranks: int
+) -> list[str]:
     """Keys whose shapes say that each rank has only a piece, as tensor parallelism leaves them.
 
     A shape that differs between ranks says so, or a key that not all ranks have; with a config.json,
     also a vocabulary of which the ranks have equal parts.
+
+    Args:
+        shapes: of each rank that is there, its tensors.
+        num_ranks: how many ranks there are, those included that are elsewhere or lost.
     """
     keys = sorted({key for of_rank in shapes for key in of_rank})
     uneven = [key for key in keys if len({of_rank.get(key) for of_rank in shapes}) > 1]
@@ -25,9 +31,9 @@ def looks_sharded(shapes: Sequence[Mapping[str, tuple[int, ...]]], config: Model
         for key, shape in shapes[0].items()
         if vocabulary
         and shape
-        and len(shapes) > 1
+        and num_ranks > 1
         and key.endswith(("embed_tokens.weight", "embed.weight", "lm_head.weight", "head.weight"))
-        and shape[0] < vocabulary <= shape[0] * len(shapes)
+        and shape[0] < vocabulary <= shape[0] * num_ranks
     ]
     return sorted({*uneven, *pieces})
 

@@ -32,9 +32,14 @@ def part_there(path: Path, names: Collection[str], layout: Layout, manifest: Man
     return f"{path} has {noun} {have} of {count:,}: `eplb verify {path} --ranks {have}` proves those"
 
 
+def ranks_away(names: Iterable[str], layout: Layout, manifest: Manifest) -> set[int]:
+    """The ranks of a manifest of which no file is among the names."""
+    return set(files_of(manifest.files, layout).values()) - set(files_of(names, layout).values())
+
+
 def refuse_part(path: Path, names: Collection[str], layout: Layout, manifest: Manifest) -> None:
     """EP202 for the files of some ranks alone, where those of all are needed."""
     if hint := part_there(path, names, layout, manifest):
-        lost = set(files_of(manifest.files, layout).values()) - set(files_of(names, layout).values())
-        problem = f"{path} has no file of {'rank' if len(lost) == 1 else 'ranks'} {spans(sorted(lost))}"
+        away = sorted(ranks_away(names, layout, manifest))
+        problem = f"{path} has no file of {'rank' if len(away) == 1 else 'ranks'} {spans(away)}"
         raise CheckpointError("EP202", problem, f"copy the files of all ranks there; {hint}")

@@ -94,7 +94,8 @@ class ShardedCheckpoint:
     def sharded_others(self) -> list[str]:
         """Other tensors that look sharded over the ranks, by their shapes alone."""
         shapes = [{key: at.entry.shape for key, at in tensors.items()} for tensors in self.others]
-        return looks_sharded(shapes, self.shards.config)
+        num_ranks = len(self.shards.recorded_ranks) + len(self.shards.lost)
+        return looks_sharded(shapes, self.shards.config, num_ranks)
 
     @property
     def can_share(self) -> bool:

@@ -26,7 +26,7 @@ from eplb_cli.checkpoint.manifest import (
     is_digest_file,
     manifest_of,
 )
-from eplb_cli.checkpoint.part import files_of, refuse_part
+from eplb_cli.checkpoint.part import files_of, ranks_away, refuse_part
 from eplb_cli.checkpoint.pooled import Pool, pool
 from eplb_cli.checkpoint.presharded import INDEX_NAME, READY_NAME, SERIES, SUFFIX, is_presharded, read_index
 from eplb_cli.checkpoint.seen import SHARD_SUFFIX, list_names, see
@@ -274,13 +274,14 @@ class Shards:
         return rows
 
 
-def open_shards(path: Path, layout: str | Layout = "auto", lost: Collection[int] = ()) -> Shards:
+def open_shards(path: Path, layout: str | Layout = "auto", lost: Collection[int] | None = ()) -> Shards:
     """Read the names and headers of a checkpoint's shards.
 
     A tree that eplb wrote says its layout itself; "auto" takes that.
 
     Args:
-        lost: the numbers of ranks whose files are gone.
+        lost: the numbers of ranks whose files are gone; None for those of which no file is here, where
+            the manifest says which ranks there are.
 
     Raises:
         CheckpointError: EP201 to EP206, the directory, a file or the layout cannot be used; EP208, no
@@ -293,7 +294,7 @@ def open_shards(path: Path, layout: str | Layout = "auto", lost: Collection[int]
     return open_pool(pool(path, [see(path, names)], 0, [""]), layout, lost)
 
 
-def open_pool(found: Pool, layout: str | Layout = "auto", lost: Collection[int] = ()) -> Shards:
+def open_pool(found: Pool, layout: str | Layout = "auto", lost: Collection[int] | None = ()) -> Shards:
     """The checkpoint that one host sees, or all of them together. Raises as `open_shards`."""
     path, names = found.path, [shard.name for shard in found.shards]
     if not names:
@@ -309,7 +310,9 @@ def open_pool(found: Pool, layout: str | Layout = "auto", lost: Collection[int] 
             layout, names, dict.fromkeys(key for one in found.headers for key in one.tensors)
         )
     tell("layout", f"{path}: {layout.name}")
-    if manifest is not None and not lost and not found.is_of_many:
+    if lost is None:
+        lost = set() if manifest is None else ranks_away(names, layout, manifest)
+    elif manifest is not None and not lost and not found.is_of_many:
         refuse_part(path, names, layout, manifest)
     opened = shards_of(found, layout, manifest, lost)
     _require_headers_as_in_manifest(opened)

@@ -12,6 +12,7 @@ from scripts.serving.served import MENDED, Job
 from scripts.serving.trees import (
     NUM_REDUNDANT,
     damaged,
+    on_hosts,
     with_a_wrong_map,
     with_empty_slots,
     without_a_layer,
@@ -44,6 +45,7 @@ def serve_family(case: Served) -> None:
     """What every family has to pass."""
     _default(case)
     _permuted(case)
+    _on_hosts(case)
     _with_replicas(case)
     case.same("vLLM's own shards (TP = 2), resharded: plugin, TP = 2", lambda: _saved(case))
     if case.trees.family.can_bake:
@@ -77,6 +79,22 @@ def _permuted(case: Served) -> None:
         f"{what}: plugin, TP = 2, EPLB rearranging",
         lambda: case.plugin("placed eplb", placed(), mends=EPLB, options=balanced(OFTEN, 0)),
         rearranges=True,
+    )
+
+
+def _on_hosts(case: Served) -> None:
+    """A directory for each host, with the shards of its own ranks alone."""
+    trees, what = case.trees, "a directory for each host"
+    case.same(
+        f"{what}, a permutation for each layer, 4 ranks on 2 hosts: plugin, TP = 2 and DP = 2, EPLB_VERIFY=1",
+        lambda: case.plugin(
+            "hosts", on_hosts(trees.placed(4), 4, 2), tp=2, dp=2, mends=DP, environment=VERIFY
+        ),
+    )
+    stock = {"tp": 1, "dp": 2, "mends": DP, "options": STOCK, "pattern": PATTERN}
+    case.same(
+        f"{what}, linear, 2 ranks on 2 hosts: stock vLLM, DP = 2, a pattern for each rank",
+        lambda: case.job("stock hosts", on_hosts(trees.linear(), 2, 1), **stock),
     )
 
 

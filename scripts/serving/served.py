@@ -50,6 +50,7 @@ class Job:
 
     Attributes:
         name: of its log and its answers.
+        model: RANK in the last part of it is the rank's number.
         tp, dp: ranks of tensor and of data parallelism.
         options: of vLLM's `LLM`. environment: more variables.
         mends: names of functions of `mended_cpu`.
@@ -187,7 +188,7 @@ def _ask(job: Job, rank: int, port: int) -> Answer:
         "enforce_eager": True,
         "max_model_len": 128,
         "max_num_seqs": 8,
-        "model": str(job.model),
+        "model": str(job.model.with_name(job.model.name.replace("RANK", str(rank)))),
         "seed": 0,
         "skip_tokenizer_init": True,
         "tensor_parallel_size": job.tp,

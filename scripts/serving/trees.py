@@ -102,6 +102,17 @@ class Trees:
         return Path(shutil.copytree(source, self.home / name, dirs_exist_ok=True))
 
 
+def on_hosts(tree: Path, num_ranks: int, ranks_per_host: int) -> Path:
+    """For each rank what its host has of a tree, as several hosts have it; RANK in the name is the rank."""
+    for rank in range(num_ranks):
+        path = tree.with_name(f"{tree.name}-as-{rank}-has-it")
+        shutil.copytree(tree, path, dirs_exist_ok=True)
+        for file in path.glob("model-rank-*"):
+            if int(file.name.split("-")[2]) // ranks_per_host != rank // ranks_per_host:
+                file.unlink()
+    return tree.with_name(f"{tree.name}-as-RANK-has-it")
+
+
 def with_empty_slots(trees: Trees) -> Path:
     """Two slots of each layer hold no expert."""
     return trees.reshard(trees.replicas(), "empty", trees.map(2, NUM_REDUNDANT, seed=3, num_empty=2))

@@ -140,8 +140,10 @@ class Model(torch.nn.Module):  # type: ignore[name-defined,misc]
         return [module for module in self.modules() if isinstance(module, MoERunner)]
 
 
-def build(tensors: Mapping[str, tuple[Any, tuple[int, ...]]], rank: int, slots: int) -> Model:
-    """A model for one of two ranks and four experts, with zeros for parameters.
+def build(
+    tensors: Mapping[str, tuple[Any, tuple[int, ...]]], rank: int, slots: int, num_ranks: int = 2
+) -> Model:
+    """A model for one of several ranks and four experts, with zeros for parameters.
 
     Args:
         tensors: by key, dtype and shape as torch has them.
@@ -158,10 +160,10 @@ def build(tensors: Mapping[str, tuple[Any, tuple[int, ...]]], rank: int, slots: 
         home.register_parameter(name, zeros)
     for runner in model.runners:
         config = SimpleNamespace(
-            moe_parallel_config=SimpleNamespace(ep_size=2, ep_rank=rank),
+            moe_parallel_config=SimpleNamespace(ep_size=num_ranks, ep_rank=rank),
             num_experts=slots,
             num_logical_experts=4,
-            num_local_experts=slots // 2,
+            num_local_experts=slots // num_ranks,
         )
         manager = SimpleNamespace(placement_strategy="linear", num_fused_shared_experts=0)
         runner.routed_experts = SimpleNamespace(

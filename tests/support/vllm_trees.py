@@ -1,7 +1,9 @@
-"""Trees of two ranks and four experts that `reshard` has written, for vLLM to load."""
+"""Trees of two or four ranks and four experts that `reshard` has written, for vLLM to load."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import eplb_cli
@@ -9,6 +11,8 @@ from tests.cli.tree import OLD, placement, stacked, write_json, write_tree
 
 LINEAR = placement([[0, 1, 2, 3]] * 2)
 PLACED = placement([[3, 0, 2, 1], [0, 2, 1, 3]])
+FOUR = placement([[3, 0, 0, 1, 2, 1, 0, 3], [0, 1, 2, 3, 3, 1, 2, 0]], 4)
+"""Four ranks of two slots."""
 CONFIG = {"model_type": "test", "num_hidden_layers": 5, "n_routed_experts": 4, "vocab_size": 8}
 EMBED, ROWS = "model.embed_tokens.weight", "model.layers.3.mlp.experts.w2_weight"
 
@@ -30,3 +34,12 @@ def make(home: Path, new=PLACED, old=OLD, *, config=CONFIG, digests=True, ranks=
     )
     eplb_cli.reshard(request)
     return home / "dst"
+
+
+def part_of(dst: Path, home: Path, ranks: Collection[int]) -> Path:
+    """The same tree as a host has it that hosts these ranks."""
+    shutil.copytree(dst, home)
+    for file in home.glob("model-rank-*"):
+        if int(file.name.split("-")[2]) not in ranks:
+            file.unlink()
+    return home

@@ -160,15 +160,22 @@ class TestSharded:
     def test_shapes_that_differ(self, tmp_path):
         """Between ranks, or not there on one of them."""
         shapes = [{"a": (2,), "b": (3,), "c": (1,)}, {"a": (2,), "b": (2,)}]
-        assert looks_sharded(shapes, config_beside(tmp_path)) == ["b", "c"]
-        assert looks_sharded(shapes[:1], config_beside(tmp_path)) == []
+        assert looks_sharded(shapes, config_beside(tmp_path), 2) == ["b", "c"]
+        assert looks_sharded(shapes[:1], config_beside(tmp_path), 1) == []
 
     def test_parts_of_a_vocabulary(self, tmp_path):
         """Equal parts, of which config.json says the sum; padding at the end is no harm."""
         shapes = [{"model.embed_tokens.weight": (50, 3), "lm_head.weight": (100, 3), "x": (50, 3)}] * 2
         (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 99}))
-        assert looks_sharded(shapes, config_beside(tmp_path)) == ["model.embed_tokens.weight"]
-        assert looks_sharded([{"lm_head.weight": ()}] * 2, config_beside(tmp_path)) == []
+        assert looks_sharded(shapes, config_beside(tmp_path), 2) == ["model.embed_tokens.weight"]
+        assert looks_sharded([{"lm_head.weight": ()}] * 2, config_beside(tmp_path), 2) == []
+
+    def test_parts_of_which_some_are_elsewhere(self, tmp_path):
+        """All ranks together have the vocabulary, and not those that are there."""
+        shapes = [{"lm_head.weight": (25, 3)}]
+        (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 100}))
+        assert looks_sharded(shapes, config_beside(tmp_path), 4) == ["lm_head.weight"]
+        assert looks_sharded(shapes, config_beside(tmp_path), 1) == []
 
     @pytest.mark.parametrize(
         "text", ["{", "[]", "3", '{"vocab_size": "x"}', '{"vocab_size": null}', "[" * 10**5]
@@ -176,7 +183,7 @@ class TestSharded:
     def test_a_config_that_says_nothing(self, tmp_path, text):
         """It is someone else's file: what cannot be read is not asked."""
         (tmp_path / "config.json").write_text(text)
-        assert looks_sharded([{"lm_head.weight": (50, 3)}] * 2, config_beside(tmp_path)) == []
+        assert looks_sharded([{"lm_head.weight": (50, 3)}] * 2, config_beside(tmp_path), 2) == []
 
     def test_tensors_that_a_rank_lacks(self):
         """One sentence for all of them."""

@@ -12,7 +12,7 @@ import eplb_cli
 from eplb_cli.engines.vllm import register
 from tests.cli.tree import NEW
 from tests.support import vllm_stand_in
-from tests.support.vllm_trees import CONFIG, EMBED, LINEAR, PLACED, make
+from tests.support.vllm_trees import CONFIG, EMBED, FOUR, LINEAR, PLACED, make, part_of
 
 torch = pytest.importorskip("torch")
 
@@ -40,7 +40,7 @@ class Served:
         shapes = {key: (at.dtype, at.shape) for key, at in self.there.items()}
         content = json.loads((path / "eplb.json").read_text())["placement"]
         slots = len(content["physical_to_logical_map"][0])
-        self.model = vllm_stand_in.build(shapes, rank, slots)
+        self.model = vllm_stand_in.build(shapes, rank, slots, content["num_ranks"])
         text = SimpleNamespace(to_dict=lambda: dict(CONFIG))
         self.config = SimpleNamespace(
             model=str(path), model_weights="", hf_text_config=text, empty=self.model
@@ -79,6 +79,28 @@ def test_weights_and_maps(vllm, tmp_path, rank):
         assert torch.equal(here, there), key
     assert [[row.index(expert) for expert in range(4)] for row in TABLE] == served.slots()
     assert any("rank" in line for line in vllm.said)
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_a_host_with_the_shards_of_its_ranks(vllm, tmp_path, monkeypatch, rank):
+    """Weights and the map of all ranks are those that the whole tree gives, its digests compared."""
+    monkeypatch.setenv("EPLB_VERIFY", "1")
+    dst = make(tmp_path, FOUR)
+    host = part_of(dst, tmp_path / "host", {rank, rank ^ 1})
+    there, path = Served(vllm, dst, rank, eplb=True).there, tmp_path / "now.json"
+    for tree in (dst, host):
+        served = Served(vllm, tree, rank, eplb=True, extra={"current_map": str(path)})
+        model = served.load()
+        vllm_stand_in.eplb_state().EplbState().add_model(model, served.config)
+        assert vllm.table == FOUR["physical_to_logical_map"]
+        weights = dict(model.named_parameters())
+        assert weights.keys() == there.keys()
+        for key, tensor in there.items():
+            here, whole = (each.reshape(-1).view(torch.uint8) for each in (weights[key], tensor))
+            assert torch.equal(here, whole), key
+        assert path.exists() == (rank == 0)
+    if rank == 0:
+        assert eplb_cli.read_placement(path)[0].physical_to_logical.tolist() == vllm.table
 
 
 def test_the_default_order_sets_nothing(vllm, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 import eplb_cli
 from eplb_cli.checkpoint.manifest import read_manifest
+from eplb_cli.checkpoint.staged import WORK
 from eplb_cli.engines.vllm.admit import admit, require_mapped
 from eplb_cli.engines.vllm.current import CurrentMap
 from eplb_cli.engines.vllm.engine import Engine, Layer, Parameter
@@ -19,8 +20,8 @@ from eplb_cli.engines.vllm.options import Options, read_options
 from eplb_cli.engines.vllm.reading import KnownDigests, read_tensors
 from eplb_cli.engines.vllm.tree import open_tree
 from eplb_cli.errors import CODES, EplbError
-from tests.cli.tree import NEW, placement, read_tree, stacked, tensor, write_json
-from tests.support.vllm_trees import CONFIG, EMBED, LINEAR, PLACED, ROWS, make
+from tests.cli.tree import NEW, OLD, placement, read_tree, stacked, tensor, write_json
+from tests.support.vllm_trees import CONFIG, EMBED, FOUR, LINEAR, PLACED, ROWS, make, part_of
 
 EMPTY = placement([[0, 1, 2, 3, -1, 1], [3, 2, 1, 0, 2, 3]])
 MTP = placement([[3, 0, 2, 1], [0, 2, 1, 3], [1, 0, 3, 2]])
@@ -229,14 +230,14 @@ def test_a_file_that_changes_meanwhile(tree):
     refused("EP220", lambda: list(read_tensors(tree, wanted, None)))
 
 
-def cut(dst):
-    path = dst / "model-rank-1-part-0.safetensors"
+def cut(dst, rank=1):
+    path = dst / f"model-rank-{rank}-part-0.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def other_header(dst):
-    path = dst / "model-rank-1-part-0.safetensors"
-    path.write_bytes(path.read_bytes().replace(b'"eplb.rank":"1"', b'"eplb.rank":"0"'))
+def other_header(dst, rank=1):
+    path = dst / f"model-rank-{rank}-part-0.safetensors"
+    path.write_bytes(path.read_bytes().replace(f'"eplb.rank":"{rank}"'.encode(), b'"eplb.rank":"0"'))
 
 
 def other_map(dst):
@@ -249,7 +250,6 @@ def other_map(dst):
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
-        (lambda dst: (dst / "model-rank-1-part-0.safetensors").unlink(), "EP506"),
         (cut, "EP203"),
         (other_header, "EP506"),
         (other_map, "EP506"),
@@ -265,6 +265,119 @@ def test_a_tree_that_does_not_fit_its_manifest(tmp_path, damage, code):
     dst = make(tmp_path)
     damage(dst)
     refused(code, open_tree, dst)
+
+
+class TestPart:
+    """Of several hosts each has the shards of its own ranks; here those of ranks 2 and 3 of four."""
+
+    @pytest.fixture
+    def whole(self, tmp_path):
+        big = [{**rank, "model.big.weight": tensor("U8", (1 << 20,), "big")} for rank in stacked(OLD)]
+        dst = make(tmp_path, FOUR, ranks=big)
+        assert len(list(dst.glob("model-rank-3-part-*"))) == 2
+        return dst
+
+    @pytest.fixture
+    def part(self, whole, tmp_path):
+        return part_of(whole, tmp_path / "host", {2, 3})
+
+    @pytest.mark.parametrize("ranks", [{2, 3}, {0, 2}, {2}, {1, 2, 3}])
+    def test_a_rank_reads_its_own_shard(self, whole, tmp_path, ranks):
+        """As out of the whole tree, whatever other ranks are there."""
+        trees = [open_tree(whole), open_tree(part_of(whole, tmp_path / "host", ranks))]
+        engine = engine_of(trees[0], 2, has_eplb=True)
+        read = []
+        for tree in trees:
+            admitted = admit(tree, engine)
+            assert admitted.table.tolist() == FOUR["physical_to_logical_map"]
+            known = KnownDigests(tree, 2)
+            read.append({at.key: bytes(there) for at, there in read_tensors(tree, admitted.wanted, known)})
+        assert read[0] == read[1]
+        assert len(read[0]) == len(engine.parameters)
+
+    @pytest.mark.parametrize(
+        ("ranks", "rank", "says"),
+        [({2, 3}, 1, "ranks 2-3 of 4"), ({0, 2}, 3, "ranks 0,2 of 4"), ({3}, 0, "rank 3 of 4")],
+    )
+    def test_a_rank_of_another_host(self, whole, tmp_path, ranks, rank, says):
+        """Is told which ranks are here."""
+        engine = engine_of(open_tree(whole), rank, has_eplb=True)
+        tree = open_tree(part_of(whole, tmp_path / "host", ranks))
+        error = refused("EP202", admit, tree, engine)
+        assert error.message == f"{tree.shards.path} on this host has {says}, and this process is rank {rank}"
+        assert "the DST of another host" in error.hint
+
+    def test_other_numbers_than_all_ranks_have(self, part, whole):
+        """Are refused as for the whole tree: the placement is that of all ranks."""
+        engine = engine_of(open_tree(whole), 2, has_eplb=True, num_ranks=2)
+        assert (
+            "has 4 ranks, and vLLM was started with 2"
+            in refused("EP234", admit, open_tree(part), engine).message
+        )
+
+    @pytest.mark.parametrize(("number", "code"), [(0, "EP202"), (1, "EP506")])
+    def test_half_a_rank(self, part, number, code):
+        """Is no part, whether its rows are gone or what it shares with other ranks."""
+        (part / f"model-rank-3-part-{number}.safetensors").unlink()
+        refused(code, open_tree, part)
+
+    def test_no_shard(self, part):
+        """A directory that has only what all hosts have."""
+        refused("EP201", open_tree, part_of(part, part.parent / "none", ()))
+
+    def test_what_says_which_ranks_there_are(self, part, whole, tmp_path):
+        """Without eplb.json nothing does."""
+        (part / "eplb.json").unlink()
+        refused("EP202", open_tree, part)
+        first = part_of(whole, tmp_path / "first", {0, 1})
+        (first / "eplb.json").unlink()
+        refused("EP214", open_tree, first)
+
+    def test_a_run_that_is_not_finished(self, part):
+        """A host that was lost after the agreement has its part in staging still."""
+        (part / WORK).mkdir()
+        refused("EP233", open_tree, part)
+
+    @pytest.mark.parametrize(
+        ("damage", "code"),
+        [
+            (lambda dst: (dst / "eplb.json").write_text("{}"), "EP214"),
+            (lambda dst: write_json(dst / "config.json", {**CONFIG, "vocab_size": 9}), "EP506"),
+            (lambda dst: other_header(dst, 2), "EP506"),
+            (other_map, "EP506"),
+            (lambda dst: cut(dst, 3), "EP203"),
+            (
+                lambda dst: shutil.copy(
+                    dst / "model-rank-3-part-0.safetensors", dst / "model-rank-4-part-0.safetensors"
+                ),
+                "EP506",
+            ),
+        ],
+    )
+    def test_files_that_are_not_those_of_the_manifest(self, part, damage, code):
+        """What is there is compared as in a whole tree."""
+        damage(part)
+        refused(code, open_tree, part)
+
+    @pytest.mark.parametrize(("number", "key", "code"), [(0, ROWS, "EP501"), (1, EMBED, "EP504")])
+    def test_digests(self, part, whole, number, key, code):
+        """Of the rank itself, though all ranks that are there have closed up."""
+        engine = engine_of(open_tree(whole), 3, has_eplb=True)
+        flip(part / f"model-rank-3-part-{number}.safetensors", key)
+        tree = open_tree(part)
+        wanted = admit(tree, engine).wanted
+        refused(code, lambda: list(read_tensors(tree, wanted, KnownDigests(tree, 3))))
+
+    def test_slices_are_not_cut_again(self, tmp_path):
+        """Those of one rank do not show it: all ranks together have the vocabulary."""
+        old = placement([[0, 1, 2, 3]] * 2, 4)
+        ranks = stacked(old)
+        for rank in ranks:
+            rank[EMBED] = tensor("BF16", (2, 3), "a fourth")
+        engine = engine_of(open_tree(whole := make(tmp_path, old, old, ranks=ranks)), 3)
+        tree = open_tree(part_of(whole, tmp_path / "host", {3}))
+        admit(tree, engine)
+        refused("EP236", admit, tree, changed(engine, EMBED, shape=(1, 3), has_loader=True))
 
 
 def test_staging_is_not_dst(tmp_path):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb_cli.arrays import Int
-from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.checkpoint.shards import TensorAt
 from eplb_cli.engines.vllm.engine import Engine, Layer, Parameter
+from eplb_cli.engines.vllm.tree import Tree
 from eplb_cli.errors import CheckpointError
 from eplb_cli.models.config import ModelConfig
 from eplb_cli.models.names import is_mtp
@@ -58,35 +58,35 @@ class Admitted:
     wanted: tuple[Wanted, ...]
 
 
-def admit(checkpoint: ShardedCheckpoint, engine: Engine) -> Admitted:
+def admit(tree: Tree, engine: Engine) -> Admitted:
     """What to read and what to set for this rank.
 
     Raises:
-        CheckpointError: EP234, other ranks, slots or experts; EP212, a layer without a map; EP235, the
-            placement would not be followed; EP236, another model.
+        CheckpointError: EP234, other ranks, slots or experts; EP202, the files of this rank are not here;
+            EP212, a layer without a map; EP235, the placement would not be followed; EP236, another model.
     """
-    placement, path = checkpoint.placement, checkpoint.shards.path
+    placement, path = tree.placement, tree.shards.path
     if not engine.layers:
         raise CheckpointError("EP236", f"vLLM has built a model without experts, and {path} has some")
-    _require_config(checkpoint, engine)
+    _require_config(tree, engine)
     if engine.num_stages > 1:
         hint = "start it with --pipeline-parallel-size 1"
         raise CheckpointError("EP234", f"vLLM was started with {engine.num_stages} pipeline stages", hint)
     for layer in engine.layers:
         _require_numbers(placement, layer, str(path))
-    layers = tuple(_layer_index(checkpoint, layer) for layer in engine.layers)
+    layers = tuple(_layer_index(tree, layer) for layer in engine.layers)
     table = placement.physical_to_logical[list(layers)]
     _require_full(placement, layers)
     must_map = engine.has_eplb or bool((table != np.arange(placement.num_slots)).any())
     _require_followed(engine, must_map=must_map)
     rank = engine.layers[0].rank
-    wanted = sorted(_wanted(checkpoint, engine, rank), key=lambda each: (each.at.file, each.at.offset))
+    wanted = sorted(_wanted(tree, engine, rank), key=lambda each: (each.at.file, each.at.offset))
     return Admitted(rank, layers, table, must_map, tuple(wanted))
 
 
-def _require_config(checkpoint: ShardedCheckpoint, engine: Engine) -> None:
+def _require_config(tree: Tree, engine: Engine) -> None:
     """EP236 where vLLM's config is not the one beside the shards."""
-    known = checkpoint.shards.config
+    known = tree.shards.config
     if known is None:
         return
     taken = ModelConfig(known.path, engine.config)
@@ -129,17 +129,15 @@ def _other(path: str, here: int, what: str, there: int, as_what: str, hint: str)
     return CheckpointError("EP234", problem, hint)
 
 
-def _layer_index(checkpoint: ShardedCheckpoint, layer: Layer) -> int:
+def _layer_index(tree: Tree, layer: Layer) -> int:
     """The index of a layer in the placement. Raises EP212."""
     prefix = f"{layer.name}."
-    numbers = {
-        expert.layer for key, expert in checkpoint.shards.expert_keys.items() if key.startswith(prefix)
-    }
-    placed = [] if checkpoint.placement.layer_ids is None else checkpoint.placement.layer_ids.tolist()
+    numbers = {expert.layer for key, expert in tree.shards.expert_keys.items() if key.startswith(prefix)}
+    placed = [] if tree.placement.layer_ids is None else tree.placement.layer_ids.tolist()
     index = next((placed.index(number) for number in numbers if number in placed), None)
     if index is None:
         what = "map" if numbers else "experts"
-        problem = f"{checkpoint.shards.path} has no {what} for vLLM's layer {layer.name!r}"
+        problem = f"{tree.shards.path} has no {what} for vLLM's layer {layer.name!r}"
         raise CheckpointError("EP212", problem, "make DST again, with a map of every layer")
     return index
 
@@ -176,31 +174,31 @@ def require_mapped(layer: Layer) -> None:
         raise CheckpointError("EP235", f"{layer.name}: {layer.why_not}", hint)
 
 
-def _wanted(checkpoint: ShardedCheckpoint, engine: Engine, rank: int) -> Iterator[Wanted]:
-    """A tensor of the rank for every parameter, and none left over. Raises EP236."""
-    tensors = checkpoint.shards.tensors[rank]
+def _wanted(tree: Tree, engine: Engine, rank: int) -> Iterator[Wanted]:
+    """A tensor of the rank for every parameter, and none left over. Raises EP202 or EP236."""
+    tensors = tree.shards.tensors[tree.here(rank)]
     for parameter in engine.parameters:
         key = next((name for name in parameter.names if name in tensors), None)
         if key is None:
             problem = f"{parameter.names[0]!r} of the model is not in the shards of rank {rank}"
             raise CheckpointError("EP236", problem)
-        yield _fitting(checkpoint, key, tensors[key], parameter)
+        yield _fitting(tree, key, tensors[key], parameter)
     known = {name for parameter in engine.parameters for name in parameter.names}
-    beside = _of_other_modules(checkpoint)
+    beside = _of_other_modules(tree)
     for key in tensors:
-        is_beside = key.startswith(beside) or is_mtp(key) or checkpoint.shards.layout.is_map(key)
+        is_beside = key.startswith(beside) or is_mtp(key) or tree.shards.layout.is_map(key)
         if key not in known and not is_beside:
             raise CheckpointError("EP236", f"rank {rank} has {key!r}, and the model has no such tensor")
 
 
-def _of_other_modules(checkpoint: ShardedCheckpoint) -> tuple[str, ...]:
+def _of_other_modules(tree: Tree) -> tuple[str, ...]:
     """What the names of tensors begin with that are in layers of MTP or of another module."""
-    layers = checkpoint.shards.layers
+    layers = tree.shards.layers
     beside = set(layers.beside)
     return tuple(f"{place.path}." for place, number in layers.numbers.items() if number in beside)
 
 
-def _fitting(checkpoint: ShardedCheckpoint, key: str, at: TensorAt, parameter: Parameter) -> Wanted:
+def _fitting(tree: Tree, key: str, at: TensorAt, parameter: Parameter) -> Wanted:
     """The tensor of a parameter. Raises EP236 for another shape or dtype."""
     dtype, shape = at.entry.dtype, at.entry.shape
     where = f"{key!r} is {dtype} {list(shape)}"
@@ -208,8 +206,8 @@ def _fitting(checkpoint: ShardedCheckpoint, key: str, at: TensorAt, parameter: P
         hint = "leave out --quantization: DST is loaded as it is"
         raise CheckpointError("EP236", f"{where}, and vLLM would quantise it while it loads", hint)
     same_kind = dtype == parameter.dtype or {dtype, parameter.dtype} <= _CAST
-    is_same, is_expert = shape == parameter.shape, key in checkpoint.shards.expert_keys
-    may_cut = parameter.has_loader and not is_expert and not checkpoint.sharded_others
+    is_same, is_expert = shape == parameter.shape, key in tree.shards.expert_keys
+    may_cut = parameter.has_loader and not is_expert and not tree.checkpoint.sharded_others
     if not same_kind or not (is_same or may_cut):
         wants = f"{parameter.dtype or 'something else'} {list(parameter.shape)}"
         raise CheckpointError("EP236", f"{where} in DST, and vLLM wants {wants}")

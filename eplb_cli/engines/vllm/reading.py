@@ -10,15 +10,15 @@ import xxhash
 from eplb_cli import files
 from eplb_cli.arrays import Digests
 from eplb_cli.checkpoint.manifest import read_digests
-from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.engines.vllm.admit import Wanted
+from eplb_cli.engines.vllm.tree import Tree
 from eplb_cli.errors import BytesError, CheckpointError
 
 _DAMAGED = "DST was changed or damaged after it was written: `eplb verify DST` names all that differs"
 
 
 def read_tensors(
-    checkpoint: ShardedCheckpoint, wanted: Sequence[Wanted], known: KnownDigests | None
+    tree: Tree, wanted: Sequence[Wanted], known: KnownDigests | None
 ) -> Iterator[tuple[Wanted, bytearray]]:
     """Each tensor and its bytes, in memory of its own.
 
@@ -33,7 +33,7 @@ def read_tensors(
     with ExitStack() as stack:
         opened, descriptor = -1, -1
         for each in wanted:
-            file = checkpoint.shards.files[each.at.file]
+            file = tree.shards.files[each.at.file]
             if each.at.file != opened:
                 stack.close()
                 descriptor = stack.enter_context(files.opened_source(file.path, file.stamp))
@@ -56,23 +56,23 @@ class KnownDigests:
         BytesError: EP506, they are not those that the manifest names.
     """
 
-    def __init__(self, checkpoint: ShardedCheckpoint, rank: int) -> None:
-        shards, placement = checkpoint.shards, checkpoint.placement
-        shape = (*checkpoint.row_nbytes.shape, int(placement.slots_per_rank[rank]))
+    def __init__(self, tree: Tree, rank: int) -> None:
+        shards, placement, tensors = tree.shards, tree.placement, tree.checkpoint.expert_tensors
+        shape = (placement.num_layers, len(tensors), int(placement.slots_per_rank[rank]))
         rows = None
         if shards.manifest is not None and shards.manifest.digests:
             rows = read_digests(shards.path, rank, shape, shards.manifest)
         if rows is None:
             hint = "leave out EPLB_VERIFY, or write DST again with digests"
             raise CheckpointError("EP214", f"{shards.path} was written without digests", hint)
-        self._checkpoint = checkpoint
+        self._shards = shards
         self._rows = rows
         self._layers = {placement.layer_number(index): index for index in range(placement.num_layers)}
-        self._tensors = {each.template: number for number, each in enumerate(checkpoint.expert_tensors)}
+        self._tensors = {each.template: number for number, each in enumerate(tensors)}
 
     def require(self, wanted: Wanted, content: bytearray) -> None:
         """EP501 or EP504 where a tensor is not what was written."""
-        shards = self._checkpoint.shards
+        shards = self._shards
         file = shards.files[wanted.at.file].path
         expert = shards.expert_keys.get(wanted.key)
         if expert is not None and expert.layer in self._layers and expert.template in self._tensors:

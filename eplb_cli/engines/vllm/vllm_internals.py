@@ -36,13 +36,12 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from eplb_cli.arrays import Int
-from eplb_cli.checkpoint.sharded import ShardedCheckpoint
 from eplb_cli.engines.vllm.admit import Admitted, Wanted, admit, require_mapped
 from eplb_cli.engines.vllm.current import CurrentMap
 from eplb_cli.engines.vllm.engine import Engine, Layer, Parameter
 from eplb_cli.engines.vllm.options import read_options
 from eplb_cli.engines.vllm.reading import KnownDigests, read_tensors
-from eplb_cli.engines.vllm.tree import open_tree
+from eplb_cli.engines.vllm.tree import Tree, open_tree
 from eplb_cli.errors import CheckpointError, EplbError
 
 RUN_WITH = ("0.32.0",)
@@ -128,24 +127,24 @@ class EplbLoader(BaseModelLoader):  # type: ignore[misc]
     def load_weights(self, model: Any, model_config: Any) -> None:
         """Fill the parameters of a model; whatever does not fit is found first."""
         with _in_words():
-            checkpoint = open_tree(Path(model_config.model_weights or model_config.model))
+            tree = open_tree(Path(model_config.model_weights or model_config.model))
             engine = _engine(model, model_config, self._parallel)
-            admitted = admit(checkpoint, engine)
-            known = KnownDigests(checkpoint, admitted.rank) if self._options.verify else None
+            admitted = admit(tree, engine)
+            known = KnownDigests(tree, admitted.rank) if self._options.verify else None
             if admitted.must_map and not engine.has_eplb:
                 _set_maps(model, admitted.table, self._parallel.num_ubatches)
             state = model.state_dict(keep_vars=True)
-            for wanted, content in read_tensors(checkpoint, admitted.wanted, known):
+            for wanted, content in read_tensors(tree, admitted.wanted, known):
                 _fill(state[wanted.key], wanted, content)
-            current = self._current(checkpoint, admitted)
+            current = self._current(tree, admitted)
             _served[_told_of(model)] = _Served(admitted, engine.has_eplb, current)
-        _logger.info_once("eplb: rank %d has read its own shard of %s", admitted.rank, checkpoint.shards.path)
+        _logger.info_once("eplb: rank %d has read its own shard of %s", admitted.rank, tree.shards.path)
 
-    def _current(self, checkpoint: ShardedCheckpoint, admitted: Admitted) -> CurrentMap | None:
+    def _current(self, tree: Tree, admitted: Admitted) -> CurrentMap | None:
         """The file for the map, on the one rank that writes it."""
         if self._options.current_map is None or admitted.rank != 0:
             return None
-        return CurrentMap(self._options.current_map, checkpoint.placement, admitted.layers)
+        return CurrentMap(self._options.current_map, tree.placement, admitted.layers)
 
 
 @dataclass(eq=False)
