@@ -15,6 +15,7 @@ from eplb_cli.cli import entry
 from eplb_cli.interrupts import SIGNALS
 from tests.cli.case import Case, Run
 from tests.cli.tree import NEW, OLD, Result, stacked, write_tree
+from tests.support.formats import require_valid_output
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -46,6 +47,8 @@ def eplb(monkeypatch, capsys) -> Run:
                 signal.signal(number, handler)
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err + captured.out or "EPLB_DEBUG" in os.environ
+        if code == 0:
+            require_valid_output(tuple(map(str, arguments)), captured.out)
         return Result(code, captured.out, captured.err)
 
     return run
