@@ -16,7 +16,15 @@ import eplb_cli
 ROOT = Path(__file__).parents[1]
 
 NAVIGATION = {
-    "Jobs": ("docs/jobs/*",),
+    "Jobs": (
+        "docs/jobs/new-load",
+        "docs/jobs/more-ranks",
+        "docs/jobs/to-an-engine",
+        "docs/jobs/ci",
+        "docs/jobs/lost-map",
+        "docs/jobs/lost-ranks",
+        "docs/multi-node",
+    ),
     "Reference": (
         "docs/commands",
         "docs/errors",
@@ -30,7 +38,6 @@ NAVIGATION = {
         "docs/planning",
         "docs/huggingface",
         "docs/serving",
-        "docs/multi-node",
         "docs/reliability",
         "docs/performance",
         "ARCHITECTURE",
