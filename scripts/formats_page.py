@@ -57,8 +57,8 @@ These have a `format` too, and no schema yet. They keep the same promise; the
 | `eplb-repair/1` | `eplb balance --repair --format json` |
 
 With `--format json` an error is on stdout as well: `{"error": {"code", "message", "hint", "where"}}`, and
-where more than one thing differs also `further` and `num_further`. `where` says the file, layer, slot and
-rank, as far as they are known.
+where more than one thing differs also `further` and `num_further`. `where` has `file`, `line`, `layer`,
+`slot`, `rank` and `tensor`, null where that is not known.
 """
 
 
