@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 import eplb_cli
@@ -84,6 +85,14 @@ def _add_navigation(_app: Sphinx, page: str, source: list[str]) -> None:
         source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {heading}\n\n{listed}\n```\n"
 
 
+def _mark_sessions(_app: Sphinx, page: nodes.document) -> None:
+    """Tell commands from their output, where a block without a language begins with a prompt."""
+    for block in page.findall(nodes.literal_block):
+        if block.get("language") == highlight_language and block.astext().startswith("$ "):
+            block["language"] = "console"
+
+
 def setup(app: Sphinx) -> None:
     """What Sphinx calls when it has read this file."""
     app.connect("source-read", _add_navigation)
+    app.connect("doctree-read", _mark_sessions)
