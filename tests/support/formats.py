@@ -65,7 +65,7 @@ def require_valid_output(arguments: tuple[str, ...], out: str) -> None:
         assert problems(json.loads(out)) == [], arguments
     names = [name for option, name in pairwise(arguments) if option in OUTPUT_OPTIONS]
     if arguments[0] in WRITERS:
-        names.append(f"{arguments[2]}/eplb.json")
+        names += [f"{name}/eplb.json" for name in arguments[2:3]]
     for path in map(Path, names):
         if path.suffix == ".json" and path.is_file():
             assert problems(json.loads(path.read_text())) == [], path
