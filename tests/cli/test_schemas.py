@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import fields
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -14,6 +15,7 @@ from jsonschema import Draft202012Validator
 from eplb_cli.checkpoint.layout import Layout
 from eplb_cli.models.model import MAX_EXPERTS
 from eplb_cli.placements.placement import MAX_RANKS
+from eplb_cli.report.report import HostReport
 from tests.support.formats import FORMATS, KINDS, load, problems, validator
 from tests.support.week import write_week
 
@@ -125,8 +127,10 @@ def test_a_key_that_is_missing_or_unknown_is_noticed(examples):
 
 
 def test_limits_are_those_of_the_code():
-    """Of ranks and experts; and a layout has the keys that its value has."""
+    """Of ranks and experts; and a layout, or a host, has the keys that its value has."""
     placement = load("placement")["properties"]
     assert placement["num_ranks"]["maximum"] == MAX_RANKS
     assert placement["num_logical_experts"]["maximum"] == MAX_EXPERTS
     assert load("layout")["properties"].keys() == Layout("x", ("y",)).as_json().keys()
+    hosts = load("report")["properties"]["hosts"]["items"]["properties"]
+    assert list(hosts) == [field.name for field in fields(HostReport)]
