@@ -28,6 +28,7 @@ NAVIGATION = {
     ),
     "Reference": (
         "docs/commands",
+        "docs/validate",
         "docs/errors",
         "docs/formats",
         "docs/python",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from eplb_cli import format_placement, read_placement
 from tests.cli.tree import read_tree, write_json
 from tests.support.week import MANY_RANKS, USUAL, write_week
 
@@ -16,9 +18,9 @@ JOBS = Path(__file__).parents[2] / "docs" / "jobs"
 BLOCK = re.compile(r"^```\n\$ (eplb (?:.*\\\n)*.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 """A command, which may go on behind a backslash, and what it prints."""
 EXIT_CODE = "; echo $?"
-WHOLE = ("error[", "hint: ")
+WHOLE = ("error[", "warning[", "note[", "hint: ", "::")
 """A message is one line, however long."""
-PAGES = ("more-ranks", "new-load", "to-an-engine", "lost-map", "lost-ranks")
+PAGES = ("more-ranks", "new-load", "to-an-engine", "ci", "lost-map", "lost-ranks")
 
 
 @pytest.fixture
@@ -121,6 +123,20 @@ def test_to_an_engine(eplb, home):
     against = eplb("validate", "moe.yaml", "--num-ranks", 4, *model, "--against", "vllm/eplb.json")
     assert against.code == 0
     assert read_tree(home / "again") == read_tree(home / "hf")
+
+
+def test_ci(eplb, home):
+    """From a proposal that forgets experts to one that is within the gates, or not."""
+    placement, _ = read_placement("src/eplb.json")
+    (home / "placements").mkdir()
+    (home / "served.json").write_text(format_placement(placement))
+    rows = placement.physical_to_logical.copy()
+    rows[2, 7], rows[3, 19] = 9, 3
+    proposed = format_placement(replace(placement, physical_to_logical=rows))
+    (home / "placements" / "tuesday.json").write_text(proposed)
+    write_json(home / "config.json", {**USUAL.config, "torch_dtype": "bfloat16"})
+    commands = follow(eplb, "ci.md")
+    assert len(commands) == 6
 
 
 @pytest.mark.parametrize(
