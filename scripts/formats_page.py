@@ -55,6 +55,8 @@ These have a `format` too, and no schema yet. They keep the same promise; the
 | `eplb-models/1` | `eplb inspect --models --format json` |
 | `eplb-balance/1` | `eplb balance --format json` |
 | `eplb-repair/1` | `eplb balance --repair --format json` |
+| `eplb-conversion/1` | `eplb convert --format json` |
+| `eplb-codes/1` | `eplb explain --format json` |
 
 With `--format json` an error is on stdout as well: `{"error": {"code", "message", "hint", "where"}}`, and
 where more than one thing differs also `further` and `num_further`. `where` has `file`, `line`, `layer`,
