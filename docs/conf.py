@@ -40,6 +40,7 @@ NAVIGATION = {
         "docs/planning",
         "docs/huggingface",
         "docs/serving",
+        "docs/scale",
         "docs/reliability",
         "docs/performance",
         "ARCHITECTURE",
