@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TEXTS = ("LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "constraints.txt")
+TEXTS = ("LICENSE", "constraints.txt", *(path.name for path in ROOT.glob("*.md")))
 
 
 def files_of(*folders: str) -> set[str]:

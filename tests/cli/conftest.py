@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from typing import Any
@@ -14,6 +15,9 @@ from eplb_cli.cli import entry
 from eplb_cli.interrupts import SIGNALS
 from tests.cli.case import Case, Run
 from tests.cli.tree import NEW, OLD, Result, stacked, write_tree
+from tests.support.formats import require_valid_output
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +47,8 @@ def eplb(monkeypatch, capsys) -> Run:
                 signal.signal(number, handler)
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err + captured.out or "EPLB_DEBUG" in os.environ
+        if code == 0:
+            require_valid_output(tuple(map(str, arguments)), captured.out)
         return Result(code, captured.out, captured.err)
 
     return run
@@ -57,3 +63,17 @@ def case(tmp_path, eplb) -> Case:
     result.old(OLD)
     result.new(NEW)
     return result
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, where this machine has one."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    options = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=options)
+        yield started
+        started.close()

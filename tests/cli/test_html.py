@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import shutil
 
 import pytest
 
@@ -13,22 +11,7 @@ from eplb_cli import __version__
 from tests.cli.case import assert_error
 from tests.cli.tree import NEW, OLD, fingerprint, placement, write_json
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FIGURES = ("traffic", "ranks", "layers", "replicas")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium, where this machine has one."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=options)
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -356,12 +356,13 @@ def _append(
 
 
 def _is_said_by_maps(case: Case) -> bool:
-    """Whether maps say where experts are, and not where slots are."""
+    """Whether maps say where experts are, and not where slots are; maps in order may be either."""
     first = case.first
     return (
         bool(case.model.maps)
         and first.layers == sorted(first.layers)
         and first.table.shape[1] == first.experts
+        and bool((first.table != np.arange(first.experts)).any())
     )
 
 
