@@ -143,6 +143,24 @@ def with_layers(placement: Placement, shards: Shards) -> Placement:
     return placement
 
 
+def with_layers_beside(new: Placement, old: Placement, shards: Shards) -> Placement:
+    """NEW with layer_ids, from the shards where it has none.
+
+    Raises:
+        CheckpointError: EP212, as `with_layers`; OLD has its layers in another order than their numbers, and
+            NEW, which has not as many, may mean either.
+    """
+    ids = None if old.layer_ids is None else old.layer_ids
+    if new.layer_ids is None and ids is not None and (np.diff(ids) < 0).any():
+        raise CheckpointError(
+            "EP212",
+            f"NEW has {new.num_layers} layers and does not say which, and OLD has its {old.num_layers} in "
+            "another order than that of their numbers",
+            "add layer_ids to NEW: `eplb inspect SRC` lists the numbers",
+        )
+    return with_layers(new, shards)
+
+
 def _without_experts(shards: Shards, layer: int) -> CheckpointError:
     """EP212 for a layer of which no tensor is known to be an expert's."""
     strange = [

@@ -53,10 +53,11 @@ class Given:
         if how == "none":
             return self
         from eplb_cli.balance.relabel import relabel
-        from eplb_cli.checkpoint.sharded import with_layers
+        from eplb_cli.checkpoint.sharded import with_layers, with_layers_beside
 
-        asked = with_layers(self.new, self.shards)
-        new = relabel(with_layers(self.old, self.shards), asked, how, self.ranks_per_node)
+        old = with_layers(self.old, self.shards)
+        asked = with_layers_beside(self.new, old, self.shards)
+        new = relabel(old, asked, how, self.ranks_per_node)
         return replace(self, new=new, relabelled=(how, asked))
 
     def require_plan(self, plan: ReshardPlan) -> None:

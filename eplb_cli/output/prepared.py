@@ -14,7 +14,13 @@ from eplb_cli.arrays import distinct
 from eplb_cli.checkpoint.expert_maps import require_as_inside
 from eplb_cli.checkpoint.places import Places, other_numbers, places_of
 from eplb_cli.checkpoint.rank_numbers import choose_numbers
-from eplb_cli.checkpoint.sharded import ShardedCheckpoint, bind, require_ranks, with_layers
+from eplb_cli.checkpoint.sharded import (
+    ShardedCheckpoint,
+    bind,
+    require_ranks,
+    with_layers,
+    with_layers_beside,
+)
 from eplb_cli.checkpoint.shards import Shards
 from eplb_cli.checkpoint.unnamed import with_unnamed_layers
 from eplb_cli.models.config import ModelConfig
@@ -206,7 +212,8 @@ def bind_and_plan(
         PlacementError, CheckpointError, PlanError: the inputs cannot be used, separately or together.
     """
     require_ranks(shards, old)
-    old, new = with_layers(old, shards), with_layers(new, shards)
+    old = with_layers(old, shards)
+    new = with_layers_beside(new, old, shards)
     old, new, added = with_unnamed_layers(shards, old, new)
     checkpoint = bind(shards, old)
     require_as_inside(shards, old)

@@ -109,7 +109,9 @@ def _hinted_layer_ids(num_layers: int, hints: Hints) -> NDArray[np.int64] | None
     if hints.layer_count in (None, num_layers):
         return hints.layer_ids
     if hints.own_layers is not None and len(hints.own_layers) == num_layers:
-        return np.array(hints.own_layers, np.int64)
+        # In the order of what they come from, as where all of its layers are meant.
+        known = hints.own_layers if hints.layer_ids is None else hints.layer_ids.tolist()
+        return np.array([layer for layer in known if layer in hints.own_layers], np.int64)
     message = f"the map has {num_layers:,} layers; {_ELSEWHERE} says {hints.layer_count:,}"
     raise PlacementError("EP109", message, '"layer_ids" says which layers its rows are')
 

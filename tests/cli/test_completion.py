@@ -58,7 +58,8 @@ def offered(monkeypatch, capsys, tmp_path):
         assert not end.value.code
         captured = capsys.readouterr()
         assert captured.err == ""
-        return captured.out.split()
+        words: list[str] = captured.out.split()
+        return words
 
     return ask
 

@@ -22,7 +22,7 @@ STRANGER = 4321
 @pytest.fixture
 def here(case, monkeypatch) -> Path:
     """A directory in the directory of the case, where somebody stands."""
-    path = case.home / "here"
+    path: Path = case.home / "here"
     path.mkdir()
     monkeypatch.chdir(path)
     return path

@@ -123,7 +123,7 @@ def test_nothing_listens_beyond_the_address(spread):
     """While rows travel."""
     case = spread([[0, 1], [2, 3]], link=Link(delay_s=0.02))
     processes = case.start()
-    heard = [set(), set()]
+    heard: list[set[str]] = [set(), set()]
     while any(process.poll() is None for process in processes):
         for node, machine in enumerate(case.machines):
             heard[node] |= machine.listening()

@@ -127,7 +127,7 @@ class Spread:
                 source.mkdir(exist_ok=True)
                 shutil.copy2(file, source / file.name)
 
-    def words(self, node: int, *options: object, backend: str = "gloo", **changes: object) -> list[str]:
+    def words(self, node: int, *options: object, backend: object = "gloo", **changes: object) -> list[str]:
         """The command of a host; `changes` are other values of options, None for none."""
         given = {"nnodes": len(self.machines), "node-rank": node, "backend": backend}
         if backend != "file":
@@ -146,7 +146,7 @@ class Spread:
 
     def run(self, *options: object, **changes: object) -> list[Ended]:
         """Run the command on all hosts to its end."""
-        return [process.wait() for process in self.start(*options, **changes)]
+        return [process.wait() for process in self.start(*options, **changes)]  # type: ignore[arg-type]
 
     @cached_property
     def expected(self) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from eplb_cli import files
 from eplb_cli.errors import PlacementError
 from eplb_cli.formats.budget import MAX_FILE_NBYTES
+from eplb_cli.models.model import Model
 from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.hints import NO_HINTS, Hints
 from eplb_cli.placements.own_format import format_placement, placement_from_json, placement_to_json
@@ -468,3 +469,14 @@ class TestMutations:
         for finding in findings_of(json.dumps({**content(), **changes}).encode()):
             assert finding.message.isprintable()
             assert len(finding.message) < 500
+
+
+def test_rows_without_numbers_are_in_the_order_of_old():
+    """Also where OLD has a layer behind the model's own, which NEW leaves out: never in another order."""
+    model = Model("it", 12, (2, 10, 11), (12,), 2)
+    said = {"format": "eplb-placement/1", "num_ranks": 1, "physical_to_logical_map": [[0, 1], [1, 0], [0, 1]]}
+    hints = Hints(num_logical_experts=2, layer_ids=np.array([11, 2, 10, 12]), model=model)
+    found, _ = parse_placement(json.dumps(said).encode(), hints)
+    assert found is not None
+    assert found.layer_ids is not None
+    assert found.layer_ids.tolist() == [11, 2, 10]
