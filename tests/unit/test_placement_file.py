@@ -476,7 +476,7 @@ def test_rows_without_numbers_are_in_the_order_of_old():
     model = Model("it", 12, (2, 10, 11), (12,), 2)
     said = {"format": "eplb-placement/1", "num_ranks": 1, "physical_to_logical_map": [[0, 1], [1, 0], [0, 1]]}
     hints = Hints(num_logical_experts=2, layer_ids=np.array([11, 2, 10, 12]), model=model)
-    found, _ = parse_placement(json.dumps(said).encode(), hints)
+    found, _ = parse_placement(json.dumps(said).encode(), "p.json", hints)
     assert found is not None
     assert found.layer_ids is not None
     assert found.layer_ids.tolist() == [11, 2, 10]
