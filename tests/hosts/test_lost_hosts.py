@@ -77,9 +77,9 @@ def test_a_host_without_power(spread, phase, node):
 
 def test_a_cable_that_is_cut_while_rows_travel(spread):
     """Each host says that it does not hear the other, neither has DST, and later both go on."""
-    case = spread([[0, 1], [2, 3]], link=Link(delay_s=0.02), row_nbytes=1 << 18)
+    case = spread([[0, 1], [2, 3]], link=Link(delay_s=0.01), row_nbytes=1 << 17)
     processes = case.start("--timeout", LOST_S)
-    wait_until(lambda: case.machines[1].interface_bytes().sent > 1 << 18, processes[1])
+    wait_until(lambda: case.machines[1].interface_bytes().sent > 1 << 17, processes[1])
     case.machines[1].cut()
     ended = [process.wait() for process in processes]
     for end in ended:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,7 @@ class Spread:
                 source.mkdir(exist_ok=True)
                 shutil.copy2(file, source / file.name)
 
-    def words(self, node: int, *options: object, backend: object = "gloo", **changes: object) -> list[str]:
+    def words(self, node: int, *options: object, backend: str = "gloo", **changes: Any) -> list[str]:
         """The command of a host; `changes` are other values of options, None for none."""
         given = {"nnodes": len(self.machines), "node-rank": node, "backend": backend}
         if backend != "file":
@@ -137,16 +138,16 @@ class Spread:
         said = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
         return ["reshard", self._source, self._destination, *map(str, said), *map(str, options)]
 
-    def start(self, *options: object, faults: Faults | None = None, **changes: object) -> list[Process]:
+    def start(self, *options: object, faults: Faults | None = None, **changes: Any) -> list[Process]:
         """Start the command on all hosts, as forks; `faults` are those of the processes of a host."""
         return [
             machine.fork(self.words(node, *options, **changes), faults=(faults or {}).get(node))
             for node, machine in enumerate(self.machines)
         ]
 
-    def run(self, *options: object, **changes: object) -> list[Ended]:
+    def run(self, *options: object, **changes: Any) -> list[Ended]:
         """Run the command on all hosts to its end."""
-        return [process.wait() for process in self.start(*options, **changes)]  # type: ignore[arg-type]
+        return [process.wait() for process in self.start(*options, **changes)]
 
     @cached_property
     def expected(self) -> dict[str, bytes]:
