@@ -42,14 +42,15 @@ class Moved:
 
 def move(planned: Planned, stage: Staging, known: Known, progress: ProgressBar) -> Moved:
     """Move the bytes with whichever backend was chosen; on all hosts, which know of all of it then."""
-    began, options = time.perf_counter(), _options(planned)
+    began = time.perf_counter()
+    if stage.is_held and (planned.request.digests or stage.resumes):
+        write_written(stage.work, known.written, planned.prepared.digest)
+    options = _options(planned)  # a collective: no host begins a journal before the one that has it all
     tell(
         "transfer",
         f"buffers of {bytes_in_words(options.buffer_nbytes)} a worker; threads that write: "
         f"{options.threads}, that read: {options.readers}",
     )
-    if stage.is_held and (options.digests or stage.resumes):
-        write_written(stage.work, known.written, planned.prepared.digest)
     with progress(_nbytes_here(planned, options, known), planned.backend) as show:
         if planned.backend == "file":
             with telling(show) as advance:
