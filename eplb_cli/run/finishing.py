@@ -10,6 +10,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
+
 from eplb_cli import files
 from eplb_cli.audit.own_digests import manifest_of
 from eplb_cli.audit.verify import prove_ranks
@@ -20,6 +22,7 @@ from eplb_cli.checkpoint.staged import WORK
 from eplb_cli.errors import OutputError
 from eplb_cli.hosts.hosts import Hosts
 from eplb_cli.output.destination import real_path, staging_path
+from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.staging import publish_proved
 from eplb_cli.progress import ProgressBar, telling
 from eplb_cli.run.request import AnyRequest
@@ -52,35 +55,67 @@ def was_agreed(request: AnyRequest, hosts: Hosts) -> bool:
 
 def _state(request: AnyRequest) -> tuple[str, str]:
     """What this host has: DST, or all that is needed for it, and a digest of its manifest."""
+    what, path = _found(request)
+    return what, "" if what == NEITHER else _digest(path / MANIFEST_NAME)
+
+
+def _found(request: AnyRequest) -> tuple[str, Path]:
+    """The same, and the directory of that manifest."""
     destination = real_path(request.destination)
     staging = staging_path(destination)
     with files.calls:
         is_there = (destination / MANIFEST_NAME).is_file() and not (destination / WORK).is_dir()
     if is_there:
-        return THERE, _digest(destination / MANIFEST_NAME)
-    for path in (staging / MANIFEST_NAME, staging / WORK / MANIFEST_NAME):
+        return THERE, destination
+    for path in (staging, staging / WORK):
+        manifest = path / MANIFEST_NAME
         with files.calls:
-            is_proved = path.is_file() and path.stat().st_size > 0
+            is_proved = manifest.is_file() and manifest.stat().st_size > 0
         if is_proved:
-            return PROVED, _digest(path)
-    return NEITHER, ""
+            return PROVED, path
+    return NEITHER, staging
 
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(files.read_own_file(path)).hexdigest()
 
 
-def finish(request: AnyRequest, hosts: Hosts, progress: ProgressBar) -> None:
+def finish(request: AnyRequest, hosts: Hosts, prepared: Prepared, progress: ProgressBar) -> None:
     """Prove again what this host has in staging, from the digests there, and rename it; a collective.
+
+    Args:
+        prepared: what is asked for now.
 
     Raises:
         BytesError: EP501 to EP505, it is not what was proved before.
-        OutputError: EP601, EP604, EP605 or EP606; EP603.
+        OutputError: EP601, it is of another run, or not all there; EP604, EP605 or EP606; EP603.
     """
+    _require_asked(request, prepared, hosts.node)
+    hosts.gather(b"", "what is there")  # before a name changes
     for turn in range(hosts.count):  # one after the other: some may have one staging directory together
         if turn == hosts.node and _state(request)[0] == PROVED:
             publish_proved(request.destination, lambda path: _prove(path, progress), durable=request.durable)
         hosts.gather(b"", "finished")
+
+
+def _require_asked(request: AnyRequest, prepared: Prepared, node: int) -> None:
+    """EP601 where what is there came of another plan, or lacks a shard of this host."""
+    what, at = _found(request)
+    path = at.parent if at.name == WORK else at
+    manifest, outputs = manifest_of(at), prepared.output.files
+    wanted = {file.name: (file.nbytes, file.header_digest) for file in outputs}
+    found = {name: (file["nbytes"], file["header_digest"]) for name, file in manifest.files.items()}
+    here = [outputs[number].name for number in np.flatnonzero(prepared.is_on(node)).tolist()]
+    with files.calls:
+        lacking = [name for name in here if not os.path.lexists(path / name)]
+    if manifest.plan_digest != prepared.plan.digest or found != wanted:
+        problem = f"what is in {path} came of another SRC, OLD, NEW, or number of hosts"
+    elif lacking:
+        problem = f"{path} lacks {lacking[0]}"
+    else:
+        return
+    hint = "remove it on all hosts, or choose another DST"
+    raise OutputError("EP601", f"{'DST is there: ' if what == THERE else ''}{problem}", hint)
 
 
 def _prove(path: Path, progress: ProgressBar) -> None:

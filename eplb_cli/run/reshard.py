@@ -62,7 +62,7 @@ def _reshard(request: AnyRequest, progress: ProgressBar, crew: Crew, *, full: bo
 
         if was_agreed(request, hosts):
             planned = plan_request(request, progress, full=full, crew=crew, is_there=True)
-            finish(request, hosts, progress)
+            finish(request, hosts, planned.prepared, progress)
             return replace(planned.report, is_finished=True)
     planned = plan_request(request, progress, full=full, crew=crew)
     if planned.report.nothing_to_do:

@@ -6,9 +6,11 @@ import signal
 
 import pytest
 
+from eplb_cli.placements.own_format import format_placement
 from tests.support.machines import Link
 from tests.support.phases import SignalAt
 from tests.support.runs import wait_until
+from tests.support.spread import placed
 
 pytestmark = pytest.mark.distributed
 
@@ -144,3 +146,18 @@ def test_kill_9_where_hosts_share_storage_alone(spread, node, fault):
     case.require_sound(ended, agreed=False, backend="file")
     shared = case.destination(case.machines[0]).parent
     assert sorted(path.name for path in shared.iterdir()) == ["dst", "src"]
+
+
+def test_what_is_there_of_another_run_is_not_taken_for_this_one(spread):
+    """EP601: `--resume` finishes what was asked for, and nothing else."""
+    case = spread([[0, 1, 2], []], 3, common_source=True, common_destination=True)
+    assert [end.code for end in case.run(backend="file")] == [0, 0]
+    again = case.run("--resume", backend="file")
+    assert [end.code for end in again] == [0, 0], again
+    case.require_whole()
+    for machine in case.machines:
+        (machine.path / "new.json").write_text(format_placement(placed(3, 5)))
+    ended = case.run("--resume", backend="file")
+    assert [end.code for end in ended] == [6, 6], ended
+    assert all("error[EP601]" in end.err for end in ended), ended
+    case.require_whole()
