@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from eplb_cli.errors import EplbError, UsageError, WorkerError
+from eplb_cli.errors import EXIT_INTERRUPTED, EplbError, UsageError, WorkerError
 from eplb_cli.formats.reading import read_json
 from eplb_cli.hosts.addresses import read_endpoint
 from eplb_cli.hosts.board import Board, BoardError
@@ -109,7 +109,7 @@ def take_part(path: Path) -> int:
     """
     reading, writing = os.pipe()
     # What others meet at outlives the worker: the command's last words to other hosts come after its end.
-    children = [_fork(partial(_keep_store, path)), _fork(partial(_join, path, writing))]
+    children = [_fork(partial(_keep_store, path, writing)), _fork(partial(_join, path, writing))]
     os.close(writing)
     leader: list[subprocess.Popen[bytes]] = []
 
@@ -128,7 +128,10 @@ def take_part(path: Path) -> int:
     with os.fdopen(reading, "rb") as pipe:
         words = pipe.readline()
     if not words:
-        code = _code_of(os.waitpid(children.pop(), 0)[1])
+        try:
+            code = _code_of(os.waitpid(children.pop(), 0)[1])
+        except ChildProcessError:  # a signal has ended it, while it looked for the others
+            code = EXIT_INTERRUPTED
         _end(children, 0.0)
         return code
     said = from_words(words)
@@ -182,8 +185,9 @@ def _fork(work: Callable[[], int]) -> int:
     os._exit(WorkerError.exit_code)
 
 
-def _keep_store(path: Path) -> int:
+def _keep_store(path: Path, writing: int) -> int:
     """Keep what the processes meet at, until killed, if this is the first and torchrun does not."""
+    os.close(writing)  # else nobody would see that the worker has ended without a word
     arguments = read_arguments(path)
     if _place(os.environ).number == 0 and not _has_store(arguments, os.environ):
         from eplb_cli.hosts.tcp_board import serve_store

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.support.runs import command
+from eplb_cli.run.launched import job_bytes
+from tests.support.leaders import free_port
+from tests.support.runs import command, wait_until
 from tests.support.spread import PORT
 
 pytestmark = pytest.mark.distributed
@@ -79,3 +87,37 @@ def test_processes_with_numbers(saved):
         for number, machine in enumerate([*saved.machines, *saved.machines])
     ]
     require_ended(saved, started, 4)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, 137)])
+def test_what_ends_while_the_others_have_not_come(tmp_path, number, code):
+    """The first of two processes, told to end, or whose worker is killed: it ends, and says nothing odd."""
+    job, port = tmp_path / "job.json", free_port()
+    job.write_bytes(job_bytes(["reshard", "src", "dst", "--new", "linear"]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eplb_cli.run.worker", str(job)],
+        env={
+            **os.environ,
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        },
+        stderr=subprocess.PIPE,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        wait_until(lambda: is_listened_on(port))
+        worker = int(children.read_text().split()[-1])
+        os.kill(process.pid if number == signal.SIGTERM else worker, number)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, b"Traceback" in said) == (code, False), said
+
+
+def is_listened_on(port):
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    return False
