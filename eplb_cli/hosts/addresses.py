@@ -9,6 +9,7 @@ import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ _SIOCGIFCONF = 0x8912
 _IFREQ = struct.Struct("16sHH4s16x")
 """The kernel's `struct ifreq` on 64 bits with an IPv4 address: name, family, port, address."""
 _MAX_INTERFACES = 4096
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _IPV6 = Path("/proc/net/if_inet6")
 
 
@@ -137,6 +139,22 @@ def interface_of(address: str) -> str:
             return name
     hint = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface between the hosts"
     raise WorkerError("EP407", f"no interface of this host ({socket.gethostname()}) has {address}", hint)
+
+
+def interfaces_towards(endpoint: Endpoint | None, given: Mapping[str, str]) -> dict[str, str]:
+    """The variables that keep gloo and NCCL to the interface which leads to an endpoint, or to loopback.
+
+    Args:
+        endpoint: None where all processes are on one host.
+        given: the environment, in which somebody may have said other interfaces; these stay.
+
+    Raises:
+        WorkerError: EP407, no way leads there.
+    """
+    left = [name for name in _INTERFACES if name not in given]
+    if not left:
+        return {}
+    return dict.fromkeys(left, "lo" if endpoint is None else interface_of(local_address(endpoint)))
 
 
 def _with_ipv4() -> list[tuple[bytes, str]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from eplb_cli.checkpoint.staged import OWNER
 from eplb_cli.errors import EplbError, WorkerError, error_of
-from eplb_cli.hosts.addresses import interface_of, local_address, read_endpoint
+from eplb_cli.hosts.addresses import interfaces_towards, read_endpoint
 from eplb_cli.hosts.board import Board
 from eplb_cli.hosts.hosts import Hosts
 from eplb_cli.hosts.watch import lost_after
@@ -216,16 +216,13 @@ def _environment(job: Job) -> dict[str, str]:
 
     Workers listen on loopback; where there are several hosts, on what leads to the address that was given.
     """
-    interface = "lo"
-    if job.endpoint is not None and not {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} <= os.environ.keys():
-        interface = interface_of(local_address(read_endpoint(job.endpoint)))
+    endpoint = None if job.endpoint is None else read_endpoint(job.endpoint)
     root = str(Path(__file__).parents[2])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join([root, *filter(os.path.isabs, given)])
     defaults = {
         "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": interface,
-        "NCCL_SOCKET_IFNAME": interface,
+        **interfaces_towards(endpoint, os.environ),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     return {**defaults, **os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

@@ -18,7 +18,7 @@ from eplb_cli import files
 from eplb_cli.checkpoint.staged import staging_of
 from eplb_cli.errors import EplbError, WorkerError
 from eplb_cli.exchange.wire import Schedule
-from eplb_cli.hosts.addresses import read_endpoint
+from eplb_cli.hosts.addresses import interfaces_towards, read_endpoint
 from eplb_cli.hosts.tcp_board import tcp_store
 from eplb_cli.output.journal import LAUNCHER, Journal, Known, WrittenLog, journals, read_written
 from eplb_cli.output.prepared import Prepared
@@ -180,12 +180,17 @@ def known_of(prepared: Prepared, job: Job) -> Known:
 
 
 def _store(job: Job) -> Any:  # noqa: ANN401 - torch has no types for them
-    """Where the workers find each other: a file for those of one host, else the store of the hosts."""
+    """Where the workers find each other: a file for those of one host, else the store of the hosts.
+
+    From here on they listen nowhere but on the interface that leads there, whoever has started them.
+    """
     import torch.distributed as dist
 
-    if job.endpoint is None:
+    endpoint = None if job.endpoint is None else read_endpoint(job.endpoint)
+    os.environ.update(interfaces_towards(endpoint, os.environ))
+    if endpoint is None:
         return dist.FileStore(str(job.work / "store"), job.hosting.num_workers)  # type: ignore[attr-defined]
-    store = tcp_store(read_endpoint(job.endpoint), JOIN_S)
+    store = tcp_store(endpoint, JOIN_S)
     return dist.PrefixStore(f"eplb/workers/{job.run}/", store)  # type: ignore[attr-defined]
 
 

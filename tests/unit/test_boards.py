@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,8 @@ from eplb_cli.hosts.board import BoardError, SupersededError
 from eplb_cli.hosts.bounded import Caller
 from eplb_cli.hosts.file_board import meet_in
 from eplb_cli.hosts.tcp_board import PART_NBYTES, SMALL_NBYTES, board_at, tcp_store
+from eplb_cli.plan.hosting import Hosting
+from eplb_cli.run import work
 from tests.support.leaders import MemoryBoard, free_port, in_directory, over_tcp
 
 
@@ -196,6 +200,17 @@ def test_the_address_and_interface_towards_an_endpoint():
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
         assert interface_of("::1") == "lo"
+
+
+@pytest.mark.parametrize("endpoint", [None, "127.0.0.1:29400"])
+def test_workers_listen_where_the_endpoint_is_whoever_starts_them(tmp_path, monkeypatch, endpoint):
+    """Else torch takes whatever address the name of the host has; what somebody has set stays."""
+    dist = pytest.importorskip("torch.distributed")
+    monkeypatch.setattr(os, "environ", {"NCCL_SOCKET_IFNAME": "eth9"})
+    monkeypatch.setattr("eplb_cli.run.work.tcp_store", lambda *_: dist.HashStore())
+    job = SimpleNamespace(endpoint=endpoint, run="a", work=tmp_path, hosting=Hosting.one_host(1, 1))
+    work._store(job)
+    assert os.environ == {"NCCL_SOCKET_IFNAME": "eth9", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def test_nobody_answers():
