@@ -51,6 +51,15 @@ def read_endpoint(text: str) -> Endpoint:
     return Endpoint(bare, int(port))
 
 
+def is_address(host: str) -> bool:
+    """Whether it is an address itself, of which no name server has to know."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
 def addresses_of(endpoint: Endpoint) -> list[tuple[socket.AddressFamily, str]]:
     """The addresses of an endpoint, in the order in which the system prefers them.
 

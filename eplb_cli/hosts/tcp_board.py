@@ -8,6 +8,7 @@ other.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -17,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from eplb_cli.errors import WorkerError
-from eplb_cli.hosts.addresses import Endpoint, addresses_of, listen
+from eplb_cli.hosts.addresses import Endpoint, addresses_of, is_address, listen
 from eplb_cli.hosts.board import MAX_VALUE_NBYTES, BoardError
 from eplb_cli.hosts.bounded import Caller
 from eplb_cli.machine import needed
@@ -31,6 +32,8 @@ PART_NBYTES = 1 << 20
 SMALL_NBYTES = 1 << 16
 """Values up to this lie under their key: those of many hosts, which are read in one message, stay small."""
 RETRY_S = 0.2
+NAME_S = 30.0
+"""Seconds in which the name of host 0 has to lead there; that of a pod does so a while after its start."""
 _SMALL, _CUT = b"s", b"c"
 _NAMES = "eplb/"
 
@@ -70,7 +73,7 @@ def serve_store(endpoint: Endpoint, timeout_s: float) -> TCPStore:
     """
     made = _store_class()
     wait = timedelta(seconds=timeout_s)
-    with listen(endpoint) as listening:
+    with _listen(endpoint, time.monotonic() + min(timeout_s, NAME_S)) as listening:
         address, port = listening.getsockname()[:2]
         descriptor = listening.detach()  # it belongs to the store from here on
     serve = partial(
@@ -87,6 +90,19 @@ def serve_store(endpoint: Endpoint, timeout_s: float) -> TCPStore:
         return serve()
     except NotImplementedError:  # torch 2.6: only its other server takes a socket
         return serve(use_libuv=False)
+
+
+def _listen(endpoint: Endpoint, give_up: float) -> socket.socket:
+    """As `listen`, also where the name of this host is not yet known, or leads to one that had it before."""
+    while True:
+        try:
+            return listen(endpoint)
+        except WorkerError as error:
+            why = error.__cause__
+            is_early = isinstance(why, socket.gaierror) or getattr(why, "errno", 0) == errno.EADDRNOTAVAIL
+            if not is_early or is_address(endpoint.host) or time.monotonic() + RETRY_S > give_up:
+                raise
+        time.sleep(RETRY_S)
 
 
 def board_at(
@@ -192,15 +208,18 @@ def _store_class() -> type[TCPStore]:
 
 
 def _wait_for_listener(endpoint: Endpoint, timeout_s: float, give_up: float) -> None:
-    """Return when something listens there. Raises EP407 where nothing does in time."""
-    addresses_of(endpoint)
+    """Return when something listens there. Raises EP407 where nothing does in time.
+
+    That of a pod is a name that nobody knows before the pod is there.
+    """
     while True:
         try:
             socket.create_connection(endpoint, timeout=max(RETRY_S, give_up - time.monotonic())).close()
             return
-        except OSError as error:
-            if time.monotonic() + RETRY_S > give_up:
-                why = error.strerror or str(error) or type(error).__name__
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() + RETRY_S > give_up or isinstance(error, UnicodeError):
+                addresses_of(endpoint)  # says so where it is the name that is not known
+                why = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 problem = f"nobody answers at {endpoint} for {timeout_s:g} s: {why}"
                 hint = "does --node-rank 0 run, is HOST an address that others reach, is the port open?"
                 raise WorkerError("EP407", problem, hint) from error

@@ -184,6 +184,39 @@ def test_a_name_that_only_this_host_knows_so(monkeypatch):
     assert caught.value.code == "EP407"
 
 
+@pytest.mark.parametrize("serve", [True, False])
+@pytest.mark.parametrize("early", ["nobody knows it", "it leads elsewhere"])
+def test_a_name_that_leads_to_host_0_only_later(monkeypatch, serve, early):
+    """As that of a pod, which comes up while others wait for it: nobody gives up at once."""
+    pytest.importorskip("torch")
+    port, known = free_port(), socket.getaddrinfo
+    name, asked = "localhost" if serve else "pod-0.job", []  # no other name may lead to loopback on host 0
+
+    def later(host, *args, **options):
+        asked.append(host)
+        if host == name and len(asked) < 3:
+            if early == "nobody knows it":
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            return known("192.0.2.1" if serve else "127.0.0.2", *args, **options)
+        return known("127.0.0.1" if host == name else host, *args, **options)
+
+    kept = None if serve else tcp_board.serve_store(Endpoint("127.0.0.1", port), 30.0)
+    monkeypatch.setattr(socket, "getaddrinfo", later)
+    monkeypatch.setattr(tcp_board, "_store_class", lambda: lambda *_, **__: "a store")
+    found = (tcp_board.serve_store if serve else tcp_store)(Endpoint(name, port), 10.0)
+    assert (found, asked[:3]) == ("a store", [name] * 3)
+    del kept
+
+
+def test_a_name_that_nobody_comes_to_know():
+    """EP407 after the timeout says that it is the name."""
+    pytest.importorskip("torch")
+    for meet in (tcp_store, tcp_board.serve_store):
+        with pytest.raises(WorkerError, match=r"no-such-host\.invalid is not known here") as caught:
+            meet(Endpoint("no-such-host.invalid", 29400), 0.5)
+        assert caught.value.code == "EP407"
+
+
 def test_a_port_that_is_taken():
     """EP407."""
     with listen(Endpoint("127.0.0.1", free_port())) as first, pytest.raises(WorkerError, match="is in use"):
