@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from eplb_cli.checkpoint.pooled import Pool
 from eplb_cli.checkpoint.sharded import bind
 from eplb_cli.checkpoint.shards import open_pool, open_shards
 from eplb_cli.checkpoint.staged import WORK
-from eplb_cli.errors import CheckpointError
+from eplb_cli.errors import CheckpointError, OutputError
 from eplb_cli.hosts.hosts import ALONE
 from eplb_cli.inputs.given import Given
 from eplb_cli.inputs.sample import sample_digests
@@ -21,6 +23,7 @@ from eplb_cli.output.staging import Staging
 from eplb_cli.placements.own_format import placement_from_json
 from eplb_cli.progress import silent
 from eplb_cli.run.clock import Clock
+from eplb_cli.run.dry_run import dry_run
 from eplb_cli.run.preparing import prepare_given
 from eplb_cli.run.request import Request
 from eplb_cli.run.reshard import reshard
@@ -205,3 +208,34 @@ def test_what_is_proved_on_one_host_is_so_there_alone(tmp_path):
     for found in run_hosts(in_memory(), work, work):
         assert not isinstance(found, BaseException), found
         assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("where", ["try_destination", "check_carried"])
+def test_a_dry_run_says_on_all_hosts_what_one_of_them_lacks(tmp_path, monkeypatch, where):
+    """Also the last that is looked at: a host has no report of a run that would not begin."""
+    tree, new = tree_of(tmp_path / "src"), write_json(tmp_path / "new.json", NEW)
+    old = write_json(tmp_path / "old.json", OLD)
+
+    def lacks(*_, **__):
+        if threading.current_thread().name == "host 1":
+            raise OutputError("EP603", "no room")
+
+    def run(node):
+        threading.current_thread().name = f"host {node}"
+        with pytest.raises(OutputError, match="no room"):
+            dry_run(
+                Request(
+                    tree,
+                    tmp_path / "dst",
+                    new=str(new),
+                    old=str(old),
+                    backend="file",
+                    num_hosts=2,
+                    host=node,
+                    timeout_s=20.0,
+                )
+            )
+
+    monkeypatch.setattr(f"eplb_cli.run.dry_run.{where}", lacks)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
