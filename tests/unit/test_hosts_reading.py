@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -30,6 +31,7 @@ from eplb_cli.run.reshard import reshard
 from eplb_cli.run.shared_others import find_alike
 from eplb_cli.transfer.copies import copies_digests, require_alike
 from eplb_cli.transfer.resume import known_before, written_before
+from eplb_cli.transfer.transfer import transfer_here
 from tests.cli.tree import NEW, OLD, placement, stacked, tensor, write_json, write_tree
 from tests.support.leaders import in_memory, run_hosts
 from tests.support.seen_by_hosts import by_rank, pooled, split
@@ -223,19 +225,43 @@ def test_a_dry_run_says_on_all_hosts_what_one_of_them_lacks(tmp_path, monkeypatc
     def run(node):
         threading.current_thread().name = f"host {node}"
         with pytest.raises(OutputError, match="no room"):
-            dry_run(
-                Request(
-                    tree,
-                    tmp_path / "dst",
-                    new=str(new),
-                    old=str(old),
-                    backend="file",
-                    num_hosts=2,
-                    host=node,
-                    timeout_s=20.0,
-                )
-            )
+            dry_run(one_of_two(tree, tmp_path / "dst", new, old, node))
 
     monkeypatch.setattr(f"eplb_cli.run.dry_run.{where}", lacks)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, range(2)))
+
+
+def one_of_two(tree, goal, new, old, node):
+    """What one of two hosts is asked for that share all storage."""
+    return Request(
+        tree,
+        goal,
+        new=str(new),
+        old=str(old),
+        backend="file",
+        num_hosts=2,
+        host=node,
+        timeout_s=20.0,
+    )
+
+
+def test_no_host_writes_before_the_one_that_holds_staging_has_cleared_its_journals(tmp_path, monkeypatch):
+    """It takes away all but its own: that of a host that had begun meanwhile would go with them."""
+    tree, new = tree_of(tmp_path / "src"), write_json(tmp_path / "new.json", NEW)
+    old = write_json(tmp_path / "old.json", OLD)
+    found = []
+
+    def slow(*args):
+        time.sleep(0.5)
+        write_written(*args)
+
+    def look(prepared, stage, *args):
+        found.append((stage.work / "journal-launcher").exists())
+        return transfer_here(prepared, stage, *args)
+
+    monkeypatch.setattr("eplb_cli.run.move.write_written", slow)
+    monkeypatch.setattr("eplb_cli.run.move.transfer_here", look)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda node: reshard(one_of_two(tree, tmp_path / "dst", new, old, node)), range(2)))
+    assert found == [True, True]
