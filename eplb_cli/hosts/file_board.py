@@ -15,13 +15,14 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from eplb_cli import files
-from eplb_cli.errors import EplbError, UsageError, WorkerError
+from eplb_cli.errors import EplbError, OutputError, UsageError, WorkerError
 from eplb_cli.files import make_call
 from eplb_cli.hosts.board import MAX_VALUE_NBYTES, BoardError, SupersededError
 from eplb_cli.hosts.bounded import Caller
@@ -58,7 +59,7 @@ def meet_in(directory: Path, node: int, timeout_s: float, lost_s: float) -> File
 
 def _begin(board: FileBoard) -> FileBoard:
     """A fresh board in place of one that nobody keeps any more."""
-    board.ask(make_call, "mkdir", lambda: board.directory.mkdir(mode=0o700, parents=True, exist_ok=True))
+    board.ask(_make, board.directory)
     found = board.current()
     if found and _is_alive(board.named(found), 4 * PERIOD_S):
         problem = f"another host has begun a run in {board.directory}, and goes on"
@@ -87,6 +88,23 @@ def _follow(board: FileBoard, timeout_s: float) -> FileBoard:
     raise WorkerError("EP407", problem, hint)
 
 
+def _make(directory: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        make_call("mkdir", os.mkdir, directory, 0o700)
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """EP604 where others have made the directory, who could speak there for hosts, or where it is a link.
+
+    One that is for its owner alone is ours, if we come in, also where a server calls us by another number.
+    """
+    status = make_call("stat", os.lstat, directory)
+    if not stat.S_ISDIR(status.st_mode):
+        raise OutputError("EP604", f"{directory} is no directory", "remove it, or choose another DST")
+    if status.st_uid != os.geteuid() and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise OutputError("EP604", f"{directory} belongs to another user", "remove it, or choose another DST")
+
+
 def _is_alive(board: FileBoard, wait_s: float) -> bool:
     """Whether the beat of host 0 moves within some seconds; False too where another run begins meanwhile."""
     give_up = time.monotonic() + wait_s
@@ -110,9 +128,11 @@ def _remove_runs(directory: Path, but: str) -> None:
 
 
 def _remove_run(path: Path) -> None:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.suppress(OSError):
-        for name in make_call("list", os.listdir, path):
-            make_call("unlink", os.unlink, path / name)
+        with files.closing(make_call("open", os.open, path, flags)) as descriptor:  # a link is not followed
+            for name in make_call("list", os.listdir, descriptor):
+                make_call("unlink", lambda name: os.unlink(name, dir_fd=descriptor), name)
         make_call("rmdir", os.rmdir, path)
 
 
@@ -253,6 +273,7 @@ class FileBoard:
 
     def _current(self) -> str:
         with contextlib.suppress(FileNotFoundError):
+            _refuse_foreign(self.directory)
             make_call("list", os.listdir, self.directory)  # NFS forgets that there was none
             token = _read(self.directory / _CURRENT).decode("ascii", errors="replace")
             return token if _TOKEN.fullmatch(token) else ""

@@ -114,6 +114,46 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     assert caught.value.code == "EP604"
 
 
+def test_a_directory_that_is_not_there(tmp_path):
+    """EP604: what DST lies in is for whoever starts the run to make."""
+    with pytest.raises(EplbError) as caught:
+        meet_in(tmp_path / "none" / "board", 0, 1.0, 5.0)
+    assert caught.value.code == "EP604"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("node", range(2))
+@pytest.mark.parametrize("kind", ["a link", "of another user"])
+def test_a_directory_that_somebody_has_put_there(tmp_path, monkeypatch, node, kind):
+    """EP604, and nothing in it is read or removed."""
+    board, other = tmp_path / "board", tmp_path / "other"
+    run = other / ("0" * 32)
+    run.mkdir(parents=True)
+    (run / "precious").write_bytes(b"x")
+    if kind == "a link":
+        board.symlink_to(other)
+    else:
+        other.rename(board)
+        board.chmod(0o755)
+        run = board / run.name
+        monkeypatch.setattr("eplb_cli.hosts.file_board.os.geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(EplbError) as caught:
+        meet_in(board, node, 1.0, 5.0)
+    assert caught.value.code == "EP604"
+    assert (run / "precious").exists()
+
+
+def test_links_in_the_directory_are_not_followed(tmp_path):
+    """What is called as a run is, and is none, stays."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "precious").write_bytes(b"x")
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board" / ("0" * 32)).symlink_to(other)
+    meet_in(tmp_path / "board", 0, 1.0, 5.0)
+    assert (other / "precious").exists()
+
+
 def test_calls_of_a_board_are_not_counted(tmp_path):
     """They go on where another disk stands still, which whoever judges this process has to see."""
     before = list(files.calls.counts)
