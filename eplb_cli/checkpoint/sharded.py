@@ -179,9 +179,10 @@ def _without_experts(shards: Shards, layer: int) -> CheckpointError:
 def require_ranks(shards: Shards, old: Placement) -> None:
     """EP202 where OLD has other ranks than there are files of."""
     if old.num_ranks != shards.num_ranks:
+        asked = "" if shards.pool is None else shards.pool.asked
         problem = f"OLD has {old.num_ranks} ranks, and {shards.path} has files of {shards.num_ranks}"
         lacks = f": rank {shards.num_ranks} is missing" if old.num_ranks > shards.num_ranks else ""
-        raise CheckpointError("EP202", problem + lacks)
+        raise CheckpointError("EP202", problem + lacks + asked)
 
 
 def bind(shards: Shards, old: Placement) -> ShardedCheckpoint:

@@ -307,7 +307,7 @@ def command(
     else:
         from eplb_cli.run.reshard import reshard as run
 
-        if backend is Backend.auto:
+        if backend is Backend.auto and nnodes is None:  # of several hosts none may see all
             render.print_note(NO_WORKERS_NEEDED if has_package("torch") else NO_TORCH)
         report = write_new(run(request, progress_bar, full=full), out_new)
     if report.run is not None and report.run.host and output_format is Format.text:

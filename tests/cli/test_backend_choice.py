@@ -43,6 +43,13 @@ def test_it_is_said_before_anything_is_read(case):
         assert result.err.startswith(f"{NOTE}error[EP101]"), result.err
 
 
+def test_it_is_not_said_where_there_are_several_hosts(case):
+    """None of them may see all of SRC."""
+    options = ("--nnodes", 2, "--node-rank", 1, "--rdzv-endpoint", "nowhere")
+    result = case.eplb(*arguments(case, *options))
+    assert result.err.startswith("error[EP001]: --rdzv-endpoint 'nowhere'"), result.err
+
+
 @pytest.mark.parametrize(
     ("option", "variable"),
     [("file", None), ("gloo", None), (None, "file"), (None, "gloo"), ("gloo", "file"), ("file", "mpi")],

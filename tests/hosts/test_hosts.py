@@ -92,12 +92,13 @@ def test_two_different_files_of_one_name(spread):
 
 
 def test_a_shard_that_no_host_has(spread):
-    """The rank is named, on all hosts."""
+    """The rank is named on all hosts, and who was asked."""
     case = spread([[0, 1], [2, 3]])
     for path in case.source(case.machines[1]).glob("model-rank-3-*"):
         path.unlink()
     for said in refuse(case, "EP202"):
-        assert "3" in said
+        assert "rank 3 is missing (asked: host 0 (node-a) in " in said
+        assert "host 1 (node-b) in " in said
 
 
 def test_a_cable_with_delay_and_loss(spread):
