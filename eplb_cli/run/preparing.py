@@ -234,6 +234,9 @@ def choose_workers(request: AnyRequest, num_ranks: int, crew: Crew) -> tuple[str
     if started is not None and request.num_workers is not None:
         problem = "--nproc-per-node is what the launcher has started"
         raise UsageError("EP001", problem, "leave it out when the job is saved")
+    if started is not None and request.backend == "file":  # as a variable here may say, and not the job
+        problem = "--backend file has one process, and the launcher has started workers"
+        raise UsageError("EP001", problem, "leave out --backend, and EPLB_BACKEND, or the launcher")
     devices = [int(said) for said in hosts.gather(b"%d" % count_devices(), "devices")]
     backend = request.backend
     if backend == "auto":
