@@ -78,8 +78,9 @@ def _reshard(request: AnyRequest, progress: ProgressBar, crew: Crew, *, full: bo
         keep=request.keep,
         hosts=hosts,
     ) as stage:
-        here = prepared.is_on(hosts.node)
-        told = written_before(prepared, stage.path, was_proved=stage.was_proved, hosts=hosts, staged=here)
+        here, ranks = prepared.is_on(hosts.node), [file.rank for file in prepared.output.files]
+        held = stage.holds(prepared.hosting.node_of_new[ranks])
+        told = written_before(prepared, stage.path, was_proved=stage.was_proved, hosts=hosts, staged=held)
         stage.create(prepared)
         carried = carry_files(shards.to_carry(), stage) if stage.is_held else {}
         clock.lap("create")

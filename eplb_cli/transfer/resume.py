@@ -39,7 +39,7 @@ def written_before(
 
     Args:
         path: the staging directory, if there was one.
-        staged: (F',) files that are in it; all if it is left out.
+        staged: (F',) files that are in it, and that this host holds; all if it is left out.
 
     Raises:
         PlanError: EP305, it had other inputs.
@@ -90,7 +90,7 @@ def known_before(
     Args:
         told: as `written_before` gives it.
         digests: (X, 16) of old places that were read already, zero for the others.
-        staged: as for `written_before`.
+        staged: (F',) files that are in staging and that this host writes.
 
     Raises:
         CheckpointError: EP220, SRC changes while it is read.
@@ -102,7 +102,8 @@ def known_before(
     if stage.is_held and not journals(
         stage.work
     ):  # that all was proved is not forgotten while it is looked at
-        write_written(stage.work, told & here, prepared.digest)
+        held = stage.holds(prepared.hosting.node_of_new)[prepared.new_places.rank]
+        write_written(stage.work, told & held, prepared.digest)
     pieces = np.flatnonzero(told[prepared.pieces.destination])
     source, destination = prepared.pieces.source[pieces], prepared.pieces.destination[pieces]
     sources, reads = distinct(source), prepared.checkpoint.shards.is_read_here

@@ -232,7 +232,7 @@ def test_a_dry_run_says_on_all_hosts_what_one_of_them_lacks(tmp_path, monkeypatc
         list(pool.map(run, range(2)))
 
 
-def one_of_two(tree, goal, new, old, node):
+def one_of_two(tree, goal, new, old, node, **options):
     """What one of two hosts is asked for that share all storage."""
     return Request(
         tree,
@@ -243,6 +243,7 @@ def one_of_two(tree, goal, new, old, node):
         num_hosts=2,
         host=node,
         timeout_s=20.0,
+        **options,
     )
 
 
@@ -265,3 +266,29 @@ def test_no_host_writes_before_the_one_that_holds_staging_has_cleared_its_journa
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda node: reshard(one_of_two(tree, tmp_path / "dst", new, old, node)), range(2)))
     assert found == [True, True]
+
+
+def test_what_was_proved_in_shared_staging_is_taken_over_for_all_hosts(tmp_path, monkeypatch):
+    """Not for the one alone that holds it."""
+    tree, new = tree_of(tmp_path / "src"), write_json(tmp_path / "new.json", NEW)
+    old = write_json(tmp_path / "old.json", OLD)
+
+    def fails(_):
+        raise OutputError("EP604", "not now")
+
+    def run(**options):
+        def work(node):
+            return reshard(one_of_two(tree, tmp_path / "dst", new, old, node, **options))
+
+        with ThreadPoolExecutor(2) as pool:
+            return [pool.submit(work, node) for node in range(2)]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("eplb_cli.output.staging.files.sync_directory", fails)  # WORK is gone by then
+        for ended in run():
+            with pytest.raises(OutputError, match="not now"):
+                ended.result()
+    for ended in run(resume=True):
+        (note,) = ended.result().run.notes
+        done, whole = note.removesuffix(" taken over, read again").split(" of ")
+        assert done == whole, note
