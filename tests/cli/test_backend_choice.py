@@ -43,6 +43,14 @@ def test_it_is_said_before_anything_is_read(case):
         assert result.err.startswith(f"{NOTE}error[EP101]"), result.err
 
 
+def test_of_several_hosts_it_is_not_said(case):
+    """One process sees what one host has."""
+    pytest.importorskip("torch")
+    (case.home / "new.json").unlink()
+    hosts = ("--nnodes", 2, "--node-rank", 1, "--rdzv-endpoint", "127.0.0.1:1", "--timeout", 1)
+    assert "one process can" not in case.eplb(*arguments(case, *hosts)).err
+
+
 @pytest.mark.parametrize(
     ("option", "variable"),
     [("file", None), ("gloo", None), (None, "file"), (None, "gloo"), ("gloo", "file"), ("file", "mpi")],
