@@ -109,6 +109,14 @@ def test_github(eplb, home, monkeypatch):
     assert summary.read_text() == "before\n" + SUMMARY.replace("bad.json", "./bad.json")
 
 
+def test_a_file_that_is_named_twice_is_checked_once(eplb, home):
+    """By its own name and as one of a directory too: nothing is counted twice."""
+    (home / "maps").mkdir()
+    (home / "maps" / "bad.json").write_text(BAD)
+    result = eplb("validate", "maps", "maps/bad.json", "good.json", "good.json")
+    assert result.out.splitlines()[-1] == "2 files checked: 2 errors, 1 warning, 1 note"
+
+
 def test_a_broken_file_of_many_layers(eplb, home, monkeypatch):
     """Every form but text has all findings; text has twenty of a kind, and counts all."""
     rows = [[0, 1, 2, 0, 1, 2]] * 40
