@@ -24,7 +24,7 @@ NAVIGATION = {
         "docs/jobs/ci",
         "docs/jobs/lost-map",
         "docs/jobs/lost-ranks",
-        "docs/multi-node",
+        "docs/jobs/many-hosts",
     ),
     "Reference": (
         "docs/commands",
@@ -40,6 +40,7 @@ NAVIGATION = {
         "docs/planning",
         "docs/huggingface",
         "docs/serving",
+        "docs/multi-node",
         "docs/scale",
         "docs/reliability",
         "docs/performance",

@@ -30,7 +30,7 @@ its root. `--config FILE` names another, and `--config none` is none. Whoever st
 not looked at what lies there: so a file may set nothing that names another file or a host, takes a proof
 away, or says what a placement is; `model` and `layout` take names there. It has to belong to you or to
 root, must not be writable for everybody, and is no link; a file that you name may be all that. What is
-refused is EP001, and nothing is done.
+refused is EP001, a link EP204, and nothing is done.
 
 `EPLB_DEBUG=1` shows where an error was raised; `EPLB_PUSH` is for `eplb_cli.live`, and `EPLB_VERIFY` for
 the plugin of vLLM. They are no options.""",

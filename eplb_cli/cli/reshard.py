@@ -307,8 +307,8 @@ def command(
     else:
         from eplb_cli.run.reshard import reshard as run
 
-        if backend is Backend.auto and nnodes is None:  # of several hosts none may see all
-            render.print_note(NO_WORKERS_NEEDED if has_package("torch") else NO_TORCH)
+        if backend is Backend.auto:
+            _note_choice(request.num_hosts)
         report = write_new(run(request, progress_bar, full=full), out_new)
     if report.run is not None and report.run.host and output_format is Format.text:
         print_host(report)
@@ -316,6 +316,14 @@ def command(
         print_warnings(report)
     else:
         print_report(report, output_format, full=full)
+
+
+def _note_choice(num_hosts: int) -> None:
+    """Say what `--backend auto` takes, where that is not the least; one process sees what one host has."""
+    if not has_package("torch"):
+        render.print_note(NO_TORCH)
+    elif num_hosts == 1:
+        render.print_note(NO_WORKERS_NEEDED)
 
 
 def _save_job(path: Path, *, is_of_many: bool, backend: Backend) -> None:

@@ -15,7 +15,7 @@ from eplb_cli.inputs.options import PlacementOptions
 from eplb_cli.placements.choice import NAMED_MAPS, EngineName
 from eplb_cli.placements.draft import Draft
 from eplb_cli.placements.engines import engine_called
-from eplb_cli.placements.findings import Finding, listed
+from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.hints import Hints
 from eplb_cli.placements.keys import compare_slots
 from eplb_cli.placements.placement import Placement
@@ -55,7 +55,7 @@ class Checking:
         known = None
         if self._old is not None:
             known, warnings = _read_old(self._old, self._names, self._shards, self._options)
-            yield from listed(warnings)
+            yield from warnings
         for name in self._names:
             yield from self._of_file(name, known)
 

@@ -35,7 +35,7 @@ class Found:
     """What is to be checked, and what is not.
 
     Attributes:
-        files: names as they were given, with the files of directories in their place, ascending.
+        files: names as they were given, each once, with the files of directories in their place, ascending.
         skipped: files of directories that hold something else.
     """
 
@@ -63,7 +63,7 @@ def find_files(names: Sequence[str]) -> Found:
             ends = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
             beside = f", and {len(inside):,} files of other content" if inside else ""
             raise PlacementError("EP128", f"{name}: no placement in a file that ends in {ends}{beside}")
-    return Found(tuple(files), tuple(skipped))
+    return Found(tuple(dict.fromkeys(files)), tuple(dict.fromkeys(skipped)))
 
 
 def _walked(directory: str) -> Iterator[str]:

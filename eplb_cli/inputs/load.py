@@ -14,7 +14,7 @@ from eplb_cli.models.counted import Load
 from eplb_cli.models.load import read_load
 from eplb_cli.models.model import Model
 from eplb_cli.placements.draft import Draft
-from eplb_cli.placements.findings import Finding, listed
+from eplb_cli.placements.findings import Finding
 from eplb_cli.placements.placement import Placement
 from eplb_cli.report.balance import Balance, Balances, balance
 from eplb_cli.values import dataclass
@@ -118,7 +118,7 @@ class Judging:
         if found or self._limit is None:
             return found
         above = _above(self._judged[name, placement.digest], self._limit)
-        return listed(draft.origin.locate(above, placement))
+        return draft.origin.locate(above, placement)
 
 
 def _above(found: Balance, limit: float) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ many findings as it has broken lines. All checks are one vectorised pass over (L
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -17,9 +17,6 @@ from eplb_cli.placements.placement import Placement
 from eplb_cli.values import dataclass
 
 Severity = Literal["error", "warning", "note"]
-
-MAX_LISTED = 20
-"""Findings of one code that are listed for one file before they are only counted."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +85,6 @@ def raise_first(findings: Iterable[Finding]) -> None:
         message = f"{first.place}: {first.message}" if first.place else first.message
         more = f" (and {len(errors) - 1:,} more)" if len(errors) > 1 else ""
         raise PlacementError(first.code, message + more, first.hint, first.where)
-
-
-def listed(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings of one file, those of one kind beyond `MAX_LISTED` replaced by their number."""
-    kinds: dict[tuple[str, Severity], list[Finding]] = {}
-    for finding in findings:
-        kinds.setdefault((finding.code, finding.severity), []).append(finding)
-    result = []
-    for (code, severity), same in kinds.items():
-        result += same[:MAX_LISTED]
-        if len(same) > MAX_LISTED:
-            message = f"and {len(same) - MAX_LISTED:,} more findings {code}"
-            result.append(Finding(code, severity, message, file=same[0].file))
-    return result
 
 
 def first_of_each_layer(marks: NDArray[np.bool_]) -> Iterator[tuple[int, int, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eplb_cli.placements.draft import Draft
 from eplb_cli.placements.engines import Engine, check_engine
-from eplb_cli.placements.findings import Finding, check_pair, check_placement, listed, missing_experts
+from eplb_cli.placements.findings import Finding, check_pair, check_placement, missing_experts
 from eplb_cli.placements.notes import notes_on
 from eplb_cli.placements.placement import Placement
 
@@ -14,10 +14,10 @@ def findings_of(
 ) -> list[Finding]:
     """The findings about one file, the way to it from OLD, and what an engine can do with it.
 
-    Where only the ranks are wrong, the experts are looked at nevertheless. The most frequent are shortened.
+    Where only the ranks are wrong, the experts are looked at nevertheless.
     """
     if draft.rankless is None:
-        return listed(draft.findings)
+        return draft.findings
     checks = list(missing_experts(draft.rankless))
     if draft.placement is not None:
         checks = check_placement(draft.placement)
@@ -26,4 +26,4 @@ def findings_of(
     if draft.placement is not None:
         checks += [] if engine is None else check_engine(draft.placement, engine, draft.hints)
         checks += notes_on(draft.placement, has_load=has_load)
-    return listed(draft.findings + draft.origin.locate(checks, draft.rankless))
+    return draft.findings + draft.origin.locate(checks, draft.rankless)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -12,11 +12,14 @@ from eplb_cli.render.messages import message_text, print_json
 from eplb_cli.render.text import plural, printable, severity_tag, write
 
 if TYPE_CHECKING:
-    from eplb_cli.placements.findings import Finding
+    from eplb_cli.placements.findings import Finding, Severity
     from eplb_cli.report.balance import Balances
     from eplb_cli.report.findings import FindingsReport
 
 FindingsFormat = Literal["text", "json", "github", "sarif", "junit"]
+
+MAX_LISTED = 20
+"""Findings of one kind and file that people get to read before the others are only counted."""
 
 _MAX_SKIPPED = 5
 """Names of skipped files in a line for people."""
@@ -99,12 +102,25 @@ def summary(report: FindingsReport) -> str:
     return f"{plural(len(report.files), 'file')} checked: {', '.join(parts)}"
 
 
-def _paragraph(name: str | None, findings: Iterable[Finding], stream: TextIO) -> str:
-    lines = [line for finding in findings for line in _lines(finding, stream)]
+def _paragraph(name: str | None, findings: Sequence[Finding], stream: TextIO) -> str:
+    lines = list(_listed(findings, stream))
     heading = "all files together" if name is None else printable(name)
     if not lines:
         return f"{heading}: {severity_tag(stream, 'OK')}\n"
     return f"{heading}:\n" + "".join(f"  {line}\n" for line in lines)
+
+
+def _listed(findings: Sequence[Finding], stream: TextIO) -> Iterator[str]:
+    """Kind by kind, and how many more there are of one that has more than `MAX_LISTED`."""
+    kinds: dict[tuple[Severity, str], list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.severity, finding.code), []).append(finding)
+    for kind, same in kinds.items():
+        for finding in same[:MAX_LISTED]:
+            yield from _lines(finding, stream)
+        if len(same) > MAX_LISTED:
+            more = f"and {len(same) - MAX_LISTED:,} more; `--format json` has all"
+            yield f"{severity_tag(stream, *kind)}: {more}"
 
 
 def _lines(finding: Finding, stream: TextIO) -> list[str]:

@@ -58,7 +58,7 @@ def github_commands(findings: Sequence[Finding]) -> list[str]:
     commands = [_annotation(finding) for finding in in_order[:MAX_ANNOTATIONS]]
     rest = in_order[MAX_ANNOTATIONS:]
     if rest:
-        text = f"{len(rest):,} more: the summary of this step lists all of them, as does `eplb validate`"
+        text = f"{len(rest):,} more: the summary of this step has all, as has `eplb validate --format json`"
         commands.append(_command(rest[0].severity, {"title": "eplb"}, text))
     return commands
 

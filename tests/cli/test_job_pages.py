@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from eplb_cli import format_placement, read_placement
-from tests.cli.tree import read_tree, write_json
+from tests.cli.tree import Result, read_tree, write_json
+from tests.support.leaders import free_port
 from tests.support.week import MANY_RANKS, USUAL, write_week
 
 JOBS = Path(__file__).parents[2] / "docs" / "jobs"
-BLOCK = re.compile(r"^```\n\$ (eplb (?:.*\\\n)*.*)\n((?:.*\n)*?)```$", re.MULTILINE)
-"""A command, which may go on behind a backslash, and what it prints."""
+BLOCK = re.compile(r"^```\n(host\d)?\$ (eplb (?:.*\\\n)*.*)\n((?:.*\n)*?)```$", re.MULTILINE)
+"""On which host, if that is said, a command, which may go on behind a backslash, and what it prints."""
 EXIT_CODE = "; echo $?"
 WHOLE = ("error[", "warning[", "note[", "hint: ", "::")
 """A message is one line, however long."""
-PAGES = ("more-ranks", "new-load", "to-an-engine", "ci", "lost-map", "lost-ranks")
+PAGES = ("more-ranks", "new-load", "to-an-engine", "ci", "lost-map", "lost-ranks", "many-hosts")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -46,18 +51,45 @@ def same_as_sharded(eplb, home, dst, placement):
     return read_tree(home / dst) == read_tree(home / "want")
 
 
+def two_hosts(home):
+    """Run a command on a host, a directory here; what several have to run begins on both at once."""
+    endpoint, running = f"127.0.0.1:{free_port()}", {}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(host, words):
+        command = [sys.executable, "-m", "eplb_cli", *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=home / host, env=environment, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def run(host, *words):
+        command = [endpoint if word == "10.0.0.1:29500" else word for word in words]
+        if "--nnodes" in words and host not in running:
+            at = words.index("--node-rank") + 1
+            for node in range(2):
+                own = [*command[:at], str(node), *command[at + 1 :]]
+                running[f"host{node}"] = start(f"host{node}", own)
+        process = running.pop(host, None) or start(host, command)
+        out, err = process.communicate(timeout=120)
+        return Result(process.returncode, out, err)
+
+    return run
+
+
 def follow(eplb, page):
     """Run each command of a page, and compare; one that is not to end well has `; echo $?`. All commands."""
     blocks = BLOCK.findall((JOBS / page).read_text())
-    for command, shown in blocks:
+    for host, command, shown in blocks:
         line = command.removesuffix(EXIT_CODE)
-        done = eplb(*shlex.split(line.replace("\\\n", ""))[1:])
+        words = shlex.split(line.replace("\\\n", ""))[1:]
+        done = eplb(host, *words) if host else eplb(*words)
         out = done.err + done.out + f"{done.code}\n" if line != command else done.out
         assert done.code == 0 or line != command, done.err
         require_shown(shown, out)
-        rows = f"$ {command}\n{shown}".splitlines()
+        rows = f"{host}$ {command}\n{shown}".splitlines()
         assert [row for row in rows if len(row) > 80 and not row.strip().startswith(WHOLE)] == []
-    return [command for command, _ in blocks]
+    return [command for _, command, _ in blocks]
 
 
 def require_shown(shown, out):
@@ -137,6 +169,21 @@ def test_ci(eplb, home):
     write_json(home / "config.json", {**USUAL.config, "torch_dtype": "bfloat16"})
     commands = follow(eplb, "ci.md")
     assert len(commands) == 6
+
+
+def test_many_hosts(eplb, home):
+    """From shards that two hosts share to those of NEW, of which each has its own."""
+    assert eplb("balance", "this-week.npy", "--checkpoint", "src", "--out", "new.json").code == 0
+    for host, others in (("host0", "[23]"), ("host1", "[01]")):
+        shutil.copytree(home / "src", home / host / "src")
+        shutil.copy(home / "new.json", home / host)
+        for file in (home / host / "src").glob(f"model-rank-{others}-*"):
+            file.unlink()
+    commands = follow(two_hosts(home), "many-hosts.md")
+    assert len(commands) == 6
+    for host in ("host0", "host1"):
+        shutil.copytree(home / host / "dst", home / "dst", dirs_exist_ok=True)
+    assert same_as_sharded(eplb, home, "dst", "new.json")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ def bad(tmp_path):
 
 def test_nothing_wrong(eplb, good):
     """Exit code 0, and a line for each file."""
-    result = eplb("validate", good, good)
+    other = good.with_name("other.json")
+    other.write_bytes(good.read_bytes())
+    result = eplb("validate", good, other)
     assert (result.code, result.err) == (0, "")
     assert result.out.endswith("2 files checked: no findings\n")
 

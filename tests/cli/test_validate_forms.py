@@ -109,6 +109,30 @@ def test_github(eplb, home, monkeypatch):
     assert summary.read_text() == "before\n" + SUMMARY.replace("bad.json", "./bad.json")
 
 
+def test_a_file_that_is_named_twice_is_checked_once(eplb, home):
+    """By its own name and as one of a directory too: nothing is counted twice."""
+    (home / "maps").mkdir()
+    (home / "maps" / "bad.json").write_text(BAD)
+    result = eplb("validate", "maps", "maps/bad.json", "good.json", "good.json")
+    assert result.out.splitlines()[-1] == "2 files checked: 2 errors, 1 warning, 1 note"
+
+
+def test_a_broken_file_of_many_layers(eplb, home, monkeypatch):
+    """Every form but text has all findings; text has twenty of a kind, and counts all."""
+    rows = [[0, 1, 2, 0, 1, 2]] * 40
+    write_json(home / "bad.json", {**OLD, "layer_ids": [*range(40)], "physical_to_logical_map": rows})
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(home / "summary.md"))
+    forms = ("text", "json", "github", "sarif", "junit")
+    results = {form: eplb("validate", "bad.json", "--select", "EP110", "--format", form) for form in forms}
+    assert results["text"].out.count("error[EP110]") == 21
+    assert results["text"].out.endswith("\n1 file checked: 40 errors\n")
+    assert len(results["json"].json["findings"]) == 40
+    assert "::error title=eplb::31 more: " in results["github"].out
+    assert (home / "summary.md").read_text().count("| error | EP110 |") == 40
+    assert len(results["sarif"].json["runs"][0]["results"]) == 40
+    assert 'failures="40"' in results["junit"].out
+
+
 def test_github_is_told_what_ended_the_command(eplb, home):
     """As an annotation too; the exit code and stderr are as ever."""
     result = eplb("validate", "nowhere.json", "--format", "github")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,3 +59,12 @@ def test_every_python_that_is_named_is_allowed():
     assert named
     assert named == list(range(oldest, oldest + len(named)))
     assert "urls" not in PROJECT
+
+
+@pytest.mark.parametrize("word", ["--help", "0", "a[$(touch x)]"])
+def test_nightly_takes_a_share_and_nothing_else(tmp_path, word):
+    """It works for hours, so that a word which is no share begins nothing; there is nothing here to begin."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/nightly", tmp_path / ".ci")
+    done = subprocess.run([tmp_path / ".ci/nightly", word], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "usage: [SEED=N] .ci/nightly [PERCENT]\n")

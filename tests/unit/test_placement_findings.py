@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_cli.errors import CODES, PlacementError
-from eplb_cli.placements.findings import MAX_LISTED, Finding, check_pair, check_placement, listed, raise_first
+from eplb_cli.placements.findings import Finding, check_pair, check_placement, raise_first
 from tests.support.placements import placement, placements
 
 
@@ -151,16 +151,6 @@ class TestRaiseFirst:
         """Findings about a pair have no file."""
         with pytest.raises(PlacementError, match=r"^alone$"):
             raise_first([Finding("EP109", "error", "alone")])
-
-
-def test_many_findings_of_one_kind_are_counted():
-    """Errors and warnings of one code are two kinds; the others are listed in full."""
-    many = [Finding("EP103", "error", str(number), file="p") for number in range(MAX_LISTED + 3)]
-    few = [Finding("EP103", "warning", "x"), Finding("EP110", "error", "y")]
-    result = listed([*many, *few])
-    assert result[:MAX_LISTED] == many[:MAX_LISTED]
-    assert result[MAX_LISTED] == Finding("EP103", "error", "and 3 more findings EP103", file="p")
-    assert result[MAX_LISTED + 1 :] == few
 
 
 def test_every_code_is_in_the_list():

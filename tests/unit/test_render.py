@@ -184,6 +184,21 @@ def test_findings_are_grouped_by_file(capsys):
     )
 
 
+def test_people_get_twenty_findings_of_a_kind(capsys):
+    """And how many more there are; the sum counts all of them. Errors and warnings are two kinds."""
+    many = [Finding("EP103", "error", str(number), file="p") for number in range(23)]
+    few = [Finding("EP103", "warning", "x", file="p"), Finding("EP110", "error", "y", file="p")]
+    render.print_findings(FindingsReport([*many, *few], ["p"]), "text")
+    assert capsys.readouterr().out.splitlines() == [
+        "p:",
+        *(f"  error[EP103]: {number}" for number in range(20)),
+        "  error[EP103]: and 3 more; `--format json` has all",
+        "  warning[EP103]: x",
+        "  error[EP110]: y",
+        "1 file checked: 24 errors, 1 warning",
+    ]
+
+
 def test_findings_as_json(capsys):
     """Every finding has every key."""
     render.print_findings(FindingsReport([ERROR], ["maps/b.json"]), "json")
