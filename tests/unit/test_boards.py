@@ -8,6 +8,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -243,7 +244,7 @@ def test_a_name_that_leads_to_host_0_only_later(monkeypatch, serve, early):
     kept = None if serve else tcp_board.serve_store(Endpoint("127.0.0.1", port), 30.0)
     monkeypatch.setattr(socket, "getaddrinfo", later)
     monkeypatch.setattr(tcp_board, "_store_class", lambda: lambda *_, **__: "a store")
-    found = (tcp_board.serve_store if serve else tcp_store)(Endpoint(name, port), 10.0)
+    found: Any = (tcp_board.serve_store if serve else tcp_store)(Endpoint(name, port), 10.0)
     assert (found, asked[:3]) == ("a store", [name] * 3)
     del kept
 
@@ -281,7 +282,7 @@ def test_workers_listen_where_the_endpoint_is_whoever_starts_them(tmp_path, monk
     dist = pytest.importorskip("torch.distributed")
     monkeypatch.setattr(os, "environ", {"NCCL_SOCKET_IFNAME": "eth9"})
     monkeypatch.setattr("eplb_cli.run.work.tcp_store", lambda *_: dist.HashStore())
-    job = SimpleNamespace(endpoint=endpoint, run="a", work=tmp_path, hosting=Hosting.one_host(1, 1))
+    job: Any = SimpleNamespace(endpoint=endpoint, run="a", work=tmp_path, hosting=Hosting.one_host(1, 1))
     work._store(job)
     assert os.environ == {"NCCL_SOCKET_IFNAME": "eth9", "GLOO_SOCKET_IFNAME": "lo"}
 
