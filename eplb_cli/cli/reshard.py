@@ -33,7 +33,7 @@ from eplb_cli.cli.options import (
     seconds,
     whole_number,
 )
-from eplb_cli.cli.outputs import STDOUT, check_outputs
+from eplb_cli.cli.outputs import STDOUT, check_outputs, write_output
 from eplb_cli.cli.relabelled import require_out_new, write_new
 from eplb_cli.cli.show import print_host, print_report, print_warnings, progress_bar
 from eplb_cli.errors import UsageError
@@ -331,9 +331,8 @@ def _save_job(path: Path, *, is_of_many: bool, backend: Backend) -> None:
 
     What variables and a file have set here is among them: on other hosts there may be neither.
     """
-    from eplb_cli import files
     from eplb_cli.progress import command, unsaid
-    from eplb_cli.run.launched import job_bytes
+    from eplb_cli.run.launched import job_text
 
     if is_of_many or backend is Backend.file:
         what = "--nnodes is found out" if is_of_many else "--backend file has no workers"
@@ -344,4 +343,5 @@ def _save_job(path: Path, *, is_of_many: bool, backend: Backend) -> None:
             next(words, None)
         elif not word.startswith("--save-job="):
             kept.append(word)
-    files.replace_file(path, job_bytes(kept))
+    check_outputs([path], Format.text, replace=True)
+    write_output(path, job_text(kept), replace=True)

@@ -22,11 +22,13 @@ from eplb_cli.values import dataclass
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _WORDS = {"null": None, "~": None, "": None, "true": True, "false": False}
 _MAX_DIGITS = 30
+MAX_PLACED = 1 << 16
+"""Lists whose place is told: far more than any map has rows, and no more memory than a text may take."""
 
 
 @dataclass(frozen=True)
 class YamlText:
-    """A well-formed text: its value, and every list in that with the place where it begins."""
+    """A well-formed text: its value, and the first `MAX_PLACED` lists in that with where they begin."""
 
     value: Any
     lists: list[tuple[list[Any], Place]]
@@ -100,7 +102,8 @@ def _value(event: Any, events: Iterator[Any], lists: list[tuple[list[Any], Place
         return _scalar(event)
     if isinstance(event, yaml.SequenceStartEvent):
         items: list[Any] = []
-        lists.append((items, Place(event.start_mark.line + 1, event.start_mark.column + 1)))
+        if len(lists) < MAX_PLACED:
+            lists.append((items, Place(event.start_mark.line + 1, event.start_mark.column + 1)))
         items += (_value(item, events, lists) for item in _until(yaml.SequenceEndEvent, events))
         return items
     content = {}

@@ -52,9 +52,9 @@ _NUMBERS = (
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def job_bytes(arguments: list[str]) -> bytes:
+def job_text(arguments: list[str]) -> str:
     """A job file: the words of a command line, without `eplb`."""
-    return json.dumps({"format": FORMAT, "arguments": arguments}, indent=1).encode() + b"\n"
+    return json.dumps({"format": FORMAT, "arguments": arguments}, indent=1) + "\n"
 
 
 def read_arguments(path: Path) -> list[str]:

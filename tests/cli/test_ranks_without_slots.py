@@ -162,12 +162,12 @@ def test_they_are_inspected(tmp_path, eplb: Run):
 
 
 def test_validate_warns_of_them(tmp_path, eplb: Run):
-    """EP113 is a warning: such a placement is legal, and rarely meant."""
+    """EP113 is a warning: such a placement is legal, and rarely meant; EP121 a note that it has holes."""
     write(tmp_path, model_of("stacked"), ("old", OLD), ("new", NEW))
     result = eplb("validate", tmp_path / "new.json", "--against", tmp_path / "old.json", "--format", "json")
     assert result.code == 0, result.err
     codes = [finding["code"] for finding in json.loads(result.out)["findings"]]
-    assert set(codes) == {"EP113"}
+    assert set(codes) == {"EP113", "EP121"}
 
 
 def test_a_list_of_devices_without_experts(tmp_path, eplb: Run):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eplb_cli.run.launched import job_bytes
+from eplb_cli.run.launched import job_text
 from tests.support.leaders import free_port
 from tests.support.runs import command, wait_until
 from tests.support.spread import PORT
@@ -93,7 +93,7 @@ def test_processes_with_numbers(saved):
 def test_what_ends_while_the_others_have_not_come(tmp_path, number, code):
     """The first of two processes, told to end, or whose worker is killed: it ends, and says nothing odd."""
     job, port = tmp_path / "job.json", free_port()
-    job.write_bytes(job_bytes(["reshard", "src", "dst", "--new", "linear"]))
+    job.write_text(job_text(["reshard", "src", "dst", "--new", "linear"]))
     process = subprocess.Popen(
         [sys.executable, "-m", "eplb_cli.run.worker", str(job)],
         env={

@@ -64,7 +64,7 @@ def require_valid_output(arguments: tuple[str, ...], out: str) -> None:
     if out.startswith('{"format": "eplb-'):
         assert problems(json.loads(out)) == [], arguments
     names = [name for option, name in pairwise(arguments) if option in OUTPUT_OPTIONS]
-    if arguments[0] in WRITERS:
+    if arguments and arguments[0] in WRITERS:
         names += [f"{name}/eplb.json" for name in arguments[2:3]]
     for path in map(Path, names):
         if path.suffix == ".json" and path.is_file():
