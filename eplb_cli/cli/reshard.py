@@ -320,10 +320,8 @@ def command(
 
 def _note_choice(num_hosts: int) -> None:
     """Say what `--backend auto` takes, where that is not the least; one process sees what one host has."""
-    if not has_package("torch"):
-        render.print_note(NO_TORCH)
-    elif num_hosts == 1:
-        render.print_note(NO_WORKERS_NEEDED)
+    if num_hosts == 1:
+        render.print_note(NO_WORKERS_NEEDED if has_package("torch") else NO_TORCH)
 
 
 def _save_job(path: Path, *, is_of_many: bool, backend: Backend) -> None:

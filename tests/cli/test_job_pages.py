@@ -173,6 +173,7 @@ def test_ci(eplb, home):
 
 def test_many_hosts(eplb, home):
     """From shards that two hosts share to those of NEW, of which each has its own."""
+    pytest.importorskip("torch")
     assert eplb("balance", "this-week.npy", "--checkpoint", "src", "--out", "new.json").code == 0
     for host, others in (("host0", "[23]"), ("host1", "[01]")):
         shutil.copytree(home / "src", home / host / "src")
