@@ -140,7 +140,7 @@ def reading_threads(num_workers: int) -> int:
 def workers_of_a_host() -> int:
     """Workers of one of several hosts that exchange by gloo, each through connections of its own.
 
-    A second one takes a third off the time, two more a quarter of the rest, for half a GB each.
+    A second one takes a third off the time, and half a GB; two more a quarter of the rest (docs/scale.md).
     """
     return min(MAX_WORKERS_OF_A_HOST, max(count_cores() // 8, 1))
 

@@ -110,9 +110,8 @@ class Staging:
     @property
     def files(self) -> list[OutputFile]:
         """Those that were created."""
-        return (
-            [] if self.prepared is None else [self.prepared.output.files[number] for number in self.numbers]
-        )
+        outputs = () if self.prepared is None else self.prepared.output.files
+        return [outputs[number] for number in self.numbers]
 
     def holds(self, nodes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Of hosts, which ones write to a directory that this one holds."""
@@ -187,9 +186,8 @@ def _take(stage: Staging, stack: contextlib.ExitStack, *, resume: bool) -> None:
     Hosts do so one after the other, so that each sees whether it is the directory of one before it.
     """
     hosts, path, owner = stage.hosts, stage.path, stage.work / OWNER
-    stage.run = run = hosts.gather(secrets.token_hex(8).encode() if hosts.count > 1 else b"", "run")[
-        0
-    ].decode()
+    token = secrets.token_hex(8) if hosts.count > 1 else ""
+    stage.run = run = hosts.gather(token.encode(), "run")[0].decode()
     holders = [-1] * hosts.count
     for turn in range(hosts.count):
         holder = turn

@@ -140,8 +140,8 @@ def plan_output(
 
     Args:
         shared: other tensors that all ranks have alike. Where a rank can have several files they are in
-            files of their own, behind the others, which are written for the first rank of each staging
-            directory and linked by the rest of it.
+            files of their own, behind the others, which are written for the first rank of each host and
+            linked by the rest of it.
         hosts: who hosts which rank; None for one worker. It decides where bytes come from, and not what they
             are: headers are those of `source_rank` whoever hosts it.
 
@@ -169,7 +169,7 @@ def plan_output(
             in_common = [tensor for tensor in tensors if tensor.key in shareable]
             for number, members in enumerate(_parts(in_common, series) if in_common else []):
                 name = file_name(series, rank, len(parts) + number, new.num_ranks)
-                first = common.setdefault((series, number, int(hosts.store[rank])), len(files))
+                first = common.setdefault((series, number, int(hosts.node_of_new[rank])), len(files))
                 if first < len(files):
                     files.append(replace(files[first], name=name, rank=rank, same_as=first))
                     continue

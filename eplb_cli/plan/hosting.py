@@ -23,7 +23,6 @@ class Hosting:
         of_old: (R,) the worker that reads an old rank.
         of_new: (R',) the worker that writes a new rank.
         node: (W,) the host of each worker.
-        store: (R',) number of the staging directory of each new rank; files are linked only within one.
         reads_all: every worker sees the files of all old ranks, and reads what its own new ranks need, so
             that nothing travels. `of_old` still says who reads what no new rank needs.
     """
@@ -31,14 +30,13 @@ class Hosting:
     of_old: Int
     of_new: Int
     node: Int
-    store: Int
     reads_all: bool = False
 
     @classmethod
     def one_host(cls, num_old: int, num_new: int, num_workers: int = 1) -> Hosting:
         """Workers of one host take turns: rank r is hosted by worker r % W, old or new."""
         old, new = np.arange(num_old), np.arange(num_new)
-        return cls(old % num_workers, new % num_workers, np.zeros(num_workers, np.int64), np.zeros_like(new))
+        return cls(old % num_workers, new % num_workers, np.zeros(num_workers, np.int64))
 
     @classmethod
     def over_hosts(
@@ -74,7 +72,7 @@ class Hosting:
             host = hosts[ranks[hosts].argmin()]
             of_old[rank] = first[host] + ranks[host] % counts[host]
             ranks[host] += 1
-        return cls(of_old, of_new, node, node[of_new], reads_all)
+        return cls(of_old, of_new, node, reads_all)
 
     @property
     def num_workers(self) -> int:
@@ -132,5 +130,5 @@ class Hosting:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Hosting:
         """What `to_json` gave."""
-        columns = {name: np.array(raw[name], np.int64) for name in ("of_old", "of_new", "node", "store")}
+        columns = {name: np.array(raw[name], np.int64) for name in ("of_old", "of_new", "node")}
         return cls(**columns, reads_all=raw["reads_all"])

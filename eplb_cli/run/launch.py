@@ -36,7 +36,7 @@ from eplb_cli.run.job import (
     progress_counters,
     read_outcomes,
 )
-from eplb_cli.run.torchrun import leave_ends, read_ends
+from eplb_cli.run.torchrun import read_ends
 
 POLL_S = 0.05
 CAUSE_S = 10.0
@@ -61,6 +61,9 @@ class Started(Protocol):
 
     def end(self) -> int | None:
         """End them; the exit code of what started them, negative for a signal, if it ended by itself."""
+
+    def ends(self) -> dict[int, int | None]:
+        """Worker to exit code of those that ended without an outcome, the first that was seen first."""
 
 
 def launch(
@@ -96,7 +99,7 @@ def launch(
     outcomes = read_outcomes(job.desk, job.workers)
     if len(outcomes) == job.num_local and all(outcome.error is None for outcome in outcomes.values()):
         return outcomes
-    error = _root_cause(job, outcomes, code)
+    error = _root_cause(job, outcomes, code, started.ends())
     if not any(map(_has_own_error, outcomes.values())) and any(end.is_victim for end in outcomes.values()):
         _wait_for_cause(crew.hosts, timeout_s)
     raise error
@@ -124,6 +127,7 @@ class TorchrunJob:
     """Workers that torchrun has started, each of which dies with it."""
 
     def __init__(self, job: Job, path: Path) -> None:
+        self._job = job
         with (job.desk / "torchrun.log").open("wb") as log, inheritable(job.desk / OWNER) as owner:
             self._process = subprocess.Popen(
                 _command(job, path),
@@ -154,12 +158,18 @@ class TorchrunJob:
             self._process.wait(timeout=GRACE_S)
         return code
 
+    def ends(self) -> dict[int, int | None]:
+        """As `Started.ends`; torchrun numbers the workers of its host."""
+        first = self._job.first_worker
+        return {first + number: code for number, code in read_ends(self._job.desk).items()}
+
 
 class PresentWorkers:
     """Workers that another launcher has started: they end with their work, or with this process."""
 
     def __init__(self, job: Job, path: Path, present: Present, board: Board) -> None:
         self._job, self._processes = job, present.processes
+        self._had_gone: list[int] = []
         self._counters = progress_counters(job.progress)
         board.set(job_key(present.node), to_words({"job": str(path), "run": job.run}))
 
@@ -175,21 +185,17 @@ class PresentWorkers:
         return {*self._gone()} <= {*there}
 
     def end(self) -> int | None:
-        """Tell them to end, and who has gone without a word."""
-        gone = {
-            worker: 0
-            for worker in self._gone()
-            if worker not in read_outcomes(self._job.desk, self._job.workers)
-        }
-        if gone:
-            leave_ends(
-                self._job.desk, {worker - self._job.first_worker: code for worker, code in gone.items()}
-            )
+        """Tell them to end; their launcher sees how they do."""
+        self._had_gone = self._gone()
         self._counters[:, ASKED] = 1
         give_up = time.monotonic() + GRACE_S
         while len(self._gone()) < self._job.num_local and time.monotonic() < give_up:
             time.sleep(POLL_S)
         return None
+
+    def ends(self) -> dict[int, int | None]:
+        """As `Started.ends`: those that had gone before they were told to."""
+        return dict.fromkeys(self._had_gone)
 
 
 def _command(job: Job, path: Path) -> list[str]:
@@ -287,8 +293,17 @@ def _has_own_error(outcome: Outcome) -> bool:
     return outcome.error is not None and not outcome.is_victim
 
 
-def _root_cause(job: Job, outcomes: Mapping[int, Outcome], torchrun_code: int | None) -> EplbError:
-    """The earliest error that is not just the echo of another end, or what died without a word."""
+def _root_cause(
+    job: Job,
+    outcomes: Mapping[int, Outcome],
+    torchrun_code: int | None,
+    ends: Mapping[int, int | None],
+) -> EplbError:
+    """The earliest error that is not just the echo of another end, or what died without a word.
+
+    Args:
+        ends: as `Started.ends`.
+    """
     failed = sorted(
         (outcome for outcome in outcomes.values() if outcome.error), key=lambda outcome: outcome.time_ns
     )
@@ -300,8 +315,7 @@ def _root_cause(job: Job, outcomes: Mapping[int, Outcome], torchrun_code: int | 
     if torchrun_code is not None and torchrun_code < 0:
         name = signal.Signals(-torchrun_code).name
         return WorkerError("EP404", f"torchrun was ended by {name}", _ENDED_HINT)
-    ended = {job.first_worker + number: code for number, code in read_ends(job.desk).items()}
-    codes = {worker: code for worker, code in ended.items() if worker not in outcomes}
+    codes = {worker: code for worker, code in ends.items() if worker not in outcomes}
     if codes:
         # SIGTERM is what torchrun ends all others with.
         worker = min(codes, key=lambda worker: codes[worker] == -signal.SIGTERM)
@@ -343,12 +357,8 @@ def ranks_of(job: Job, worker: int) -> str:
     return f"{'ranks' if len(ranks) > 1 else 'rank'} {', '.join(ranks[:_MAX_TOLD] + more)}"
 
 
-def _died(job: Job, worker: int, code: int) -> WorkerError:
-    how = (
-        f"by {signal.Signals(-code).name}"
-        if code < 0
-        else f"with exit code {code}"
-        if code
-        else "without a word"
-    )
+def _died(job: Job, worker: int, code: int | None) -> WorkerError:
+    how = "without a word"
+    if code is not None:
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     return WorkerError("EP402", f"worker {worker} ({ranks_of(job, worker)}) ended {how}")

@@ -29,7 +29,7 @@ from eplb_cli.errors import EXIT_INTERRUPTED, EplbError, UsageError, WorkerError
 from eplb_cli.formats.reading import read_json
 from eplb_cli.hosts.addresses import read_endpoint
 from eplb_cli.hosts.board import Board, BoardError
-from eplb_cli.hosts.words import from_words
+from eplb_cli.hosts.words import from_words, to_words
 from eplb_cli.machine import find_process, host_identity
 from eplb_cli.run.crew import VARIABLE, Present, job_key, over_key
 from eplb_cli.run.leash import adopt, die_with_parent
@@ -86,13 +86,20 @@ def _place(environment: Mapping[str, str]) -> _Place:
     raise UsageError("EP001", problem, hint)
 
 
+def _said_endpoint(arguments: list[str]) -> str | None:
+    """What the job says of where the processes meet; None where it says nothing."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, is_joined, value = word.partition("=")
+        if option == "--rdzv-endpoint":
+            return value if is_joined else following
+    return None
+
+
 def _endpoint(arguments: list[str], environment: Mapping[str, str]) -> str:
     """HOST:PORT where the processes meet, from the job or else as torchrun says it. Raises EP001."""
-    for number, word in enumerate(arguments):
-        if word == "--rdzv-endpoint" and number + 1 < len(arguments):
-            return arguments[number + 1]
-        if word.startswith("--rdzv-endpoint="):
-            return word.partition("=")[2]
+    said = _said_endpoint(arguments)
+    if said is not None:
+        return said
     host, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
     if not host or not port:
         problem = "nothing says where the processes of the job meet"
@@ -129,7 +136,7 @@ def take_part(path: Path) -> int:
         words = pipe.readline()
     if not words:
         try:
-            code = _code_of(os.waitpid(children.pop(), 0)[1])
+            code = _shell_code(os.waitstatus_to_exitcode(os.waitpid(children.pop(), 0)[1]))
         except ChildProcessError:  # a signal has ended it, while it looked for the others
             code = EXIT_INTERRUPTED
         _end(children, 0.0)
@@ -142,14 +149,14 @@ def take_part(path: Path) -> int:
             said["command"], env=environment, start_new_session=True
         )
     )
-    code = leader[0].wait()
+    code = _shell_code(leader[0].wait())
     _end(children[1:], GRACE_S)
     _end(children[:1], 0.0)
-    return code if code >= 0 else 128 - code
+    return code
 
 
-def _code_of(status: int) -> int:
-    code = os.waitstatus_to_exitcode(status)
+def _shell_code(code: int) -> int:
+    """An exit code as a shell has it: 128 and its number for a signal."""
     return code if code >= 0 else 128 - code
 
 
@@ -204,14 +211,12 @@ def _join(path: Path, writing: int) -> int:
 
     arguments = read_arguments(path)
     place, endpoint = _place(os.environ), _endpoint(arguments, os.environ)
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    name = f"present-{restart}"
-    at = read_endpoint(endpoint)
+    name = f"present-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    at, host = read_endpoint(endpoint), _identity()
     with contextlib.closing(board_at(at, serve=False, timeout_s=JOIN_S, lost_s=LOST_S, name=name)) as board:
-        me = {"host": _identity(), "process": _this_process()}
         keys = [f"process/{number}" for number in range(place.total)]
-        board.set(keys[place.number], json.dumps(me).encode())
-        present, numbers = _find_hosts(_wait_for_all(board, keys), _identity(), name)
+        board.set(keys[place.number], to_words({"host": host, "process": _this_process()}))
+        present, numbers = _find_hosts(_wait_for_all(board, keys), host, name)
         if numbers[0] == place.number:
             os.write(writing, _command(arguments, endpoint, present) + b"\n")
         os.close(writing)
@@ -227,8 +232,8 @@ def _join(path: Path, writing: int) -> int:
 
 def _has_store(arguments: list[str], environment: Mapping[str, str]) -> bool:
     """Whether torchrun's agent has a store where the processes meet."""
-    is_named = any(word.partition("=")[0] == "--rdzv-endpoint" for word in arguments)
-    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not is_named
+    is_agents = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return is_agents and _said_endpoint(arguments) is None
 
 
 def _identity() -> str:
@@ -269,10 +274,9 @@ def _find_hosts(everyone: list[dict[str, Any]], host: str, name: str) -> tuple[P
 def _command(arguments: list[str], endpoint: str, present: Present) -> bytes:
     """How the command is called on this host, as a line of JSON."""
     hosts = ["--nnodes", str(len(present.workers)), "--node-rank", str(present.node)]
-    named = any(word.partition("=")[0] == "--rdzv-endpoint" for word in arguments)
-    meet = [] if named else ["--rdzv-endpoint", endpoint]
+    meet = ["--rdzv-endpoint", endpoint] if _said_endpoint(arguments) is None else []
     command = [sys.executable, "-P", "-m", "eplb_cli", *arguments, *hosts, *meet]
-    return json.dumps({"command": command, "environment": {VARIABLE: present.in_words()}}).encode()
+    return to_words({"command": command, "environment": {VARIABLE: present.in_words()}})
 
 
 def _wait_for_job(board: Board, present: Present) -> dict[str, Any] | None:

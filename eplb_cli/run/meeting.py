@@ -75,7 +75,9 @@ def meeting(request: AnyRequest) -> Iterator[Crew]:
 
     node, same, timeout_s = request.host or 0, asked_of_all(request), request.timeout_s
     if started is None:
-        with joined(lambda: _meet(request), node, request.num_hosts, same, timeout_s) as hosts:
+        with joined(
+            lambda: _board(request, serve=node == 0), node, request.num_hosts, same, timeout_s
+        ) as hosts:
             yield Crew(hosts, request.rendezvous)
         return
     board = _board(request, started.run)
@@ -90,28 +92,22 @@ def meeting(request: AnyRequest) -> Iterator[Crew]:
         board.close()
 
 
-def _meet(request: AnyRequest) -> Board:
-    """The board of hosts that nothing but the command knows: of host 0, or in the storage of DST."""
-    from eplb_cli.hosts.addresses import read_endpoint
+def _board(request: AnyRequest, name: str = "hosts", *, serve: bool = False) -> Board:
+    """Where hosts meet: at HOST:PORT, or in the storage of DST where they have no network.
+
+    Args:
+        name: of what is said there, which other processes may use as well.
+        serve: nobody else does, so that this host has to.
+    """
     from eplb_cli.hosts.watch import lost_after
 
-    lost_s = lost_after(request.timeout_s)
-    node = request.host or 0
+    timeout_s, lost_s = request.timeout_s, lost_after(request.timeout_s)
     if request.rendezvous is None:
         from eplb_cli.hosts.file_board import meet_in
 
-        return meet_in(meeting_path(real_path(request.destination)), node, request.timeout_s, lost_s)
+        return meet_in(meeting_path(real_path(request.destination)), request.host or 0, timeout_s, lost_s)
+    from eplb_cli.hosts.addresses import read_endpoint
     from eplb_cli.hosts.tcp_board import board_at
 
     endpoint = read_endpoint(request.rendezvous)
-    return board_at(endpoint, serve=node == 0, timeout_s=request.timeout_s, lost_s=lost_s)
-
-
-def _board(request: AnyRequest, name: str) -> Board:
-    """A board where the processes of a launcher have met already."""
-    from eplb_cli.hosts.addresses import read_endpoint
-    from eplb_cli.hosts.tcp_board import board_at
-    from eplb_cli.hosts.watch import lost_after
-
-    endpoint, lost_s = read_endpoint(request.rendezvous or ""), lost_after(request.timeout_s)
-    return board_at(endpoint, serve=False, timeout_s=request.timeout_s, lost_s=lost_s, name=name)
+    return board_at(endpoint, serve=serve, timeout_s=timeout_s, lost_s=lost_s, name=name)

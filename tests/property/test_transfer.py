@@ -102,7 +102,7 @@ def cases(draw: st.DrawFn, style: Style) -> Case:
 
 
 def prepared_for(path: Path, case: Case, way: Way) -> Prepared:
-    """A plan for SRC, for the hosts of a way; other tensors that are alike are written once a store."""
+    """A plan for SRC, for the hosts of a way; other tensors that are alike are written once a host."""
     hosts, ranks_per_node = way.hosting, case.ranks_per_node
     nodes = hosts.nodes if ranks_per_node is None else None
     alike = {other.key for other in case.model.others if not (other.own or other.rows)}
@@ -265,24 +265,24 @@ def require_transfers(case: Case) -> None:
             prepared = prepared_for(src, case, way)
             results = moved(prepared, staging, way)
             require_digests(prepared, case.model, results, way)
-            require_links_in_one_store(prepared)
+            require_links_on_one_host(prepared)
             written.append(contents(staging))
         assert_tree(path / "dst-0", case.model, case.pair[1])
         assert all(tree == written[0] for tree in written)
         assert contents(src) == before
 
 
-def require_links_in_one_store(prepared: Prepared) -> None:
-    """A file is linked to the first of its directory: what is shared is written once in each."""
-    output, store = prepared.output.files, prepared.hosting.store
+def require_links_on_one_host(prepared: Prepared) -> None:
+    """A file is linked to the first of its host: what is shared is written once on each."""
+    output, node = prepared.output.files, prepared.hosting.node_of_new
     for file in output:
         if file.same_as is not None:
             first = output[file.same_as]
             assert first.same_as is None
-            assert store[first.rank] == store[file.rank]
-    shared = [(store[file.rank], file.header) for file in output if b'"eplb.rank":"all"' in file.header]
+            assert node[first.rank] == node[file.rank]
+    shared = [(node[file.rank], file.header) for file in output if b'"eplb.rank":"all"' in file.header]
     own = [
-        (store[file.rank], file.header)
+        (node[file.rank], file.header)
         for file in output
         if b'"eplb.rank":"all"' in file.header and file.same_as is None
     ]

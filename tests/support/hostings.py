@@ -21,8 +21,7 @@ def hostings(draw: st.DrawFn, num_old: int, num_new: int) -> Hosting:
         np.array(draw(st.lists(worker, min_size=count, max_size=count)), np.int64)
         for count in (num_old, num_new)
     )
-    store = node[of_new] * draw(st.integers(0, 1))
-    return Hosting(of_old, of_new, node, store, reads_all=draw(st.booleans()))
+    return Hosting(of_old, of_new, node, reads_all=draw(st.booleans()))
 
 
 @st.composite

@@ -25,7 +25,7 @@ def test_workers_of_one_host_take_turns():
     assert hosting.of_old.tolist() == [0, 1, 0, 1, 0]
     assert hosting.of_new.tolist() == [0, 1, 0]
     assert hosting.nodes is None
-    assert not hosting.store.any()
+    assert not hosting.node_of_new.any()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,6 @@ def test_ranks_are_where_their_files_are(hosts, num_new, workers, of_old, of_new
     """New ranks in blocks; an old one with the new one of its number, or else where there are fewest."""
     hosting = Hosting.over_hosts(seen(*hosts), num_new, workers)
     assert (hosting.of_old.tolist(), hosting.of_new.tolist()) == (of_old, of_new)
-    assert hosting.store.tolist() == hosting.node_of_new.tolist()
 
 
 @given(st.data(), st.integers(1, 9), st.integers(1, 9))

@@ -98,7 +98,7 @@ def test_new_ranks_have_the_other_tensors_of_old_ones(tmp_path):
     assert {(copy.src_rank, copy.dst_rank) for copy in tree.others} == {(0, 0), (1, 1), (0, 2)}
 
 
-TWO_HOSTS = Hosting(np.array([1, 0]), np.array([0, 0, 1, 1]), np.array([0, 1]), np.array([0, 0, 1, 1]))
+TWO_HOSTS = Hosting(np.array([1, 0]), np.array([0, 0, 1, 1]), np.array([0, 1]))
 """Old rank 0 is on host 1, and old rank 1 on host 0."""
 
 
@@ -115,15 +115,15 @@ def test_other_tensors_come_from_the_host_they_go_to(tmp_path):
 def test_other_tensors_of_a_rank_stay_its_own(tmp_path):
     """With the same R only what is known to be alike may come from a rank that is nearer."""
     _, checkpoint = planned(tmp_path, NEW)
-    hosts = Hosting(np.array([1, 0]), np.array([0, 1]), np.array([0, 1]), np.array([0, 1]))
+    hosts = Hosting(np.array([1, 0]), np.array([0, 1]), np.array([0, 1]))
     new, key = placement_from_json(NEW, "new"), min(others())
     tree = plan_output(checkpoint, new, frozenset([key]), hosts)
     assert {(copy.src_rank, copy.dst_rank) for copy in tree.others if copy.key == key} == {(1, 0), (0, 1)}
     assert {(copy.src_rank, copy.dst_rank) for copy in tree.others if copy.key != key} == {(0, 0), (1, 1)}
 
 
-def test_what_is_shared_is_written_once_a_directory(tmp_path):
-    """The first rank of each writes it, with the header that one directory would have."""
+def test_what_is_shared_is_written_once_a_host(tmp_path):
+    """The first rank of each writes it, with the header that one host would have."""
     new = {**NEW, "num_ranks": 4, "slots_per_rank": [2, 2, 1, 1]}
     alone, checkpoint = planned(tmp_path, new)
     placed, shared = placement_from_json(new, "new"), frozenset(others())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,18 +19,20 @@ VICTIM = ("EP401", "worker 0: RuntimeError: Connection closed by peer", "")
 
 
 def cause(
-    path, ends: dict[int, int], *outcomes: Outcome, log: str = "", code: int | None = 1, num_workers: int = 3
+    path,
+    ends: Mapping[int, int | None],
+    *outcomes: Outcome,
+    log: str = "",
+    code: int | None = 1,
+    num_workers: int = 3,
 ) -> tuple[str, str]:
     """The code and the message of the root cause, where torchrun saw `ends` and ended with `code`."""
     (path / "torchrun.log").write_text(log)
-    if ends:
-        leave_ends(path, ends)
     job: Any = SimpleNamespace(
         desk=path,
-        first_worker=0,
         hosting=Hosting.one_host(3, 5, num_workers),
     )
-    error = _root_cause(job, {outcome.worker: outcome for outcome in outcomes}, code)
+    error = _root_cause(job, {outcome.worker: outcome for outcome in outcomes}, code, ends)
     return error.code, error.message
 
 
@@ -48,6 +51,11 @@ def test_who_dies_without_a_word_is_to_blame(tmp_path, ends):
     assert code == "EP402"
     assert message.startswith("worker 1 (ranks 1, 4) ")
     assert message.endswith("by SIGKILL")
+
+
+def test_nobody_may_know_how_a_worker_ended(tmp_path):
+    """As of those that another launcher has started, which sees it alone."""
+    assert cause(tmp_path, {1: None}) == ("EP402", "worker 1 (ranks 1, 4) ended without a word")
 
 
 def test_a_worker_with_an_error_of_its_own_comes_first(tmp_path):
