@@ -201,7 +201,7 @@ HINTS = {
     "EP404": "`python -m torch.distributed.run --help` has to work here; --backend file needs no torch",
     "EP405": "raise the hard limit on open files: `ulimit -Hn` shows it",
     "EP406": "a smaller --buffer-size needs less; is another job on the device?",
-    "EP407": "does the command run there, and do the hosts reach each other? a longer --timeout waits longer",
+    "EP407": "does the command run there, and do the hosts reach each other?",
     "EP501": "the bytes were changed or damaged: do not use the output, make it again",
     "EP502": "the bytes were changed or damaged: do not use the output, make it again",
     "EP503": "replicas of an expert have to be alike: which of them is right?",

@@ -130,7 +130,8 @@ class _Joining:
         nodes = range(self.mine.count)
         missing = [str(node) for node in nodes if self.board.get(f"hello/{node}") is None]
         if not missing:
-            return WorkerError("EP407", f"{self.name_of(0)} did not begin within {self.timeout_s:g} s")
+            problem = f"{self.name_of(0)} did not begin within {self.timeout_s:g} s"
+            return WorkerError("EP407", problem, "--timeout waits longer")
         hosts = f"host{'s' if len(missing) > 1 else ''} {', '.join(missing)} of {self.mine.count}"
         hint = "start the command there with that --node-rank; --timeout waits longer"
         return WorkerError("EP407", f"{hosts} did not join within {self.timeout_s:g} s", hint)

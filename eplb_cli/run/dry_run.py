@@ -20,6 +20,11 @@ def dry_run(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
     """
     require_usable(request)
     with meeting(request) as crew:
+        if crew.hosts.count > 1:
+            from eplb_cli.run.finishing import agreed_before
+
+            if agreed := agreed_before(request, progress, crew, full=full):
+                return agreed.report
         planned = plan_request(request, progress, compare=False, full=full, crew=crew)
         if planned.report.nothing_to_do:
             return planned.report

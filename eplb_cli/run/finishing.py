@@ -25,12 +25,32 @@ from eplb_cli.output.destination import real_path, staging_path
 from eplb_cli.output.prepared import Prepared
 from eplb_cli.output.staging import publish_proved
 from eplb_cli.progress import ProgressBar, telling
+from eplb_cli.run.crew import Crew
+from eplb_cli.run.preparing import Planned, plan_request
 from eplb_cli.run.request import AnyRequest
 
 THERE, PROVED, NEITHER = "there", "proved", "neither"
 
 
-def was_agreed(request: AnyRequest, hosts: Hosts) -> bool:
+def agreed_before(request: AnyRequest, progress: ProgressBar, crew: Crew, *, full: bool) -> Planned | None:
+    """The plan of a run that all hosts had agreed on, and that is asked for again; a collective.
+
+    Returns:
+        None where there was none: where it is not to be resumed, or no host has DST.
+
+    Raises:
+        OutputError: EP601, what is there is of another run, or not on all hosts.
+        EplbError: as `plan_request`.
+    """
+    if not (request.resume and _was_agreed(request, crew.hosts)):
+        return None
+    planned = plan_request(request, progress, full=full, crew=crew, is_there=True)
+    _require_asked(request, planned.prepared, crew.hosts.node)
+    crew.hosts.gather(b"", "what is there")  # before a name changes
+    return planned
+
+
+def _was_agreed(request: AnyRequest, hosts: Hosts) -> bool:
     """Whether some hosts have DST already, and all others have proved the same; a collective.
 
     Raises:
@@ -80,18 +100,13 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(files.read_own_file(path)).hexdigest()
 
 
-def finish(request: AnyRequest, hosts: Hosts, prepared: Prepared, progress: ProgressBar) -> None:
+def finish(request: AnyRequest, hosts: Hosts, progress: ProgressBar) -> None:
     """Prove again what this host has in staging, from the digests there, and rename it; a collective.
-
-    Args:
-        prepared: what is asked for now.
 
     Raises:
         BytesError: EP501 to EP505, it is not what was proved before.
-        OutputError: EP601, it is of another run, or not all there; EP604, EP605 or EP606; EP603.
+        OutputError: EP601, DST has come to exist; EP603 to EP606.
     """
-    _require_asked(request, prepared, hosts.node)
-    hosts.gather(b"", "what is there")  # before a name changes
     for turn in range(hosts.count):  # one after the other: some may have one staging directory together
         if turn == hosts.node and _state(request)[0] == PROVED:
             publish_proved(request.destination, lambda path: _prove(path, progress), durable=request.durable)

@@ -245,7 +245,7 @@ def _this_process() -> tuple[int, int]:
     """Id and start time. Raises EP404 where /proc does not say them."""
     this = find_process("self")
     if this is None:
-        raise WorkerError("EP404", "/proc says nothing of this process", "mount /proc, or use --backend file")
+        raise WorkerError("EP404", "/proc says nothing of this process", "mount /proc")
     return this.pid, this.start
 
 

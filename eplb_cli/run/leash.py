@@ -71,7 +71,8 @@ def adopt(job: Path, run: str) -> Path:
     share(path, files.open_output(path))  # for as long as this process is there
     owner = owner_in(path)
     if owner is None or owner.run != run or not owner.is_running():
-        raise WorkerError("EP404", f"the command that this worker is for has left {staging}")
+        problem = f"the command that this worker is for has left {staging}"
+        raise WorkerError("EP404", problem, "its own message, on this host, says why")
     threading.Thread(target=_end_with, args=(owner, os.getppid()), daemon=True).start()
     return held
 

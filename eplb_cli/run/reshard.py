@@ -56,14 +56,13 @@ def reshard(request: AnyRequest, progress: ProgressBar = silent, *, full: bool =
 
 def _reshard(request: AnyRequest, progress: ProgressBar, crew: Crew, *, full: bool) -> Report:
     hosts = crew.hosts
-    if request.resume and hosts.count > 1:
+    if hosts.count > 1:
         # What only several hosts need is not imported for one.
-        from eplb_cli.run.finishing import finish, was_agreed
+        from eplb_cli.run.finishing import agreed_before, finish
 
-        if was_agreed(request, hosts):
-            planned = plan_request(request, progress, full=full, crew=crew, is_there=True)
-            finish(request, hosts, planned.prepared, progress)
-            return replace(planned.report, is_finished=True)
+        if agreed := agreed_before(request, progress, crew, full=full):
+            finish(request, hosts, progress)
+            return replace(agreed.report, is_finished=True)
     planned = plan_request(request, progress, full=full, crew=crew)
     if planned.report.nothing_to_do:
         return planned.report

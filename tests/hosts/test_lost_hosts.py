@@ -149,15 +149,17 @@ def test_kill_9_where_hosts_share_storage_alone(spread, node, fault):
 
 
 def test_what_is_there_of_another_run_is_not_taken_for_this_one(spread):
-    """EP601: `--resume` finishes what was asked for, and nothing else."""
+    """EP601: `--resume` finishes what was asked for, and nothing else; a dry run says what the run would."""
     case = spread([[0, 1, 2], []], 3, common_source=True, common_destination=True)
     assert [end.code for end in case.run(backend="file")] == [0, 0]
-    again = case.run("--resume", backend="file")
-    assert [end.code for end in again] == [0, 0], again
+    for options in (["--resume", "--dry-run"], ["--resume"]):
+        again = case.run(*options, backend="file")
+        assert [end.code for end in again] == [0, 0], again
     case.require_whole()
     for machine in case.machines:
         (machine.path / "new.json").write_text(format_placement(placed(3, 5)))
-    ended = case.run("--resume", backend="file")
-    assert [end.code for end in ended] == [6, 6], ended
-    assert all("error[EP601]" in end.err for end in ended), ended
+    for options in (["--resume", "--dry-run"], ["--resume"]):
+        ended = case.run(*options, backend="file")
+        assert [end.code for end in ended] == [6, 6], ended
+        assert all("error[EP601]" in end.err for end in ended), ended
     case.require_whole()
