@@ -32,14 +32,14 @@ ROOT = Path(__file__).parents[2]
 
 LOADED = """
 import json, sys
-sys.argv = ["eplb"]
+sys.argv, before = ["eplb"], {*sys.modules}  # what measures coverage has imported something already
 from eplb_cli.cli import main
 try:
     main()
 except SystemExit:
     pass
 packages = {"torch", "numpy", "rich", "scipy", "safetensors", "xxhash", "yaml", "tomllib", "asyncio"}
-print(json.dumps(sorted(packages & sys.modules.keys())))
+print(json.dumps(sorted(packages & sys.modules.keys() - before)))
 """
 
 
