@@ -174,11 +174,9 @@ def _checked(
     general = {key: value for key, value in table.items() if key not in by_command}
     for name in sorted({*general}.union(*by_command.values()) - FROM_FILES):
         if is_option(name):
-            hint = (
-                "say it on the command line, or with its variable; docs/commands.md lists what a file may say"
-            )
+            hint = f"say it on the command line, or with its variable; {_LISTED}"
             raise UsageError("EP001", f"{path}: --{name} cannot be set in a file", hint)
-        hint = did_you_mean(name, FROM_FILES, "docs/commands.md lists what a file may say")
+        hint = did_you_mean(name, FROM_FILES, _LISTED)
         raise UsageError("EP001", f"{path}: {name[:80]!r} is no option", hint)
     return Settings(path, general, by_command)
 
